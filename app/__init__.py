@@ -1,0 +1,1 @@
+"""Mailchute: an HTTP service that sends e-mail through your relay, and remembers every attempt."""
