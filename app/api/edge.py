@@ -1,0 +1,360 @@
+"""What every route shares: who is calling, how errors and answers look on the wire, and the outer middleware.
+
+Plain functions on scope, headers and body; FastAPI's routes are thin wrappers of them, and the hot route calls
+them without FastAPI. The only place that knows HTTP statuses. RFC 9457 (problem details), RFC 7240 (Prefer).
+
+The rule for callers: 2xx = we have it, never send it again; 4xx = change something; 5xx and no answer = we do
+not have it. Never used: 400, 408, 500 (Typebot invents them), 502, 504 (proxies do).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import structlog
+from pydantic import BaseModel, Field
+from pydantic_core import to_json
+
+from app.api.answers import flat
+from app.intake.callers import Visit
+from app.mail.errors import (
+    Fault,
+    Forbidden,
+    InvalidMessage,
+    MailError,
+    NotFound,
+    Refused,
+    StoreUnavailable,
+    TooLarge,
+    Unauthenticated,
+)
+from app.mail.message import Snapshot
+from app.mail.outcome import MessageState
+from app.runtime import Runtime
+from app.telemetry import Metrics
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Event: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Event]]
+Send: TypeAlias = Callable[[Event], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers: TypeAlias = Mapping[bytes, bytes]
+
+BODY_SECONDS = 30.0  # in which a request's body must have arrived
+JSON = (b"content-type", b"application/json")
+RETRY_AFTER_STORE = b"5"
+
+log = structlog.get_logger()
+
+
+class UnsupportedMedia(Refused):
+    """The body is of a type that is not taken."""
+
+
+class MethodNotAllowed(Refused):
+    """The path is known, the method is not; `allow` lists what is."""
+
+    def __init__(self, detail: str, allow: str) -> None:
+        super().__init__(detail)
+        self.allow = allow
+
+
+class ProblemError(BaseModel):
+    """One fault of a request."""
+
+    detail: str = Field(description="the value's fault and the cure")
+    pointer: str = Field(description="JSON pointer into the body")
+
+
+class Problem(BaseModel):
+    """RFC 9457. A refusal at the door: nothing was taken."""
+
+    type: str = Field(description="/errors/{code}")
+    title: str
+    status: int
+    detail: str
+    ok: bool = False
+    errors: list[ProblemError]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole response."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
+
+
+# --- what a request says -----------------------------------------------------------------------------------
+
+
+def headers_of(scope: Scope) -> Headers:
+    """Give the headers by lower-case name; repeated ones joined by a comma (RFC 9110 §5.3)."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return headers
+
+
+_FORWARDED = frozenset(
+    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via"}
+)
+
+
+def visit_of(scope: Scope, headers: Headers) -> Visit:
+    """Gather what says who is calling. The operator socket is known by its path in place of a port."""
+    server, client = scope.get("server"), scope.get("client")
+    if server is not None and server[1] is None:
+        return Visit(peer=None)
+    authorization = headers.get(b"authorization", b"")
+    key = authorization[7:] if authorization[:7].lower() == b"bearer " else headers.get(b"x-api-key")
+    return Visit(
+        peer=client[0] if client else "",
+        host=headers.get(b"host", b"").decode("latin-1"),
+        origin=_text(headers.get(b"origin")),
+        fetch_site=_text(headers.get(b"sec-fetch-site")),
+        credential=_text(key.strip() if key else None),
+        forwarded=not _FORWARDED.isdisjoint(headers),
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """What `Prefer` asks for. `wait` in seconds, None = not said."""
+
+    wait: float | None = None
+    respond_async: bool = False
+    lenient: bool = False
+
+
+MAX_WAIT = 30.0
+_WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,6})\"?\Z")
+
+
+def preference_of(headers: Headers) -> Preference:
+    """Read `Prefer` (RFC 7240); what is not known in it is ignored, as the RFC asks."""
+    raw = headers.get(b"prefer")
+    if raw is None:
+        return _NO_PREFERENCE
+    said = [piece.strip().lower() for piece in re.split("[,;]", raw.decode("latin-1"))]
+    waits = [found for piece in said if (found := _WAIT.match(piece))]
+    return Preference(
+        wait=min(float(waits[0][1]), MAX_WAIT) if waits else None,
+        respond_async="respond-async" in said,
+        lenient=bool({"handling=lenient", 'handling="lenient"'} & set(said)),
+    )
+
+
+_NO_PREFERENCE = Preference()
+
+
+# --- answers -----------------------------------------------------------------------------------------------
+
+_TITLES: Mapping[MessageState, str] = {MessageState.FAILED: "The message was not sent"}
+_STATUS_OF_POST: Mapping[MessageState, int] = {
+    MessageState.SENT: 200,
+    MessageState.PARTIAL: 200,
+    MessageState.CANCELLED: 200,
+    MessageState.QUEUED: 202,
+    MessageState.SCHEDULED: 202,
+    MessageState.SENDING: 202,
+    MessageState.DEFERRED: 202,
+    MessageState.IN_DOUBT: 202,
+    MessageState.FAILED: 424,
+}
+
+
+def answer_to_post(snapshot: Snapshot, runtime: Runtime, headers: Headers, *, applied: str = "") -> Answer:
+    """Answer an act on a message: the status says whether we have it, `ok` whether all is well."""
+    status = _STATUS_OF_POST[snapshot.state]
+    shape = flat(snapshot)
+    extra: list[tuple[bytes, bytes]] = []
+    content_type = JSON
+    if status == 202:
+        extra.append((b"location", f"/messages/{snapshot.id}".encode()))
+    if snapshot.state is MessageState.DEFERRED and snapshot.next_attempt_at is not None:
+        seconds = (snapshot.next_attempt_at - runtime.now()).total_seconds()
+        extra.append((b"retry-after", str(max(1, round(seconds))).encode()))
+    if status == 424:
+        content_type = _problem_type(headers)
+        shape = {
+            "type": f"/errors/{shape['error_code']}",
+            "title": _TITLES[snapshot.state],
+            "status": status,
+            "detail": shape["message"],
+            **shape,
+        }
+    if applied:
+        extra.append((b"preference-applied", applied.encode()))
+    return Answer(status, to_json(shape), (content_type, *extra))
+
+
+def answer_json(shape: Any, *, status: int = 200, content_type: bytes = b"application/json") -> Answer:
+    """Answer with any JSON value."""
+    return Answer(status, to_json(shape), ((b"content-type", content_type),))
+
+
+_DOORS: tuple[tuple[type[MailError], int, str, str], ...] = (
+    (InvalidMessage, 422, "invalid-message", "The message cannot be taken as it is"),
+    (UnsupportedMedia, 415, "unsupported-media-type", "The body is of a type that is not taken"),
+    (TooLarge, 413, "too-large", "The message is too large"),
+    (Unauthenticated, 401, "unauthenticated", "Who is calling is not known"),
+    (Forbidden, 403, "forbidden", "This caller may not do that"),
+    (NotFound, 404, "not-found", "There is no such thing here"),
+    (MethodNotAllowed, 405, "method-not-allowed", "This path does not take that method"),
+    (StoreUnavailable, 503, "store-unavailable", "The store cannot take the message now; nothing was taken"),
+)
+
+
+def answer_to(error: MailError, headers: Headers) -> Answer:
+    """Answer a refusal at the door: nothing was taken."""
+    status, code, title = next(
+        ((status, code, title) for kind, status, code, title in _DOORS if isinstance(error, kind)),
+        (503, "unavailable", "Something unforeseen happened; nothing was taken"),
+    )
+    faults: Iterable[Fault] = error.faults if isinstance(error, Refused) else ()
+    detail = error.detail if isinstance(error, Refused) else title
+    shape = {
+        "type": f"/errors/{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "ok": False,
+        "errors": [{"detail": fault.detail, "pointer": fault.pointer} for fault in faults],
+    }
+    extra: list[tuple[bytes, bytes]] = []
+    if status == 401:
+        extra.append((b"www-authenticate", b'Bearer realm="mailchute"'))
+    if status == 503:
+        extra.append((b"retry-after", RETRY_AFTER_STORE))
+    if isinstance(error, MethodNotAllowed):
+        extra.append((b"allow", error.allow.encode()))
+    return Answer(status, to_json(shape), (_problem_type(headers), *extra))
+
+
+def _problem_type(headers: Headers) -> tuple[bytes, bytes]:
+    accept = headers.get(b"accept", b"")
+    if b"application/json" in accept and b"application/problem+json" not in accept:
+        return JSON  # n8n shows a body only where its type is plain JSON
+    return (b"content-type", b"application/problem+json")
+
+
+async def send_answer(answer: Answer, send: Send) -> None:
+    """Write a whole response."""
+    headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def body_of(receive: Receive) -> bytes:
+    """Collect the body; the outer middleware bounds its size and its time."""
+    event = await receive()
+    body: bytes = event.get("body", b"")
+    if not event.get("more_body"):
+        return body
+    parts = [body]
+    while event.get("more_body"):
+        event = await receive()
+        parts.append(event.get("body", b""))
+    return b"".join(parts)
+
+
+# --- the outer middleware ----------------------------------------------------------------------------------
+
+_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+_CLOSED_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
+
+
+class Gate:
+    """Outside of everything: request id, security headers, the body's bounds, and the time it took.
+
+    `max_body` in bytes. A body over it is refused while it streams, whatever Content-Length said.
+    """
+
+    def __init__(self, inner: App, *, max_body: int, metrics: Metrics) -> None:
+        self._inner = inner
+        self._max_body = max_body
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        began = perf_counter()
+        headers = scope["mailchute.headers"] = headers_of(scope)
+        given = headers.get(b"x-request-id", b"")
+        request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8).encode()
+        status = 0
+
+        async def answer(event: Event) -> None:
+            nonlocal status
+            if event["type"] == "http.response.start":
+                status = event["status"]
+                event["headers"] = self._complete(event.get("headers", ()), request_id)
+            await send(event)
+
+        try:
+            await self._inner(scope, self._bounded(receive, headers), answer)
+        except MailError as error:
+            if status:
+                raise
+            await send_answer(answer_to(error, headers), answer)
+        except Exception:
+            log.exception("http.unexpected", request_id=request_id.decode(), path=scope["path"])
+            if not status:
+                await send_answer(answer_to(MailError(), headers), answer)
+        finally:
+            route = scope.get("route")
+            label = scope.get("mailchute.route") or getattr(route, "path", "other")
+            self._metrics.http_request.labels(label, str(status)).observe(perf_counter() - began)
+
+    def _complete(
+        self, headers: Iterable[tuple[bytes, bytes]], request_id: bytes
+    ) -> list[tuple[bytes, bytes]]:
+        whole = [*headers, (b"x-request-id", request_id)]
+        names = {name for name, _ in whole}
+        whole.extend(header for header in (*_SECURITY, _CLOSED_POLICY) if header[0] not in names)
+        return whole
+
+    def _bounded(self, receive: Receive, headers: Headers) -> Receive:
+        limit = self._max_body
+        length = headers.get(b"content-length", b"")
+        announced = int(length) if length.isdigit() else 0
+        ends = asyncio.get_running_loop().time() + BODY_SECONDS
+        taken = 0
+        is_whole = False
+
+        async def bounded() -> Event:
+            nonlocal taken, is_whole
+            if announced > limit:
+                raise TooLarge(f"The body has {announced} bytes; at most {limit} are taken")
+            if is_whole:
+                return await receive()  # nothing more comes but the disconnect
+            try:
+                async with asyncio.timeout_at(ends):
+                    event = await receive()
+            except TimeoutError as error:
+                raise InvalidMessage(f"The body did not arrive within {BODY_SECONDS:g} s") from error
+            is_whole = not event.get("more_body")
+            taken += len(event.get("body", b""))
+            if taken > limit:
+                raise TooLarge(f"The body has more than {limit} bytes; at most {limit} are taken")
+            return event
+
+        return bounded

@@ -1,0 +1,151 @@
+"""For whoever runs the service: is it alive, is it ready, is all well, and the figures.
+
+`/livez` and `/readyz` are open to all and say nothing of mail; `/readyz` never asks a remote relay, since a relay
+that is down is no reason to take the service away. `/health` follows draft-inadarei-api-health-check-06.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel
+
+from app import __version__
+from app.api.edge import Answer, Problem, answer_json
+from app.api.routes import caller_of, runtime_of, to_response
+from app.mail.errors import StoreUnavailable
+from app.mail.profile import TlsMode
+from app.runtime import Runtime
+from app.telemetry import CONTENT_TYPE
+
+_WAL_BUG_ENDS = (3, 51, 3)  # sqlite.org/wal.html#walresetbug
+
+router = APIRouter(tags=["operation"])
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["pass", "fail"]
+
+
+class Health(BaseModel):
+    """health+json: the worst of its checks decides."""
+
+    status: Literal["pass", "warn", "fail"]
+    version: str
+    checks: dict[str, list[dict[str, Any]]]
+
+
+@router.get("/livez", operation_id="isAlive", summary="Is the process alive?", response_model=Alive)
+async def livez() -> Response:
+    """Always 200 while the process answers."""
+    return to_response(answer_json({"status": "pass"}))
+
+
+@router.get(
+    "/readyz",
+    operation_id="isReady",
+    summary="Can it take messages?",
+    response_model=Alive,
+    responses={503: {"model": Alive, "description": "The store cannot be written"}},
+)
+async def readyz(request: Request) -> Response:
+    """200 where the store takes writes and its schema is the one served; never asks a remote relay."""
+    try:
+        await runtime_of(request).outbox.check()
+    except StoreUnavailable:
+        return to_response(answer_json({"status": "fail"}, status=503))
+    return to_response(answer_json({"status": "pass"}))
+
+
+@router.get(
+    "/health",
+    operation_id="getHealth",
+    summary="Is all well?",
+    response_class=Response,
+    responses={
+        200: {"model": Health, "content": {"application/health+json": {}}},
+        401: {"model": Problem, "description": "Who is calling is not known"},
+        503: {"model": Health, "description": "The store cannot be written"},
+    },
+    dependencies=[Depends(caller_of)],
+)
+async def health(request: Request) -> Response:
+    """Say what an operator should know: the store, the queue, and every profile that deserves a second look."""
+    runtime = runtime_of(request)
+    checks = {"store": [await _store(runtime)], "sqlite": [_sqlite()]}
+    if checks["store"][0]["status"] != "fail":
+        waiting = await runtime.history.waiting()
+        checks["queue"] = [
+            {"status": "pass", "observedValue": sum(waiting.by_state.values()), "observedUnit": "messages"}
+        ]
+        checks["in_doubt"] = [
+            {
+                "status": "warn" if waiting.in_doubt else "pass",
+                "observedValue": waiting.in_doubt,
+                "observedUnit": "messages",
+            }
+        ]
+    checks["profiles"] = [_profile(runtime, name) for name in sorted(runtime.profiles)]
+    statuses = {check["status"] for several in checks.values() for check in several}
+    worst = next((status for status in ("fail", "warn") if status in statuses), "pass")
+    shape = {"status": worst, "version": __version__, "checks": checks}
+    return to_response(
+        answer_json(shape, status=503 if worst == "fail" else 200, content_type=b"application/health+json")
+    )
+
+
+@router.get(
+    "/metrics",
+    operation_id="getMetrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        401: {"model": Problem, "description": "Who is calling is not known"},
+    },
+    dependencies=[Depends(caller_of)],
+)
+async def metrics(request: Request) -> Response:
+    """Give all figures in Prometheus' text format."""
+    runtime = runtime_of(request)
+    figures = runtime.metrics
+    waiting = await runtime.history.waiting()
+    for state in ("queued", "scheduled", "sending", "deferred"):
+        figures.queue_messages.labels(state).set(waiting.by_state.get(state, 0))
+    age = (runtime.now() - waiting.oldest).total_seconds() if waiting.oldest else 0.0
+    figures.queue_oldest.set(max(0.0, age))
+    figures.in_doubt.set(waiting.in_doubt)
+    return to_response(Answer(200, figures.render(), ((b"content-type", CONTENT_TYPE.encode()),)))
+
+
+async def _store(runtime: Runtime) -> dict[str, Any]:
+    try:
+        await runtime.outbox.check()
+    except StoreUnavailable as error:
+        return {"status": "fail", "output": str(error)}
+    return {"status": "pass"}
+
+
+def _sqlite() -> dict[str, Any]:
+    check: dict[str, Any] = {"status": "pass", "observedValue": sqlite3.sqlite_version}
+    if sqlite3.sqlite_version_info < _WAL_BUG_ENDS:
+        # Not a warning: one writer in one process, which is how we open it, does not meet the bug.
+        check["output"] = "this SQLite has the WAL-reset bug; only this process may write the file"
+    return check
+
+
+def _profile(runtime: Runtime, name: str) -> dict[str, Any]:
+    profile = runtime.profiles[name]
+    check: dict[str, Any] = {"componentId": name, "status": "pass"}
+    if profile.sandbox:
+        return check | {"status": "warn", "output": "sandbox: messages are kept here and not sent"}
+    if profile.tls in (TlsMode.NONE, TlsMode.OPPORTUNISTIC):
+        said = "is not encrypted" if profile.tls is TlsMode.NONE else "may go on in clear"
+        return check | {"status": "warn", "output": f"the way to {profile.host}:{profile.port} {said}"}
+    if not profile.verify:
+        return check | {"status": "warn", "output": f"the certificate of {profile.host} is not verified"}
+    return check

@@ -1,0 +1,171 @@
+"""POST /send, the hot route: who → body → accept → wait → answer.
+
+`HotRoute` serves it as a bare ASGI callable in front of FastAPI; `router` has the same as a FastAPI route, for
+OpenAPI and for whoever mounts the app without the hot route. Both call `respond()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from fastapi import APIRouter, Request, Response
+
+from app.api.answers import MessageAnswer
+from app.api.body import SendRequest, draft_of, example, json_fault
+from app.api.edge import (
+    Answer,
+    App,
+    Headers,
+    Problem,
+    Receive,
+    Scope,
+    Send,
+    UnsupportedMedia,
+    answer_to,
+    answer_to_post,
+    body_of,
+    headers_of,
+    preference_of,
+    send_answer,
+    visit_of,
+)
+from app.api.routes import runtime_of, to_response
+from app.mail.errors import MailError
+from app.mail.message import Snapshot
+from app.runtime import Runtime
+
+PATH = "/send"
+_KEY_IGNORED = "Idempotency-Key is not honoured by this version: sending again would make a second message"
+
+router = APIRouter(tags=["messages"])
+
+
+class HotRoute:
+    """Serves POST /send itself, and passes everything else on."""
+
+    def __init__(self, inner: App, runtime: Runtime) -> None:
+        self._inner = inner
+        self._runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+            await self._inner(scope, receive, send)
+            return
+        scope["mailchute.route"] = PATH
+        answer = await respond(self._runtime, scope, await body_of(receive))
+        await send_answer(answer, send)
+
+
+@router.post(
+    PATH,
+    operation_id="sendMessage",
+    summary="Send a message",
+    response_model=MessageAnswer,
+    responses={
+        202: {"model": MessageAnswer, "description": "We have it; not sent yet, or in doubt. Look at `ok`."},
+        424: {
+            "model": MessageAnswer,
+            "description": "Refused for good: the flat shape with RFC 9457's fields.",
+        },
+        **{
+            status: {"model": Problem, "description": text}
+            for status, text in (
+                (401, "Who is calling is not known"),
+                (413, "Too large"),
+                (415, "Not application/json"),
+                (422, "Not a message that can be sent; `errors` has a pointer for each fault"),
+                (503, "The store cannot take it now: send it again"),
+            )
+        },
+    },
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "Prefer",
+                "in": "header",
+                "required": False,
+                "schema": {"type": "string"},
+                "description": "`wait=N` (0 to 30 seconds), `respond-async`, `handling=lenient`",
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": SendRequest.model_json_schema(), "example": dict(example())}
+            },
+        },
+    },
+)
+async def post_send(request: Request) -> Response:
+    """Take a message, send it through its profile's relay, and answer with what came of it.
+
+    The answer waits for the first verdict (`Prefer: wait=N`, 8 seconds by default). **2xx = we have it, never send
+    it again (look at `ok`); 4xx = change something; 5xx and no answer = we do not have it, send it again.**
+    """
+    return to_response(await respond(runtime_of(request), request.scope, await request.body()))
+
+
+async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
+    """Take one message; the answer follows the commit it reports."""
+    began = asyncio.get_running_loop().time()
+    headers: Headers = scope.get("mailchute.headers") or headers_of(scope)
+    try:
+        caller = runtime.callers.identify(visit_of(scope, headers))
+        _check_media_type(headers, body)
+        preference = preference_of(headers)
+        warnings = (_KEY_IGNORED,) if b"idempotency-key" in headers else ()
+        draft = draft_of(body, lenient=preference.lenient, warnings=warnings)
+        wait = 0.0 if preference.respond_async else preference.wait
+        wait = runtime.settings.default_wait if wait is None else wait
+        id_ = runtime.new_id()
+        verdict = runtime.verdicts.expect(id_) if wait > 0 else None
+        try:
+            receipt = await runtime.intake.accept(draft, caller, id=id_, now=runtime.now())
+        except BaseException:
+            if verdict is not None:
+                verdict.cancel()
+            raise
+    except MailError as error:
+        return answer_to(error, headers)
+    snapshot = receipt.snapshot
+    if verdict is not None:
+        snapshot = await _wait(verdict, snapshot, until=began + wait)
+    applied = _applied(preference.respond_async, preference.wait, preference.lenient)
+    return answer_to_post(snapshot, runtime, headers, applied=applied)
+
+
+async def _wait(verdict: asyncio.Future[Snapshot | None], known: Snapshot, *, until: float) -> Snapshot:
+    """Wait for the first state that is neither queued nor sending; what is known where none comes in time."""
+    try:
+        async with asyncio.timeout_at(until):
+            return await verdict or known
+    except TimeoutError:
+        return known
+
+
+def _applied(respond_async: bool, wait: float | None, lenient: bool) -> str:  # noqa: FBT001
+    applied = ["respond-async"] if respond_async else [f"wait={wait:g}"] if wait is not None else []
+    return ", ".join([*applied, *(["handling=lenient"] if lenient else [])])
+
+
+def _check_media_type(headers: Headers, body: bytes) -> None:
+    raw = headers.get(b"content-type", b"")
+    if raw == b"application/json" and b"content-encoding" not in headers:
+        return
+    kind, _, parameters = raw.decode("latin-1").lower().partition(";")
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMedia(f"The body is compressed ({encoding[:40]}); send it as it is")
+    kind = kind.strip()
+    if kind == "text/plain":
+        # Typebot sends a body that is not JSON as text/plain: say what is wrong with it, not with its type.
+        fault = json_fault(body)
+        if fault is not None:
+            raise fault
+    if kind != "application/json":
+        was = f"it was {kind[:80]}" if kind else "there was none"
+        raise UnsupportedMedia(
+            f"Send the body as JSON, with the header Content-Type: application/json ({was})"
+        )
+    charset = parameters.replace(" ", "").partition("charset=")[2].strip('"')
+    if charset not in ("", "utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMedia(f"Send the body in UTF-8, not {charset[:40]}")

@@ -1,0 +1,182 @@
+"""Draft → RFC 5322 bytes, always 7-bit, with CRLF line ends.
+
+Written by hand because it is what this service is for: the standard library's generator costs a hundred times
+as much, and in Python 3.11 lets an encoded word carry a line break into a header (CVE-2024-6923). The parser of
+the standard library is the oracle of the tests: what is written here it reads back equal.
+
+Order of the fields: Message-ID, Date, From, Reply-To, To, Cc, Subject, the caller's own, MIME. Bcc is never
+written. Follows RFC 5322 §2.1.1 (line length) and §3.6, RFC 2045 §6 (transfer encodings), RFC 2046 §5.1
+(multipart), RFC 2047 (encoded words), RFC 6532 (UTF-8 in an address only where its local part needs SMTPUTF8).
+
+Whoever calls has checked that no header value holds control characters; this room checks it again, because
+a header that can be injected is worth two locks.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import b2a_base64, b2a_qp
+from collections.abc import Iterable
+from datetime import datetime
+from email.utils import format_datetime
+
+from app.mail.address import CONTROL, Address
+from app.mail.message import Draft
+
+_LINE = 76  # characters a line is folded at, RFC 2047 §2
+_WORD_BYTES = 45  # payload of one encoded word: 60 characters of base64, 72 in all
+_LONGEST_PLAIN = 60  # a display name longer than this is encoded, so that it can be folded
+
+_ATOM_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
+_PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*\Z")
+_7BIT = bytes([9, 10, 13, *range(32, 127)])
+_LONGEST_LINE = 998  # octets without CRLF, RFC 5322 §2.1.1
+
+
+def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, boundary: str) -> bytes:
+    """Write the message. `message_id` has its angle brackets; `boundary` must not occur in the bodies.
+
+    A text's line ends (CRLF, CR, LF) become CRLF and its last line gets one; everything else comes back from a
+    MIME parser as it was.
+    """
+    head = [
+        f"Message-ID: {message_id}",
+        f"Date: {format_datetime(date)}",
+        _address_field("From", (sender,)),
+    ]
+    if draft.reply_to:
+        head.append(_address_field("Reply-To", draft.reply_to))
+    # RFC 5322 §3.6.3 lets To be absent; an empty group tells the reader that it was meant.
+    head.append(_address_field("To", draft.to) if draft.to else "To: undisclosed-recipients:;")
+    if draft.cc:
+        head.append(_address_field("Cc", draft.cc))
+    head.append(text_field("Subject", draft.subject))
+    head.extend(text_field(name, value) for name, value in draft.headers)
+    head.append("MIME-Version: 1.0")
+    if draft.text is not None and draft.html is not None:
+        body = _alternative(draft.text, draft.html, boundary, head)
+    else:
+        kind, text = ("html", draft.html) if draft.html is not None else ("plain", draft.text or "")
+        fields, body = _text_part(kind, text or "")
+        head.append(fields)
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+def text_field(name: str, value: str) -> str:
+    """Write an unstructured field, folded; encoded words where the text is not plain.
+
+    Raises:
+        ValueError: a control character in `value`.
+    """
+    if CONTROL.search(value):
+        raise ValueError(f"control character in the header field {name}")
+    # "=?" is encoded although it is ASCII, or a reader would decode what the writer never encoded.
+    if not value or (_PLAIN_TEXT.match(value) and "=?" not in value):
+        if len(name) + len(value) + 2 <= _LINE:
+            return f"{name}: {value}"
+        folded = _fold(name, value.split(" "))
+        if folded is not None:
+            return folded
+    return _lines(name, _encoded_words(value, first=_LINE - len(name) - 2))
+
+
+def _fold(name: str, words: list[str]) -> str | None:
+    """Fold at single spaces; None where a word is too long for that (RFC 5322 §2.1.1: 998)."""
+    lines, line = [], f"{name}:"
+    for word in words:
+        if len(word) > 900:
+            return None
+        if len(line) + len(word) + 1 > _LINE and line != f"{name}:":
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}"
+    return "\r\n".join([*lines, line])
+
+
+def _lines(name: str, words: list[str]) -> str:
+    joiner = "\r\n "
+    start = f"{name}: " if len(name) + 2 + len(words[0]) <= _LINE else f"{name}:{joiner}"
+    return start + joiner.join(words)
+
+
+def _encoded_words(text: str, *, first: int) -> list[str]:
+    """Cut `text` into RFC 2047 words, never inside a character; the first has only `first` characters of room."""
+    words: list[str] = []
+    chunk = bytearray()
+    room = min(_WORD_BYTES, max(0, (first - 12) // 4 * 3)) or _WORD_BYTES
+    for c in text:
+        raw = c.encode()
+        if len(chunk) + len(raw) > room and chunk:
+            words.append(_encoded_word(chunk))
+            chunk = bytearray()
+            room = _WORD_BYTES
+        chunk += raw
+    words.append(_encoded_word(chunk))
+    return words
+
+
+def _encoded_word(raw: bytes | bytearray) -> str:
+    return f"=?utf-8?B?{b2a_base64(raw, newline=False).decode('ascii')}?="
+
+
+def _address_field(name: str, addresses: Iterable[Address]) -> str:
+    # One address a line: legal, never too long, and a recipient list stays readable in the source.
+    return f"{name}: " + ",\r\n ".join(_mailbox(address) for address in addresses)
+
+
+def _mailbox(address: Address) -> str:
+    name = address.name
+    if not name:
+        return address.addr_spec
+    if CONTROL.search(name):
+        raise ValueError("control character in a display name")
+    if len(name) <= _LONGEST_PLAIN and "=?" not in name and name.isascii():
+        if _ATOM_PHRASE.match(name):
+            return f"{name} <{address.addr_spec}>"
+        escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}" <{address.addr_spec}>'
+    words = "\r\n ".join(_encoded_words(name, first=_LINE - 10))
+    return f"{words}\r\n <{address.addr_spec}>"
+
+
+def _alternative(text: str, html: str, boundary: str, head: list[str]) -> bytes:
+    head.append(f'Content-Type: multipart/alternative; boundary="{boundary}"')
+    parts = []
+    # RFC 2046 §5.1.4: in increasing order of faithfulness, the plainest first.
+    for kind, body in (("plain", text), ("html", html)):
+        fields, encoded = _text_part(kind, body)
+        # The CRLF before a delimiter belongs to the delimiter (RFC 2046 §5.1.1), so each part keeps its own.
+        parts.append(f"--{boundary}\r\n{fields}\r\n\r\n".encode() + encoded + b"\r\n")
+    parts.append(f"--{boundary}--\r\n".encode())
+    return b"".join(parts)
+
+
+def _text_part(kind: str, text: str) -> tuple[str, bytes]:
+    """Encode one text: its two header fields, and its bytes, which end with CRLF."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\n", "\r\n")
+    if not text.endswith("\r\n"):
+        text += "\r\n"
+    raw = text.encode()
+    charset = "us-ascii" if len(raw) == len(text) else "utf-8"
+    if charset == "us-ascii" and _fits_7bit(raw):
+        encoding, body = "7bit", raw
+    elif (len(raw) - len(text)) * 4 <= len(raw):
+        # Every CRLF is intact here, so b2a_qp breaks lines with CRLF too.
+        encoding, body = "quoted-printable", b2a_qp(raw, istext=True)
+    else:
+        encoding, body = "base64", _base64(raw)
+    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", body
+
+
+def _fits_7bit(raw: bytes) -> bool:
+    """Whether ASCII text with CRLF line ends survives as it stands (relays may strip blanks at a line's end)."""
+    if raw.translate(None, _7BIT) or b" \r\n" in raw or b"\t\r\n" in raw:
+        return False
+    return len(raw) <= _LONGEST_LINE or max(map(len, raw.split(b"\r\n"))) <= _LONGEST_LINE
+
+
+def _base64(raw: bytes) -> bytes:
+    flat = b2a_base64(raw, newline=False)
+    return b"".join(flat[at : at + _LINE] + b"\r\n" for at in range(0, len(flat), _LINE))

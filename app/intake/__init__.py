@@ -1,0 +1,1 @@
+"""The only way in: who is calling, what they may, and taking the message."""

@@ -1,0 +1,148 @@
+"""Taking a message: check, route, compose once, append. Once `accept()` returns, the message is ours.
+
+Order of events: profile → sender → recipients → compose → size → reserve a place → append (COMMIT) → hand off.
+Nothing of this room knows HTTP, SQL or SMTP. RFC 5321 §6.1 (accepting means not losing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from uuid import UUID
+
+from app.compose.mime import compose
+from app.intake.callers import Caller
+from app.mail.address import Address
+from app.mail.errors import Fault, InvalidMessage, TooLarge
+from app.mail.message import Claim, Draft, Envelope, Lease, Message, Receipt
+from app.mail.profile import Profile
+from app.store.outbox import Outbox
+
+MAX_RECIPIENTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class HandOff:
+    """How an accepted message reaches the worker of this process, if it has room (`delivery.worker`)."""
+
+    reserve: Callable[[str], Lease | None]
+    hand_off: Callable[[Claim], None]
+    give_up_place: Callable[[str], None]
+    nudge: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the settings say about accepting. `expires_after` in seconds, `max_message_bytes` composed."""
+
+    profiles: Mapping[str, Profile]
+    default_profile: str
+    default_from: Address | None
+    max_message_bytes: int
+    expires_after: float
+
+
+class Intake:
+    """The door for every kind of caller."""
+
+    def __init__(self, policy: Policy, outbox: Outbox, worker: HandOff) -> None:
+        self._policy = policy
+        self._outbox = outbox
+        self._worker = worker
+
+    async def accept(self, draft: Draft, caller: Caller, *, id: UUID, now: datetime) -> Receipt:
+        """Take `draft` under `id`; the receipt follows the COMMIT.
+
+        Raises:
+            InvalidMessage: with a pointer for each fault.
+            TooLarge: composed it is over `max_message_bytes`.
+            StoreUnavailable: nothing was taken.
+        """
+        message = self.prepare(draft, caller, id=id, now=now)
+        lease = self._worker.reserve(message.profile)
+        try:
+            receipt = await self._outbox.append(message, lease=lease, now=now)
+        except BaseException:
+            if lease is not None:
+                self._worker.give_up_place(message.profile)
+            raise
+        if receipt.claim is not None:
+            self._worker.hand_off(receipt.claim)
+        else:
+            self._worker.nudge(message.profile)
+        return receipt
+
+    def prepare(self, draft: Draft, caller: Caller, *, id: UUID, now: datetime) -> Message:
+        """Make the message that `accept()` would append. Pure; raises the same refusals."""
+        profile = self._profile(draft)
+        sender = draft.sender or profile.from_address or self._policy.default_from
+        if sender is None:
+            raise InvalidMessage.of(
+                [
+                    Fault(
+                        "/from",
+                        "from is missing: give it, or set a default (SMTP_FROM, or default_from in the file)",
+                    )
+                ]
+            )
+        recipients = _distinct(draft.to + draft.cc + draft.bcc)
+        _check_content(draft, recipients)
+        message_id = f"<{id}@{sender.domain}>"
+        content = compose(draft, sender=sender, message_id=message_id, date=now, boundary=f"=_{id.hex}")
+        limit = self._policy.max_message_bytes
+        if len(content) > limit:
+            raise TooLarge(f"The message has {len(content)} bytes when composed; at most {limit} are taken")
+        envelope_sender = profile.envelope_from or sender.addr_spec
+        shown = (sender, *draft.to, *draft.cc, *draft.reply_to)
+        return Message(
+            id=id,
+            message_id=message_id,
+            content=content,
+            envelope=Envelope(
+                envelope_sender,
+                tuple(address.addr_spec for address in recipients),
+                smtputf8=not envelope_sender.isascii()
+                or any(a.needs_smtputf8 for a in (*shown, *recipients)),
+            ),
+            subject=draft.subject,
+            profile=profile.name,
+            created_at=now,
+            expires_at=now + timedelta(seconds=draft.expires_in or self._policy.expires_after),
+            sandbox=profile.sandbox,
+            caller=caller.name,
+            tags=draft.tags,
+            metadata=draft.metadata,
+            warnings=draft.warnings,
+        )
+
+    def _profile(self, draft: Draft) -> Profile:
+        name = draft.profile or self._policy.default_profile
+        profile = self._policy.profiles.get(name)
+        if profile is None:
+            near = get_close_matches(name, self._policy.profiles, n=1)
+            cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(self._policy.profiles)}"
+            raise InvalidMessage.of([Fault("/profile", f"there is no profile {name[:80]!r}; {cure}")])
+        return profile
+
+
+def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    """Each mailbox once, in the order of their first mention."""
+    if len(addresses) == 1:
+        return addresses
+    return tuple({address.key: address for address in reversed(addresses)}.values())[::-1]
+
+
+def _check_content(draft: Draft, recipients: tuple[Address, ...]) -> None:
+    faults = []
+    if not recipients:
+        faults.append(Fault("/to", "nobody to send to: give at least one address in to, cc or bcc"))
+    if len(recipients) > MAX_RECIPIENTS:
+        faults.append(
+            Fault("/to", f"{len(recipients)} recipients are too many; at most {MAX_RECIPIENTS} a message")
+        )
+    if draft.text is None and draft.html is None:
+        faults.append(Fault("/text", "there is nothing to send: give text, html or both"))
+    if faults:
+        raise InvalidMessage.of(faults)

@@ -1,0 +1,84 @@
+"""Who is calling. Pure; knows no HTTP beyond the facts of a visit that decide.
+
+With a key, the key decides. Without one only this machine is served, and only what was not sent on by a proxy
+or by a page of another site: Host must be a loopback name (DNS rebinding) and Origin absent or the same (CSRF).
+Whoever can open the operator socket is the operator: the file system has let them in.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from hashlib import sha256
+
+from app.mail.errors import Unauthenticated
+from app.mail.profile import is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What of a request says who is calling. None = the header is absent."""
+
+    peer: str | None  # the socket's other end; None = the operator socket
+    host: str = ""
+    origin: str | None = None
+    fetch_site: str | None = None
+    credential: str | None = None
+    forwarded: bool = False  # a proxy's header is there
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling. `name` is "" for the one key and for this machine."""
+
+    name: str = ""
+    is_operator: bool = False
+
+
+_ANYONE = Caller()
+_OPERATOR = Caller(is_operator=True)
+
+
+class Callers:
+    """Knows the one key, or that there is none."""
+
+    def __init__(self, api_key: str | None) -> None:
+        self._digest = sha256(api_key.encode()).digest() if api_key is not None else None
+
+    def identify(self, visit: Visit) -> Caller:
+        """Say who is calling.
+
+        Raises:
+            Unauthenticated: nobody we know; the text is the same for a missing and a wrong key.
+        """
+        if visit.peer is None:
+            return _OPERATOR
+        if self._digest is not None:
+            # Both sides hashed: the comparison takes the same time whatever was sent.
+            given = sha256((visit.credential or "").encode("utf-8", "replace")).digest()
+            if hmac.compare_digest(given, self._digest):
+                return _ANYONE
+            raise Unauthenticated(
+                "A valid API key is needed: send it as Authorization: Bearer … or as X-API-Key"
+            )
+        if _is_local(visit):
+            return _ANYONE
+        raise Unauthenticated(
+            "No API key is configured, so only direct requests from this machine are served. Set MAILCHUTE_API_KEY "
+            "(16 characters or more), restart, and send it as Authorization: Bearer …"
+        )
+
+
+def _is_local(visit: Visit) -> bool:
+    if visit.forwarded or not is_loopback(visit.peer or "") or not is_loopback(_host_name(visit.host)):
+        return False
+    if visit.fetch_site not in (None, "same-origin", "none"):
+        return False
+    return visit.origin is None or visit.origin.partition("://")[2] == visit.host
+
+
+def _host_name(host: str) -> str:
+    """Host without its port: `[::1]:8587` → `::1`."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

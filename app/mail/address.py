@@ -1,0 +1,200 @@
+"""E-mail addresses: from what people write to what may stand on the wire.
+
+Knows RFC 5321 §4.1.2 and RFC 5322 §3.4 in the strict reading: a dot-atom local part, a host name, and perhaps
+a display name. Quoted local parts, comments, groups, address literals and obsolete forms are refused, because
+two parsers that disagree on them are how one address becomes another (CVE-2023-27043). Internationalised
+addresses follow RFC 6531 by email-validator; a domain always comes out as A-labels (RFC 5890).
+
+Pure and linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+MAX_LOCAL = 64  # octets, RFC 5321 §4.5.3.1.1
+MAX_DOMAIN = 253  # octets as text, RFC 5321 §4.5.3.1.2 less the root
+MAX_TEXT = 1000  # characters of one written address, display name included
+
+_DOT_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
+_HOST = re.compile(
+    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z"
+)
+_ANGLE = re.compile(r"(?:\"((?:[^\"\\]|\\.)*)\"|([^\"<>]*))\s*<([^<>]*)>\Z", re.DOTALL)
+_SEPARATORS = frozenset(",;\r\n")
+CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
+
+
+class InvalidAddress(ValueError):
+    """Not one strict address. The text says why, and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One mailbox. `domain` is ASCII and lower case; `local` may be non-ASCII, then SMTPUTF8 is needed."""
+
+    local: str
+    domain: str
+    name: str = ""
+
+    @property
+    def addr_spec(self) -> str:
+        """`local@domain`, as it stands in the envelope."""
+        return f"{self.local}@{self.domain}"
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        return not self.local.isascii()
+
+    @property
+    def key(self) -> str:
+        """Equal for two spellings of one mailbox: the domain has no case, and no real relay's local part has."""
+        return self.addr_spec.lower()
+
+
+def split_addresses(text: str) -> list[str]:
+    """Cut a list of addresses at `,`, `;` and line breaks outside quotes and angle brackets.
+
+    Empty pieces are dropped, so that a trailing comma does no harm.
+    """
+    if _SEPARATORS.isdisjoint(text):
+        return [text.strip()] if text.strip() else []
+    pieces, start, quoted, escaped = [], 0, False, False
+    for at, c in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quoted and c == "\\":
+            escaped = True
+        elif c == '"':
+            quoted = not quoted
+        elif not quoted and c in _SEPARATORS:
+            pieces.append(text[start:at])
+            start = at + 1
+    pieces.append(text[start:])
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+@lru_cache(maxsize=4096)
+def parse_address(text: str) -> Address:
+    """Read one address: `a@b`, `<a@b>`, `Name <a@b>` or `"Na, me" <a@b>`.
+
+    Raises:
+        InvalidAddress: anything else; the text never repeats more than 80 characters of the input.
+    """
+    text = text.strip()
+    if len(text) > MAX_TEXT:
+        raise InvalidAddress(
+            f"an address of {len(text)} characters is too long; at most {MAX_TEXT} are taken"
+        )
+    found = _ANGLE.match(text)
+    if found is None:
+        if text.startswith("'") and text.endswith(">"):
+            raise InvalidAddress(f"{shown(text)} is not an address; write: Name <name@example.org>")
+        return _parse_spec(text, name="")
+    quoted, bare, spec = found.groups()
+    if bare and not _SEPARATORS.isdisjoint(bare):
+        raise InvalidAddress(f'{shown(text)}: quote the name, as in "Miller, Ann" <ann@example.org>')
+    name = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare.strip()
+    return _parse_spec(spec.strip(), name=checked_name(name))
+
+
+def mailbox(addr_spec: str, name: str) -> Address:
+    """Make an address of its two parts; `name` may be empty.
+
+    Raises:
+        InvalidAddress: `addr_spec` is not a bare `local@domain`, or `name` holds control characters.
+    """
+    if len(addr_spec) > MAX_TEXT:
+        raise InvalidAddress(
+            f"an address of {len(addr_spec)} characters is too long; at most {MAX_TEXT} are taken"
+        )
+    return _parse_spec(addr_spec.strip(), name=checked_name(name.strip()))
+
+
+def checked_name(name: str) -> str:
+    """Refuse a display name that could not stand in one header line."""
+    if CONTROL.search(name):
+        raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
+    if len(name) > MAX_TEXT:
+        raise InvalidAddress(
+            f"a display name of {len(name)} characters is too long; at most {MAX_TEXT} are taken"
+        )
+    return name
+
+
+def shown(text: str) -> str:
+    """The input, shortened and escaped, for an error text."""
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return repr(text)
+
+
+def _parse_spec(spec: str, *, name: str) -> Address:
+    local, at, domain = spec.rpartition("@")
+    if (
+        at
+        and len(local) <= MAX_LOCAL
+        and len(domain) <= MAX_DOMAIN
+        and _DOT_ATOM.match(local)
+        and _HOST.match(domain)
+    ):
+        return Address(local, domain.lower(), name)
+    raise_why(spec)
+    return _parse_international(spec, name=name)
+
+
+def raise_why(spec: str) -> None:
+    """Raise with the likely slip; return where only an internationalised reading is left to try."""
+    local, at, domain = spec.rpartition("@")
+    if not at:
+        if spec and "." not in spec:
+            raise InvalidAddress(
+                f"{shown(spec)} is not an address: it has no @; a name that contains a comma must be quoted: "
+                '"Miller, Ann" <ann@example.org>'
+            )
+        raise InvalidAddress(f"{shown(spec)} is not an address: it has no @")
+    if not local or not domain:
+        raise InvalidAddress(f"{shown(spec)} is not an address: write name@example.org")
+    if '"' in local:
+        raise InvalidAddress(f"{shown(spec)}: quoted local parts are not taken; write name@example.org")
+    if domain.startswith("["):
+        raise InvalidAddress(f"{shown(spec)}: an address literal is not taken; use the host's name")
+    if "(" in spec or ")" in spec:
+        raise InvalidAddress(f"{shown(spec)}: comments are not taken; remove the brackets")
+    if "<" in spec or ">" in spec:
+        raise InvalidAddress(
+            f"{shown(spec)}: the angle brackets do not match; write: Name <name@example.org>"
+        )
+    if any(c.isspace() for c in spec):
+        raise InvalidAddress(f"{shown(spec)}: there is a space in the address; separate several by a comma")
+    if "@" in local:
+        raise InvalidAddress(
+            f"{shown(spec)}: there is more than one @; separate several addresses by a comma"
+        )
+    if len(local.encode("utf-8", "replace")) > MAX_LOCAL:
+        raise InvalidAddress(f"{shown(spec)}: the part before the @ is longer than {MAX_LOCAL} octets")
+    if (
+        domain.endswith(".")
+        or ".." in spec
+        or local.startswith(".")
+        or local.endswith(".")
+        or domain.startswith(".")
+    ):
+        raise InvalidAddress(f"{shown(spec)}: a dot stands where none may be; write name@example.org")
+    if spec.isascii():
+        raise InvalidAddress(f"{shown(spec)} contains characters that an address may not have")
+
+
+def _parse_international(spec: str, *, name: str) -> Address:
+    # Imported here: most services never see such an address, and the module costs 10 ms at start.
+    from email_validator import EmailNotValidError, validate_email
+
+    try:
+        valid = validate_email(spec, check_deliverability=False, strict=True, test_environment=True)
+    except EmailNotValidError as error:
+        raise InvalidAddress(f"{shown(spec)} is not an address: {error}") from error
+    domain = valid.ascii_domain
+    if domain is None or not _HOST.match(domain) or CONTROL.search(valid.local_part):
+        raise InvalidAddress(f"{shown(spec)} is not an address: the domain is not a host name")
+    return Address(valid.local_part, domain.lower(), name)

@@ -1,0 +1,77 @@
+"""One try to send a message through one profile: what it saw, how long it took, how it ended.
+
+An attempt is filled in while it runs (by smtp/ and delivery/) and is a plain record once it has ended. Its row
+is in the store before it starts, so that no crash can hide a try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.mail.outcome import Failure, Phase
+from app.mail.reply import Reply
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What one try saw.
+
+    `clock` is monotonic, in seconds. `phases` and the transcript's stamps are milliseconds; a phase that a warm
+    session did long ago is not in `phases`. `transcript` has one wire line an entry, (ms, "C" | "S", line), with
+    credentials and content left out by whoever writes it.
+    """
+
+    number: int
+    profile: str
+    started_at: datetime
+    clock: Callable[[], float]
+    host: str = ""
+    ip: str | None = None
+    port: int = 0
+    duration_ms: float | None = None  # None while it runs
+    phases: dict[str, float] = field(default_factory=dict)
+    tls: bool = False
+    tls_version: str | None = None
+    tls_cipher: str | None = None
+    tls_verified: bool = False
+    tls_error: str | None = None  # why opportunistic went on in clear
+    auth: str | None = None  # mechanism; None = no AUTH was sent
+    extensions: list[str] = field(default_factory=list)
+    phase: Phase = Phase.RESOLVE
+    failure: Failure | None = None
+    verdict: Reply | None = None  # the relay's last word on the message
+    handover: bool = False  # the content's end was let go
+    transcript: list[tuple[float, str, str]] = field(default_factory=list)
+    _start: float = 0.0
+    _since: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._start = self._since = self.clock()
+
+    def enter(self, phase: Phase) -> None:
+        """Begin `phase`; the time since the last one began belongs to that one."""
+        now = self.clock()
+        self._close_phase(now)
+        self.phase = phase
+        self._since = now
+
+    def end(self) -> None:
+        """Close the last phase and the whole."""
+        now = self.clock()
+        self._close_phase(now)
+        self.duration_ms = round((now - self._start) * 1000, 1)
+
+    def say(self, line: str) -> None:
+        """Note a line of ours; the caller masks secrets."""
+        self.transcript.append((round((self.clock() - self._start) * 1000, 1), "C", line))
+
+    def hear(self, reply: Reply) -> None:
+        """Note a reply of the relay's, line by line."""
+        ms = round((self.clock() - self._start) * 1000, 1)
+        self.transcript.extend((ms, "S", line) for line in reply.wire_lines())
+
+    def _close_phase(self, now: float) -> None:
+        name = self.phase.value
+        self.phases[name] = round(self.phases.get(name, 0.0) + (now - self._since) * 1000, 1)

@@ -1,0 +1,263 @@
+"""What to change: one sentence for every reason, in the dialect the profile was set in.
+
+The only source of these sentences; the API, the docs and the CLI read them here. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from app.mail.errors import Reason
+from app.mail.profile import Profile, TlsMode
+
+Facts: TypeAlias = Mapping[
+    str, str
+]  # what only the conversation knows: names, dates, mechanisms, our address
+_Hint: TypeAlias = Callable[[Profile, Facts], str]
+
+
+def hint(reason: Reason, profile: Profile, facts: Facts | None = None) -> str:
+    """Say in one sentence what to change so that this does not happen again."""
+    return _HINTS[reason](profile, facts or {})
+
+
+def _host_port(p: Profile) -> str:
+    return f"{p.setting('host')} and {p.setting('port')} ({p.host}:{p.port})"
+
+
+def _connection_refused(p: Profile, _: Facts) -> str:
+    return (
+        f"Nothing listens on {p.host} port {p.port}: check {p.setting('host')} and {p.setting('port')} "
+        "(relays use 25, 465 or 587), and that the relay runs."
+    )
+
+
+def _greeting_timeout(p: Profile, _: Facts) -> str:
+    return (
+        f"The relay took the connection and said nothing: if port {p.port} expects TLS from the first byte, set "
+        f"{p.setting('tls', 'implicit')}."
+    )
+
+
+def _not_smtp(p: Profile, _: Facts) -> str:
+    return f"What answers there is not a mail server: check {_host_port(p)}."
+
+
+def _tls_not_offered(p: Profile, _: Facts) -> str:
+    cure = f"set {p.setting('tls', 'implicit')} with port 465 if the relay has that"
+    if p.wants_login:
+        return f"The relay offers no STARTTLS on port {p.port}, and a password is not sent in clear: {cure}."
+    return (
+        f"The relay offers no STARTTLS on port {p.port}: {cure}, or {p.setting('tls', 'opportunistic')} to encrypt "
+        "only where it is offered."
+    )
+
+
+def _tls_cert_untrusted(p: Profile, facts: Facts) -> str:
+    issuer = f" (issued by {facts['issuer']})" if facts.get("issuer") else ""
+    return (
+        f"The relay's certificate{issuer} is signed by nobody this machine trusts: name its CA with "
+        f"{p.setting('ca_file', '/path/to/ca.pem')}, or stop verifying with {p.setting('verify', False)}."
+    )
+
+
+def _tls_cert_expired(p: Profile, facts: Facts) -> str:
+    ended = f" on {facts['not_after']}" if facts.get("not_after") else ""
+    return (
+        f"The relay's certificate ended{ended}: have it renewed, or until then stop verifying with "
+        f"{p.setting('verify', False)}."
+    )
+
+
+def _tls_hostname_mismatch(p: Profile, facts: Facts) -> str:
+    names = facts.get("names")
+    if not names:
+        return (
+            f"The relay's certificate is not for {p.host}: set {p.setting('host')} to the name that it bears."
+        )
+    first = names.split(", ")[0]
+    return (
+        f"The relay's certificate is for {names}, not for {p.host}: set {p.setting('host', first)} if that name "
+        f"leads to the relay, or stop verifying with {p.setting('verify', False)}."
+    )
+
+
+def _tls_mode_mismatch(p: Profile, _: Facts) -> str:
+    if p.tls is TlsMode.IMPLICIT:
+        other = "none" if p.wants_login is False else "starttls"
+        return (
+            f"Port {p.port} does not begin with TLS: set {p.setting('tls', 'starttls')}"
+            + (f", or {p.setting('tls', other)} for an unencrypted relay" if other == "none" else "")
+            + "."
+        )
+    return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
+
+
+def _auth_not_offered(p: Profile, _: Facts) -> str:
+    return (
+        f"The relay offers no AUTH, so it wants no login: set {p.setting('auth', 'none')} (or remove "
+        f"{p.setting('username')} and {p.setting('password')})."
+    )
+
+
+def _auth_rejected(p: Profile, _: Facts) -> str:
+    return (
+        f"The relay refused this user name and password: check {p.setting('username')} and {p.setting('password')}; "
+        "one login was tried."
+    )
+
+
+def _auth_mechanism_unsupported(p: Profile, facts: Facts) -> str:
+    offered = facts.get("offered") or "none that we know"
+    return (
+        f"The relay offers these mechanisms: {offered}; set {p.setting('auth', 'auto')}, or name one of them."
+    )
+
+
+def _auth_required(p: Profile, _: Facts) -> str:
+    return (
+        f"The relay takes mail only after a login: set {p.setting('username')} and {p.setting('password')}."
+        if not p.wants_login
+        else f"The relay wants a login that it accepts: check {p.setting('username')} and {p.setting('password')}."
+    )
+
+
+def _relay_denied(p: Profile, facts: Facts) -> str:
+    ours = facts.get("our_address")
+    whom = f"our address {ours}" if ours else "this machine's address"
+    return (
+        f"The relay does not relay for {whom}: have it added there (Postfix: mynetworks; Exchange: the receive "
+        "connector's remote addresses), or use a profile that logs in."
+    )
+
+
+def _message_too_large(p: Profile, facts: Facts) -> str:
+    limit = f" of {facts['limit']} bytes" if facts.get("limit") else ""
+    return f"The message is over the relay's limit{limit}: send less, or have the limit raised there."
+
+
+def _profile_unknown(p: Profile, _: Facts) -> str:
+    return f"There is no profile {p.name} in the settings any more: add it again, or cancel the message."
+
+
+def _fixed(text: str) -> _Hint:
+    return lambda _profile, _facts: text
+
+
+def _with_host(text: str) -> _Hint:
+    return lambda p, _facts: text.format(
+        host_port=_host_port(p), host=p.setting("host"), name=p.host, port=p.port
+    )
+
+
+_HINTS: Mapping[Reason, _Hint] = {
+    Reason.CONNECTION_REFUSED: _connection_refused,
+    Reason.HOST_UNREACHABLE: _with_host(
+        "There is no way from here to {name}: check {host}, the network and firewalls."
+    ),
+    Reason.HOST_NOT_FOUND: _with_host("The name {name} does not exist: check {host}."),
+    Reason.DNS_FAILURE: _with_host(
+        "The name {name} could not be looked up now: check this machine's DNS servers."
+    ),
+    Reason.CONNECT_TIMEOUT: _with_host(
+        "Nothing answers at {name} port {port}: check {host_port}, and firewalls."
+    ),
+    Reason.GREETING_REFUSED: _fixed(
+        "The relay turns this machine away: ask its operator whether our address is allowed."
+    ),
+    Reason.GREETING_TIMEOUT: _greeting_timeout,
+    Reason.SERVICE_UNAVAILABLE: _fixed(
+        "The relay is closing or overloaded: nothing to change here; it is tried again."
+    ),
+    Reason.CONNECTION_LOST: _with_host(
+        "The relay cut the connection before it took the message: it is tried again; if it persists, check {host_port}."
+    ),
+    Reason.NOT_SMTP: _not_smtp,
+    Reason.HELO_REFUSED: lambda p, _: (
+        f"The relay does not like our name: set {p.setting('helo_name')} to a name it accepts."
+    ),
+    Reason.TLS_NOT_OFFERED: _tls_not_offered,
+    Reason.TLS_UNAVAILABLE: _fixed(
+        "The relay cannot do TLS for the moment: nothing to change here; it is tried again."
+    ),
+    Reason.TLS_CERT_UNTRUSTED: _tls_cert_untrusted,
+    Reason.TLS_CERT_EXPIRED: _tls_cert_expired,
+    Reason.TLS_HOSTNAME_MISMATCH: _tls_hostname_mismatch,
+    Reason.TLS_TIMEOUT: _with_host(
+        "The TLS handshake did not end: check that {host_port} is a TLS port, and firewalls."
+    ),
+    Reason.TLS_CONNECTION_LOST: _with_host(
+        "The relay cut the TLS handshake: check that {host_port} is a TLS port."
+    ),
+    Reason.TLS_VERSION_UNSUPPORTED: _fixed("The relay speaks only outdated TLS versions: have it upgraded."),
+    Reason.TLS_HANDSHAKE_FAILED: _fixed(
+        "The TLS handshake failed: the relay's words say why; check its TLS set-up."
+    ),
+    Reason.TLS_MODE_MISMATCH: _tls_mode_mismatch,
+    Reason.AUTH_NOT_OFFERED: _auth_not_offered,
+    Reason.AUTH_REJECTED: _auth_rejected,
+    Reason.AUTH_MECHANISM_REFUSED: lambda p, _: (
+        f"The relay wants another kind of login: make an app password and set it as {p.setting('password')}."
+    ),
+    Reason.AUTH_MECHANISM_UNSUPPORTED: _auth_mechanism_unsupported,
+    Reason.AUTH_UNAVAILABLE: _fixed(
+        "The relay cannot check logins for the moment: nothing to change; it is tried again."
+    ),
+    Reason.AUTH_NEEDS_TLS: lambda p, _: (
+        f"The relay takes logins only under TLS: set {p.setting('tls', 'starttls')}."
+    ),
+    Reason.AUTH_REQUIRED: _auth_required,
+    Reason.SENDER_REFUSED: _fixed(
+        "The relay does not take mail from this sender: use a From address it allows."
+    ),
+    Reason.SENDER_DEFERRED: _fixed(
+        "The relay does not take this sender now: nothing to change yet; it is tried again."
+    ),
+    Reason.BAD_SEQUENCE: _fixed(
+        "The relay lost track of the conversation: nothing to change; it is tried again."
+    ),
+    Reason.MESSAGE_TOO_LARGE: _message_too_large,
+    Reason.MAILBOX_UNKNOWN: _fixed("The relay knows no such mailbox: check the address."),
+    Reason.RECIPIENT_REFUSED: _fixed(
+        "The relay refuses this recipient: its words say why; check the address."
+    ),
+    Reason.RECIPIENT_DEFERRED: _fixed(
+        "The relay does not take this recipient now: nothing to change; it is tried again."
+    ),
+    Reason.RELAY_DENIED: _relay_denied,
+    Reason.DATA_REFUSED: _fixed("The relay refused to take the content: its words say why."),
+    Reason.DATA_DEFERRED: _fixed(
+        "The relay does not take the content now: nothing to change; it is tried again."
+    ),
+    Reason.CONTENT_REJECTED: _fixed(
+        "The relay refused the content, often as spam: its words say why; change the message."
+    ),
+    Reason.CONTENT_DEFERRED: _fixed(
+        "The relay does not take the message now: nothing to change; it is tried again."
+    ),
+    Reason.OUTCOME_UNKNOWN: _fixed(
+        "The message was handed over and the relay's answer was lost: look for the Message-ID in the relay's log at "
+        "that time before you send it again."
+    ),
+    Reason.REPLY_TIMEOUT: lambda p, _: (
+        f"The relay was too slow to answer: it is tried again; if it always is, raise {p.setting('timeouts')}."
+    ),
+    Reason.MALFORMED_REPLY: _with_host("What the relay answered is not SMTP: check {host_port}."),
+    Reason.UNEXPECTED_REPLY: _with_host(
+        "The relay answered out of turn: it is tried again; a proxy before {name} may do that."
+    ),
+    Reason.SMTPUTF8_NOT_OFFERED: _fixed(
+        "The relay takes only ASCII addresses: use an ASCII form of this address."
+    ),
+    Reason.PROFILE_UNKNOWN: _profile_unknown,
+    Reason.WORKER_CRASHED: _fixed(
+        "The service stopped in the middle of this try, before the content was let go."
+    ),
+    Reason.EXPIRED: _fixed(
+        "The message was not taken in the time it had: mend what the last failure says, and send it again."
+    ),
+    Reason.UNEXPECTED: _fixed(
+        "Something happened that we do not know: it is tried again; the log has its name."
+    ),
+}

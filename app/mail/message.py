@@ -1,0 +1,136 @@
+"""The one aggregate: a message, from what was asked to what became of it.
+
+    Draft      what a caller asked for, addresses checked, nothing decided
+    Message    composed and routed, ready to be stored
+    Envelope   what MAIL and RCPT say; Bcc lives only here (RFC 5321 §2.3.1)
+    Claim      the exclusive, expiring hold of one worker on one message, for one attempt
+    Snapshot   what is known of a stored message at one moment
+
+Frozen, pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from app.mail.address import Address
+from app.mail.outcome import Failure, MessageState, RecipientState
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a caller asked for. `expires_in` is in seconds; None = the default."""
+
+    to: tuple[Address, ...] = ()
+    cc: tuple[Address, ...] = ()
+    bcc: tuple[Address, ...] = ()
+    reply_to: tuple[Address, ...] = ()
+    sender: Address | None = None
+    subject: str = ""
+    text: str | None = None
+    html: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    profile: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    expires_in: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """Reverse-path and forward-paths, as bare `local@domain`; `smtputf8` where one of them is not ASCII."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    smtputf8: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Composed and routed. `content` is what every attempt sends, byte for byte; CRLF line ends only."""
+
+    id: UUID
+    message_id: str  # of the header, angle brackets included
+    content: bytes
+    envelope: Envelope
+    subject: str
+    profile: str
+    created_at: datetime
+    expires_at: datetime
+    sandbox: bool = False
+    caller: str = ""  # "" = the one key, or no key
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One forward-path and what became of it."""
+
+    address: str
+    state: RecipientState = RecipientState.PENDING
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's hold on a message: `token` fences every later write, `until` is when it lapses."""
+
+    token: int
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is known of a message. `failure` is the latest one, or None while nothing has failed."""
+
+    id: UUID
+    state: MessageState
+    profile: str
+    message_id: str
+    sender: str
+    subject: str
+    size: int  # bytes of content
+    attempts: int
+    recipients: tuple[Recipient, ...]
+    created_at: datetime
+    expires_at: datetime
+    next_attempt_at: datetime | None = None
+    failure: Failure | None = None
+    sandbox: bool = False
+    caller: str = ""
+    tags: Sequence[str] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One attempt's worth of exclusive hold. `content` is None where it is still to be read from the store."""
+
+    snapshot: Snapshot
+    lease: Lease
+    smtputf8: bool = False
+    content: bytes | None = field(default=None, repr=False)
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """Whom this attempt is for."""
+        return tuple(r.address for r in self.snapshot.recipients if r.state is RecipientState.PENDING)
+
+    @property
+    def envelope(self) -> Envelope:
+        return Envelope(self.snapshot.sender, self.pending, self.smtputf8)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The promise: this message is durable. `claim` is there where it was leased to this process at once."""
+
+    snapshot: Snapshot
+    claim: Claim | None = None

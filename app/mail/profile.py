@@ -1,0 +1,280 @@
+"""A profile: a named way to reach one relay, and the rules that make a whole of what was said about it.
+
+Pure. `resolve_profile()` fills in what was left open and refuses what contradicts itself, before anything is
+sent. The rules in short: empty credentials mean no AUTH, on every port; a password never crosses in clear
+except to loopback or where that was said; `starttls` and `implicit` verify and never downgrade. RFC 8314 §3
+(port 465 is implicit TLS), RFC 4954 §4 (no PLAIN without TLS), RFC 7435 (opportunistic security).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from app.mail.address import Address
+from app.mail.errors import ConfigError
+
+
+SANDBOX_PROFILE = "sandbox"  # the built-in profile that keeps and never sends
+
+
+class TlsMode(StrEnum):
+    """How a connection to the relay is protected."""
+
+    NONE = "none"
+    OPPORTUNISTIC = "opportunistic"  # STARTTLS where it is offered and works, any certificate; else in clear
+    STARTTLS = "starttls"  # required and verified
+    IMPLICIT = "implicit"  # TLS from the first byte, verified
+
+
+class AuthMode(StrEnum):
+    """Whether, and how, we log in."""
+
+    AUTO = "auto"  # if and only if user name and password are both there
+    NONE = "none"  # never
+    REQUIRED = "required"  # always, by the strongest mechanism in common
+    PLAIN = "plain"
+    LOGIN = "login"
+
+
+class Dialect(StrEnum):
+    """Where a profile was written down, and so the words in which a hint names a setting."""
+
+    ENVIRONMENT = "environment"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds for each phase; each is an absolute deadline for the reply, not an idle timer.
+
+    RFC 5321 §4.5.3.2 asks for minutes from MAIL on, since a busy relay may need them; the opening phases are
+    shorter than there, because a relay for transactional mail that takes minutes to greet is down.
+    """
+
+    resolve: float = 10.0
+    connect: float = 10.0
+    tls: float = 20.0
+    greeting: float = 60.0
+    ehlo: float = 60.0
+    starttls: float = 60.0
+    auth: float = 90.0  # relays hold back the answer to a wrong password
+    mail: float = 300.0
+    rcpt: float = 300.0
+    data: float = 120.0
+    block: float = 180.0  # for each 64 kB of content that the relay takes
+    content: float = 600.0
+    reset: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How to reach one relay. Made by `resolve_profile()`; whole and free of contradictions."""
+
+    name: str
+    host: str
+    port: int
+    tls: TlsMode
+    auth: AuthMode
+    username: str = ""
+    password: str = field(default="", repr=False)
+    verify: bool = True  # of starttls and implicit; opportunistic never verifies
+    ca_file: str | None = None  # PEM bundle in place of the system's; None = the system's
+    allow_cleartext_auth: bool = False
+    from_address: Address | None = None  # used where the request names none
+    envelope_from: str | None = None  # MAIL FROM; None = the address of From
+    helo_name: str | None = None  # None = this host's FQDN, or its address literal
+    max_connections: int = 10
+    idle_timeout: float = 30.0  # seconds; 0 closes after each transaction
+    timeouts: Timeouts = Timeouts()
+    dialect: Dialect = Dialect.FILE
+    sandbox: bool = False  # keeps, never sends
+
+    @property
+    def wants_login(self) -> bool:
+        """Whether a session of this profile sends AUTH."""
+        if self.auth is AuthMode.NONE:
+            return False
+        return bool(self.username and self.password)
+
+    def setting(self, key: str, value: str | int | bool | None = None) -> str:
+        """Write a setting in the words in which this profile was set: `SMTP_AUTH=none` or `auth = "none"`."""
+        return setting(self.dialect, self.name, key, value)
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where any setting differs, the secret included; reveals none. 16 hex digits."""
+        facts = repr((self.host, self.port, self.tls, self.auth, self.username, self.verify, self.ca_file))
+        return hashlib.sha256(f"{facts}\0{self.password}".encode()).hexdigest()[:16]
+
+
+_ENVIRONMENT_NAMES = frozenset(
+    {"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"}
+)
+
+
+def setting(dialect: Dialect, profile: str, key: str, value: str | int | bool | None = None) -> str:
+    """Name a profile's setting in a dialect; with `value` as a line that can be pasted."""
+    if dialect is Dialect.FILE:
+        if value is None:
+            return key
+        shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
+        return f"{key} = {shown}"
+    if key in _ENVIRONMENT_NAMES and profile == "default":
+        name = f"SMTP_{key.upper()}"
+    else:
+        name = f"MAILCHUTE_PROFILES__{profile.upper()}__{key.upper()}"
+    return name if value is None else f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileFacts:
+    """What was said about a profile, before anything is filled in. None and "" mean: not said."""
+
+    name: str
+    dialect: Dialect
+    host: str | None = None
+    port: int | None = None
+    tls: TlsMode | None = None
+    auth: AuthMode | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    verify: bool | None = None
+    ca_file: str | None = None
+    allow_cleartext_auth: bool = False
+    from_address: Address | None = None
+    envelope_from: str | None = None
+    helo_name: str | None = None
+    max_connections: int = 10
+    idle_timeout: float = 30.0
+    timeouts: Timeouts = Timeouts()
+    sandbox: bool = False
+
+
+def stand_in(name: str) -> Profile:
+    """Give a profile that reaches nothing, for speaking about one that is in the settings no more."""
+    return Profile(name=name, host="", port=0, tls=TlsMode.NONE, auth=AuthMode.NONE)
+
+
+def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
+    """Make a whole profile of what was said; give it with its warnings.
+
+    Raises:
+        ConfigError: a contradiction, or something that could only ever fail; the text names the settings and
+            the cure in the dialect of `said`.
+    """
+    if not said.host:
+        raise ConfigError(
+            f"profile {said.name}: {_name(said, 'host')} is missing; give the relay's host name"
+        )
+    auth = said.auth or AuthMode.AUTO
+    warnings: list[str] = []
+    if auth is AuthMode.NONE and (said.username or said.password):
+        warnings.append(
+            f"profile {said.name}: {_name(said, 'auth', 'none')} is set, so the user name and password beside it "
+            "are ignored"
+        )
+    logs_in = _logs_in(said, auth)
+    port, tls = _port_and_tls(said, logs_in=logs_in)
+    profile = Profile(
+        name=said.name,
+        host=said.host,
+        port=port,
+        tls=tls,
+        auth=auth,
+        username=(said.username or "") if logs_in else "",
+        password=(said.password or "") if logs_in else "",
+        verify=said.verify is not False,
+        ca_file=said.ca_file or None,
+        allow_cleartext_auth=said.allow_cleartext_auth,
+        from_address=said.from_address,
+        envelope_from=said.envelope_from,
+        helo_name=said.helo_name,
+        max_connections=said.max_connections,
+        idle_timeout=said.idle_timeout,
+        timeouts=said.timeouts,
+        dialect=said.dialect,
+        sandbox=said.sandbox,
+    )
+    _refuse_contradictions(said, profile)
+    if tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT) and not profile.verify:
+        warnings.append(
+            f"profile {said.name}: the relay's certificate is not verified ({_name(said, 'verify', False)})"
+        )
+    return profile, warnings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine by its very spelling."""
+    if host.lower() in ("localhost", "localhost."):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _name(said: ProfileFacts, key: str, value: str | int | bool | None = None) -> str:
+    return setting(said.dialect, said.name, key, value)
+
+
+def _logs_in(said: ProfileFacts, auth: AuthMode) -> bool:
+    if auth is AuthMode.NONE:
+        return False
+    missing = [key for key, value in (("username", said.username), ("password", said.password)) if not value]
+    if len(missing) == 1:
+        raise ConfigError(
+            f"profile {said.name}: {_name(said, missing[0])} is missing; give both a user name and a password, or "
+            "neither (then no AUTH is sent)"
+        )
+    if missing and auth is not AuthMode.AUTO:
+        raise ConfigError(
+            f"profile {said.name}: {_name(said, 'auth', auth.value)} needs {_name(said, 'username')} and "
+            f"{_name(said, 'password')}; set them, or set {_name(said, 'auth', 'none')}"
+        )
+    return not missing
+
+
+def _port_and_tls(said: ProfileFacts, *, logs_in: bool) -> tuple[int, TlsMode]:
+    tls = said.tls
+    if said.port is not None:
+        port = said.port
+    elif tls is TlsMode.IMPLICIT:
+        port = 465
+    else:
+        port = 25 if said.dialect is Dialect.ENVIRONMENT else 587
+    if tls is None:
+        if port == 465:
+            tls = TlsMode.IMPLICIT
+        else:
+            tls = TlsMode.STARTTLS if logs_in else TlsMode.OPPORTUNISTIC
+    return port, tls
+
+
+def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
+    where = f"profile {said.name}: "
+    verifies = profile.tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT)
+    if profile.wants_login and profile.tls is TlsMode.OPPORTUNISTIC:
+        raise ConfigError(
+            f"{where}{_name(said, 'tls', 'opportunistic')} could send the password in clear; "
+            f"set {_name(said, 'tls', 'starttls')}, or remove the credentials"
+        )
+    if profile.wants_login and profile.tls is TlsMode.NONE:
+        if not (profile.allow_cleartext_auth or is_loopback(profile.host)):
+            raise ConfigError(
+                f"{where}{_name(said, 'tls', 'none')} would send the password in clear; set "
+                f"{_name(said, 'tls', 'starttls')}, or say that you want that: "
+                f"{_name(said, 'allow_cleartext_auth', True)}"
+            )
+    if said.ca_file and said.verify is False:
+        raise ConfigError(
+            f"{where}{_name(said, 'ca_file')} and {_name(said, 'verify', False)} contradict each other; remove one"
+        )
+    if not verifies and (said.ca_file or said.verify):
+        which = _name(said, "ca_file") if said.ca_file else _name(said, "verify", True)
+        raise ConfigError(
+            f"{where}{which} has no effect with {_name(said, 'tls', profile.tls.value)}, which asks for no valid "
+            f"certificate; set {_name(said, 'tls', 'starttls')} to verify, or remove it"
+        )

@@ -1,0 +1,56 @@
+"""When to try again: the retry schedule and the durations it is written in.
+
+Pure. RFC 5321 §4.5.4.1 asks for patience (half an hour between tries, days before giving up); transactional
+mail is impatient, so the default begins with seconds and settles at two hours.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\Z")
+_SECONDS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+DEFAULT_SCHEDULE = "30s, 1m*3, 5m*3, 30m*4, 2h"
+DEFAULT_EXPIRES_AFTER = "24h"
+
+
+def parse_duration(text: str) -> float:
+    """Read `30s`, `1.5m`, `24h`, `7d`, `500ms` or a bare number of seconds.
+
+    Raises:
+        ValueError: anything else; the text says what is taken.
+    """
+    found = _DURATION.match(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is not a duration; write a number with ms, s, m, h, d or w, such as 30s")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The waits between attempts, in seconds; the last one repeats."""
+
+    waits: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """Read `30s, 1m*3, 5m*3, 2h`: durations, each perhaps with a count.
+
+        Raises:
+            ValueError: nothing in it, a wait of 0, a count that is no number from 1 to 1000.
+        """
+        waits: list[float] = []
+        for piece in filter(None, (piece.strip() for piece in text.split(","))):
+            wait, star, count = piece.partition("*")
+            if star and not (count.strip().isdecimal() and 1 <= int(count) <= 1000):
+                raise ValueError(f"{piece!r}: behind the * stands how often, from 1 to 1000")
+            waits.extend([parse_duration(wait)] * (int(count) if star else 1))
+        if not waits or min(waits) <= 0:
+            raise ValueError(f"{text!r} is not a schedule; write waits such as {DEFAULT_SCHEDULE!r}")
+        return cls(tuple(waits))
+
+    def wait_after(self, attempt: int) -> float:
+        """Seconds to wait after attempt `attempt` (1 is the first)."""
+        return self.waits[min(attempt, len(self.waits)) - 1]

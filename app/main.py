@@ -1,0 +1,123 @@
+"""The application: routers, error handlers, and a lifespan that opens the runtime.
+
+`create_app(settings)` gives the whole ASGI application, `app.main:app` the one that the environment describes:
+
+    Gate (request id, bounds, time)  →  HotRoute (POST /send)  →  FastAPI (everything else)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app import __version__
+from app.api import docs, messages, operate, send
+from app.api.edge import App, Gate, MethodNotAllowed, answer_to
+from app.api.routes import headers_in, to_response
+from app.inspector import views
+from app.mail.errors import Fault, InvalidMessage, MailError, NotFound
+from app.runtime import Runtime
+from app.settings import Settings
+
+_ABOUT = (
+    "Sends e-mail through your relay, and remembers every attempt and every error. "
+    "**2xx = we have it, never send it again (look at `ok`); 4xx = change something; 5xx and no answer = we do not "
+    "have it, send it again.**"
+)
+
+
+def create_app(settings: Settings) -> App:
+    """Build the whole application; its lifespan opens and closes everything."""
+    return around(Runtime(settings))
+
+
+def around(runtime: Runtime) -> App:
+    """Build the whole application around a runtime; whoever runs it without a lifespan opens that first."""
+    api = create_api(runtime)
+    body_limit = (
+        runtime.settings.max_message_bytes * 3 // 2 + 64 * 1024
+    )  # JSON's escapes, and what is not content
+    return Gate(send.HotRoute(api, runtime), max_body=body_limit, metrics=runtime.metrics)
+
+
+def create_api(runtime: Runtime) -> FastAPI:
+    """Build the FastAPI part, which serves every route, POST /send included."""
+    settings = runtime.settings
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runtime.open()
+        try:
+            yield
+        finally:
+            await runtime.close()
+
+    api = FastAPI(
+        title="Mailchute",
+        version=__version__,
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if settings.docs else None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    api.state.runtime = runtime
+    for router in (send.router, messages.router, operate.router, *([docs.router] if settings.docs else [])):
+        api.include_router(router)
+    if settings.sandbox:
+        api.include_router(views.router)
+    api.add_exception_handler(MailError, _refuse)
+    api.add_exception_handler(HTTPException, _refuse_http)
+    api.add_exception_handler(RequestValidationError, _refuse_parameters)
+    api.add_exception_handler(Exception, _refuse_unforeseen)
+    return api
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MailError)  # noqa: S101 (registered for nothing else)
+    return to_response(answer_to(error, headers_in(request)))
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such path, or not that method."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    path = request.url.path[:80]
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        refusal: MailError = MethodNotAllowed(
+            f"{path} does not take {request.method[:20]}; it takes {allow}", allow
+        )
+    elif error.status_code == 404:
+        refusal = NotFound(f"There is nothing at {path}; /docs lists what is")
+    else:
+        refusal = InvalidMessage(str(error.detail))
+    return await _refuse(request, refusal)
+
+
+async def _refuse_parameters(request: Request, error: Exception) -> Response:
+    """What FastAPI finds wrong with a path or query parameter."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    faults = [Fault("", f"{said['loc'][-1]}: {said['msg']}") for said in error.errors()]
+    return await _refuse(request, InvalidMessage.of(faults))
+
+
+async def _refuse_unforeseen(request: Request, _: Exception) -> Response:
+    """A bug of ours; the Gate logs it when Starlette raises it again."""
+    return to_response(answer_to(MailError(), headers_in(request)))
+
+
+def __getattr__(name: str) -> App:
+    """`app.main:app`, built of the environment when somebody asks for it."""
+    if name != "app":
+        raise AttributeError(name)
+    import os
+
+    from app.settings import load
+
+    return create_app(load(os.environ))

@@ -1,0 +1,168 @@
+"""The composition root: builds every part, starts them in order, and closes them in the reverse.
+
+The only room, besides main and cli, that reads `Settings`, and the only one that knows the wall clock and
+randomness; everybody else is given them.
+
+Order: lock → schema → journal, reader → sink (sandbox) → pool → worker. A failed start closes what was open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+from uuid import UUID
+
+from app import __version__
+from app.delivery.worker import Worker
+from app.intake.accept import HandOff, Intake, Policy
+from app.intake.callers import Callers
+from app.mail.attempt import Attempt
+from app.mail.ids import uuid7
+from app.mail.profile import (
+    SANDBOX_PROFILE,
+    AuthMode,
+    Dialect,
+    Profile,
+    ProfileFacts,
+    TlsMode,
+    resolve_profile,
+)
+from app.settings import Settings
+from app.smtp.pool import Pool
+from app.smtp.session import Session, open_session, resolve
+from app.store.database import Lock, migrate
+from app.store.history import History
+from app.store.journal import Journal
+from app.store.outbox import Outbox
+from app.store.reader import Reader
+from app.store.verdicts import Verdicts
+from app.telemetry import Metrics
+
+GRACE = 25.0  # seconds that attempts under way get when the service is stopped
+
+
+class Runtime:
+    """Every part of one running service. Open it once; `close()` is idempotent."""
+
+    settings: Settings
+    profiles: dict[str, Profile]
+    metrics: Metrics
+    callers: Callers
+    verdicts: Verdicts
+    journal: Journal
+    history: History
+    outbox: Outbox
+    worker: Worker
+    intake: Intake
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.profiles = dict(settings.profiles)
+        self.metrics = Metrics(__version__)
+        self.callers = Callers(settings.api_key)
+        self._parts = AsyncExitStack()
+        self._name: str | None | bool = False  # False = not looked up yet
+
+    async def open(self) -> None:
+        """Start everything.
+
+        Raises:
+            ConfigError: the file is locked, foreign or unreadable.
+            StoreUnavailable: it cannot be written.
+        """
+        try:
+            await self._open()
+        except BaseException:
+            await self._parts.aclose()
+            raise
+
+    async def close(self) -> None:
+        """Drain and close everything, in the reverse order of its start."""
+        await self._parts.aclose()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def new_id(self) -> UUID:
+        return uuid7(self.now(), secrets.randbits(74))
+
+    async def _open(self) -> None:
+        settings = self.settings
+        lock = Lock(settings.database)
+        self._parts.callback(lock.release)
+        migrate(settings.database)
+        self.journal = Journal(settings.database)
+        reader = Reader(settings.database)
+        self._closes(reader.close)
+        await self.journal.open()
+        self._closes(self.journal.close)
+        self.outbox = Outbox(self.journal, reader)
+        self.history = History(reader)
+        self.verdicts = Verdicts()
+        if settings.sandbox:
+            await self._open_sink()
+        pool = Pool(self._open_session)
+        self._closes(pool.close)
+        self.worker = Worker(
+            profiles=self.profiles,
+            schedule=settings.schedule,
+            outbox=self.outbox,
+            pool=pool,
+            verdicts=self.verdicts,
+            metrics=self.metrics,
+            now=self.now,
+            clock=perf_counter,
+            random_bits=secrets.randbits,
+        )
+        self._closes(lambda: self.worker.drain(GRACE))
+        self.intake = Intake(
+            Policy(
+                profiles=self.profiles,
+                default_profile=settings.default_profile,
+                default_from=settings.default_from,
+                max_message_bytes=settings.max_message_bytes,
+                expires_after=settings.expires_after,
+            ),
+            self.outbox,
+            HandOff(self.worker.reserve, self.worker.hand_off, self.worker.give_up_place, self.worker.nudge),
+        )
+        await self.worker.start(await self.history.profiles_waiting())
+
+    def _closes(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._parts.push_async_callback(close)
+
+    async def _open_sink(self) -> None:
+        from app.smtpd.sink import Sink  # aiosmtpd costs 40 ms and 4 MB that a real relay never needs
+
+        sink = await Sink.open()
+        self._closes(sink.close)
+        profile, _ = resolve_profile(
+            ProfileFacts(
+                name=SANDBOX_PROFILE,
+                dialect=Dialect.FILE,
+                host="127.0.0.1",
+                port=sink.port,
+                tls=TlsMode.NONE,
+                auth=AuthMode.NONE,
+                sandbox=True,
+            )
+        )
+        self.profiles[SANDBOX_PROFILE] = profile
+
+    async def _open_session(self, profile: Profile, attempt: Attempt) -> Session:
+        return await open_session(profile, attempt, resolve=resolve, own_name=self._own_name)
+
+    async def _own_name(self) -> str | None:
+        """This host's FQDN, None where it has none; looked up once, since it may ask the network."""
+        if isinstance(self._name, bool):
+            name = socket.gethostname()
+            if "." not in name:
+                name = await asyncio.to_thread(socket.getfqdn)
+            self._name = name if "." in name and name.isascii() and not name.startswith("localhost") else None
+        return self._name

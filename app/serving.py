@@ -1,0 +1,173 @@
+"""Running the application: uvicorn on TCP and on the operator socket, from start-up text to drain.
+
+The operator socket is `<database folder>/mailchute.sock`, mode 0600: who can open that file is the operator. The
+start-up text goes to stdout once both listen, as plain text whatever the log's form; logs go to stderr.
+
+Order of a stop: no new connections → waiting callers are answered with what is known → requests end → attempts
+drain (`Runtime.close`). A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from app import __version__
+from app.api.body import example
+from app.mail.errors import ConfigError, StoreUnavailable
+from app.main import around
+from app.runtime import Runtime
+from app.settings import Settings
+
+SHUTDOWN_SECONDS = 10  # that requests under way get, before attempts get theirs (app.runtime.GRACE)
+_LONGEST_PATH = 107  # bytes of a Unix socket's path, sun_path less its NUL
+
+log = structlog.get_logger()
+
+
+def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Serve until a signal ends it; `say` gets the start-up text.
+
+    Raises:
+        ConfigError: it cannot be started as the settings stand.
+    """
+    for warning in settings.warnings:
+        log.warning("settings.warning", warning=warning)
+    listener = _listen(settings)
+    config = uvicorn.Config(
+        around(runtime := Runtime(settings)),
+        loop="uvloop",
+        http="httptools",
+        lifespan="off",  # the runtime is opened below, where its refusals can be told in plain words
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    server = _Server(config, runtime, lambda: say(start_up_text(settings, listener.getsockname()[1])))
+    # uvicorn raises the signal again when it is done; a drain that ended well is exit code 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[listener])
+    if server.failure is not None:
+        raise server.failure
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+        self._announce = announce
+        self.failure: ConfigError | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await self._runtime.open()
+            await super().startup(sockets)
+            await self._open_operator_socket()
+        except (ConfigError, StoreUnavailable) as error:
+            self.failure = error if isinstance(error, ConfigError) else ConfigError(str(error))
+            self.should_exit = True
+            return
+        self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.failure is None:
+            self._runtime.verdicts.release()
+        await super().shutdown(sockets)
+        self._operator_path.unlink(missing_ok=True)
+        await self._runtime.close()
+
+    @property
+    def _operator_path(self) -> Path:
+        return self._runtime.settings.database.parent / "mailchute.sock"
+
+    async def _open_operator_socket(self) -> None:
+        """Listen on the operator socket; the database's lock is held, so one that lies there is a dead one's."""
+        path = self._operator_path
+        if len(os.fsencode(path)) > _LONGEST_PATH:
+            raise ConfigError(
+                f"the operator socket's path {path} is too long; use a database folder with a shorter one"
+            )
+        loop = asyncio.get_running_loop()
+        mask = os.umask(0o177)
+        try:
+            path.unlink(missing_ok=True)
+            server = await loop.create_unix_server(
+                lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
+                    config=self.config, server_state=self.server_state, app_state={}, _loop=loop
+                ),
+                path=str(path),
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"the operator socket {path} cannot be made: {error.strerror or error}"
+            ) from error
+        finally:
+            os.umask(mask)
+        self.servers.append(server)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    where = settings.listen
+    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((where.host, where.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"{where.host}:{where.port} cannot be listened on ({error.strerror}); set MAILCHUTE_LISTEN to another, "
+            "such as 127.0.0.1:8588"
+        ) from error
+    return listener
+
+
+def start_up_text(settings: Settings, port: int) -> str:
+    """What a person reads when the service is up: where it is, what it does with mail, and a line to paste."""
+    host = settings.listen.host
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    base = f"http://{shown}:{port}"
+    lines = [f"Mailchute {__version__} listens on {base}", ""]
+    if settings.sandbox:
+        lines += [
+            "SANDBOX: no relay is configured. Messages are kept here; nothing leaves this machine.",
+            f"Read them at {base}/sandbox",
+        ]
+    else:
+        lines += [_relay_line(settings)]
+    key = ' -H "Authorization: Bearer $MAILCHUTE_API_KEY"' if settings.api_key else ""
+    body = dict(example())
+    if not settings.sandbox:
+        body["to"] = body["from"] = "you@example.org"
+    lines += [
+        "",
+        "Send one:" if settings.sandbox else "Send one (put your own addresses in):",
+        f"curl {base}/send -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}",
+        "",
+        f"The API: {base}/docs" if settings.docs else "The API's pages are off (docs = false).",
+    ]
+    if settings.listen.is_loopback:
+        lines.append(f"From another machine: ssh -L {port}:{shown}:{port} {socket.gethostname()}")
+    if settings.sandbox:
+        lines.append("To send for real: SMTP_HOST=mail.example.org SMTP_PORT=587 make run")
+    return "\n".join(lines)
+
+
+def _relay_line(settings: Settings) -> str:
+    profile = settings.profiles[settings.default_profile]
+    login = f"logs in as {profile.username}" if profile.wants_login else "without a login"
+    return (
+        f"Sends through {profile.host}:{profile.port} (profile {profile.name}, tls {profile.tls}), {login}."
+    )

@@ -1,0 +1,505 @@
+"""One `Settings`: what the environment and `mailchute.toml` say, made whole and free of contradictions.
+
+Read once, by main and cli, at start. Order of the sources: the environment (`MAILCHUTE_…`, nested by `__`), the
+names that Typebot uses for one relay (`SMTP_…`, the profile `default`), the file. An unknown key is an error and
+not a shrug, because a misspelt security setting that is ignored is a hole; what Kubernetes injects for a Service
+is left out by its form. (pydantic-settings ignores unknown names behind its prefix: docs/adr/0004-settings.md.)
+
+This room must not know what anything is for: it hands finished values to the composition root.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from app.mail.address import Address, parse_address
+from app.mail.errors import ConfigError
+from app.mail.profile import (
+    SANDBOX_PROFILE,
+    AuthMode,
+    Dialect,
+    Profile,
+    ProfileFacts,
+    Timeouts,
+    TlsMode,
+    is_loopback,
+    resolve_profile,
+)
+from app.mail.schedule import DEFAULT_EXPIRES_AFTER, DEFAULT_SCHEDULE, Schedule, parse_duration
+
+PREFIX = "MAILCHUTE_"
+DEFAULT_FILES = (Path("mailchute.toml"), Path("/etc/mailchute/mailchute.toml"))
+_KUBERNETES = re.compile(r"_SERVICE_HOST\Z|_SERVICE_PORT(_|\Z)|_PORT_\d+_")
+_PROFILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
+
+
+def _duration(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _written_address(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("write an address: Name <name@example.org>")
+    # Typebot writes NEXT_PUBLIC_SMTP_FROM="'Name' <name@example.org>".
+    return parse_address(re.sub(r"\A\s*'([^']*)'\s*<", r"\1 <", value))
+
+
+Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
+PhaseSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=3600)]
+WrittenAddress = Annotated[Address, BeforeValidator(_written_address)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+class TimeoutSettings(_Strict):
+    """`[profiles.NAME.timeouts]`: seconds a phase may take; None = the default in `mail.profile.Timeouts`."""
+
+    resolve: PhaseSeconds | None = None
+    connect: PhaseSeconds | None = None
+    tls: PhaseSeconds | None = None
+    greeting: PhaseSeconds | None = None
+    ehlo: PhaseSeconds | None = None
+    starttls: PhaseSeconds | None = None
+    auth: PhaseSeconds | None = None
+    mail: PhaseSeconds | None = None
+    rcpt: PhaseSeconds | None = None
+    data: PhaseSeconds | None = None
+    block: PhaseSeconds | None = None
+    content: PhaseSeconds | None = None
+    reset: PhaseSeconds | None = None
+
+
+class ProfileSettings(_Strict):
+    """`[profiles.NAME]`: one relay."""
+
+    host: str | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    tls: TlsMode | None = None
+    auth: AuthMode | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    verify: bool | None = None
+    ca_file: str | None = None
+    allow_cleartext_auth: bool = False
+    from_: WrittenAddress | None = Field(default=None, alias="from")
+    envelope_from: WrittenAddress | None = None
+    helo_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$")] | None = None
+    max_connections: Annotated[int, Field(ge=1, le=1000)] = 10
+    idle_timeout: Seconds = 30.0
+    timeouts: TimeoutSettings = TimeoutSettings()
+
+
+class RetrySettings(_Strict):
+    """`[retry]`: when to try again, and when to give up."""
+
+    schedule: str = DEFAULT_SCHEDULE
+    expires_after: Annotated[Seconds, Field(gt=0)] = parse_duration(DEFAULT_EXPIRES_AFTER)
+
+
+class _Written(_Strict):
+    """Every setting as it may be written; the names here are the names outside."""
+
+    listen: str = "127.0.0.1:8587"
+    database_url: str = "var/mailchute.db"
+    role: Literal["all", "api", "worker"] = "all"
+    log: Literal["console", "json"] | None = None
+    sandbox: bool = False
+    api_key: SecretStr | None = None
+    api_key_file: Path | None = None
+    docs: bool = True
+    default_profile: str | None = None
+    default_from: WrittenAddress | None = None
+    default_wait: Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30)] = 8.0
+    max_message_bytes: Annotated[int, Field(ge=1024, le=200 * 1024 * 1024)] = 25 * 1024 * 1024
+    profiles: dict[str, ProfileSettings] = Field(default_factory=dict)
+    retry: RetrySettings = RetrySettings()
+
+
+class LogFormat(StrEnum):
+    CONSOLE = "console"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where HTTP is served. Port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the service runs by. `profiles` is empty only in the sandbox, whose profile needs a port first."""
+
+    listen: Listen
+    database: Path
+    log: LogFormat | None  # None = console at a terminal, else JSON
+    sandbox: bool
+    profiles: Mapping[str, Profile]
+    default_profile: str
+    default_from: Address | None
+    default_wait: float  # seconds
+    max_message_bytes: int
+    schedule: Schedule
+    expires_after: float  # seconds
+    docs: bool
+    api_key: str | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
+
+
+def load(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES) -> Settings:
+    """Read all sources and make one whole of them.
+
+    `files` are tried in order where MAILCHUTE_CONFIG names none; the first that exists is read.
+
+    Raises:
+        ConfigError: an unknown key, a value that cannot be, or a contradiction; every one found is in the text,
+            a line each, and none holds a secret.
+    """
+    warnings: list[str] = []
+    origin: dict[tuple[str, ...], str] = {}
+    tree = _from_file(environ, files, origin)
+    relay = _from_smtp_names(environ, origin, warnings)
+    if relay:
+        _merge(tree, {"profiles": {"default": relay}})
+    _merge(tree, _from_environment(environ, origin))
+    try:
+        written = _Written.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_fault(e, origin) for e in error.errors())) from None
+    return _whole(written, tuple(warnings), by_environment=bool(relay))
+
+
+def _from_file(
+    environ: Mapping[str, str], files: tuple[Path, ...], origin: dict[tuple[str, ...], str]
+) -> dict[str, Any]:
+    named = environ.get(f"{PREFIX}CONFIG")
+    path = Path(named) if named else next((file for file in files if file.is_file()), None)
+    if path is None:
+        return {}
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for at in _paths(tree):
+        origin[at] = f"{path}: {'.'.join(at)}"
+    return tree
+
+
+def _paths(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in tree.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from _paths(value, (*above, key))
+
+
+def _from_environment(environ: Mapping[str, str], origin: dict[tuple[str, ...], str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in environ.items():
+        if (
+            not name.startswith(PREFIX)
+            or value == ""
+            or name == f"{PREFIX}CONFIG"
+            or _is_injected(name, value)
+        ):
+            continue
+        at = tuple(name.removeprefix(PREFIX).lower().split("__"))
+        origin[at] = name
+        place = tree
+        for key in at[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise ConfigError(
+                    f"{name}: {PREFIX}{key.upper()} is set to a value of its own; remove one of them"
+                )
+        place[at[-1]] = value
+    return tree
+
+
+def _is_injected(name: str, value: str) -> bool:
+    """Whether Kubernetes made this variable for a Service that happens to bear our name."""
+    return bool(_KUBERNETES.search(name)) or (
+        name.endswith("_PORT") and value.startswith(("tcp://", "udp://"))
+    )
+
+
+_SMTP_KEYS = {
+    "SMTP_HOST": "host",
+    "SMTP_PORT": "port",
+    "SMTP_USERNAME": "username",
+    "SMTP_PASSWORD": "password",
+    "SMTP_PASSWORD_FILE": "password_file",
+    "SMTP_TLS": "tls",
+    "SMTP_AUTH": "auth",
+    "SMTP_CA_FILE": "ca_file",
+    "SMTP_VERIFY": "verify",
+    "SMTP_FROM": "from",
+}
+_SMTP_SWITCHES = ("SMTP_SECURE", "SMTP_IGNORE_TLS", "SMTP_AUTH_DISABLED")
+
+
+def _from_smtp_names(
+    environ: Mapping[str, str], origin: dict[tuple[str, ...], str], warnings: list[str]
+) -> dict[str, Any]:
+    """Read Typebot's names for one relay into the profile `default`; {} where there are none."""
+    said = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("SMTP_") and value != "" and not _KUBERNETES.search(name)
+    }
+    if said.get("SMTP_PORT", "").startswith(("tcp://", "udp://")):
+        warnings.append("SMTP_PORT is what Kubernetes injects for a Service named smtp, not a port: ignored")
+        del said["SMTP_PORT"]
+    for name in sorted(said.keys() - _SMTP_KEYS.keys() - set(_SMTP_SWITCHES)):
+        near = get_close_matches(name, [*_SMTP_KEYS, *_SMTP_SWITCHES], n=1)
+        if near:
+            raise ConfigError(f"{name} is not a setting; do you mean {near[0]}?")
+        warnings.append(f"{name} is not a setting of Mailchute: ignored")
+        del said[name]
+    if not said:
+        return {}
+    if "SMTP_HOST" not in said:
+        raise ConfigError(
+            f"{sorted(said)[0]} is set, but SMTP_HOST is not: set SMTP_HOST to the relay's host name"
+        )
+    relay: dict[str, Any] = {key: said[name] for name, key in _SMTP_KEYS.items() if name in said}
+    if "from" not in relay and environ.get("NEXT_PUBLIC_SMTP_FROM"):
+        relay["from"] = environ["NEXT_PUBLIC_SMTP_FROM"]
+        origin["profiles", "default", "from"] = "NEXT_PUBLIC_SMTP_FROM"
+    origin.update({("profiles", "default", key): name for name, key in _SMTP_KEYS.items() if name in said})
+    _apply_switches(said, relay, warnings)
+    return relay
+
+
+def _apply_switches(said: Mapping[str, str], relay: dict[str, Any], warnings: list[str]) -> None:
+    wanted = {
+        name: mode
+        for name, mode in (("SMTP_SECURE", "implicit"), ("SMTP_IGNORE_TLS", "none"))
+        if _switch(said, name)
+    }
+    modes = {*wanted.values(), *([relay["tls"].lower()] if "tls" in relay else [])}
+    if len(modes) > 1:
+        names = [*wanted, *(["SMTP_TLS"] if "tls" in relay else [])]
+        raise ConfigError(f"{' and '.join(f'{n}={said[n]}' for n in names)} contradict each other: keep one")
+    if modes:
+        relay["tls"] = modes.pop()
+    if _switch(said, "SMTP_AUTH_DISABLED"):
+        warnings.append(
+            "SMTP_AUTH_DISABLED turns off Typebot's own sign-in by e-mail; to send without a login set SMTP_AUTH=none"
+        )
+
+
+def _switch(said: Mapping[str, str], name: str) -> bool:
+    value = said.get(name, "false").strip().lower()
+    if value not in ("true", "false", "1", "0", "yes", "no"):
+        raise ConfigError(f"{name}={value} is neither true nor false")
+    return value in ("true", "1", "yes")
+
+
+def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        below = tree.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            _merge(below, value)
+        else:
+            tree[key] = value
+
+
+def _fault(error: Any, origin: Mapping[tuple[str, ...], str]) -> str:
+    """Say in one line which setting is wrong, how, and what would be right."""
+    at = tuple(str(part) for part in error["loc"])
+    where = origin.get(at) or next(
+        (origin[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origin), ".".join(at)
+    )
+    if error["type"] == "extra_forbidden":
+        near = get_close_matches(at[-1], _known_keys(at[:-1]), n=1, cutoff=0.6)
+        spelt = at[-1].upper() if where.startswith(PREFIX) else at[-1]
+        cure = f"; do you mean {near[0].upper() if where.startswith(PREFIX) else near[0]}?" if near else ""
+        return f"{where}: {spelt} is not a setting{cure}"
+    text = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}"
+
+
+def _known_keys(at: tuple[str, ...]) -> list[str]:
+    model: type[BaseModel] = _Written
+    if at[:1] == ("profiles",) and len(at) >= 2:
+        model = TimeoutSettings if at[2:] == ("timeouts",) else ProfileSettings
+    elif at == ("retry",):
+        model = RetrySettings
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _whole(written: _Written, warnings: tuple[str, ...], *, by_environment: bool) -> Settings:
+    listen = _parse_listen(written.listen)
+    database = _parse_database_url(written.database_url)
+    if written.role != "all":
+        raise ConfigError(
+            f"{PREFIX}ROLE={written.role} needs PostgreSQL, which this version does not have: set it to all"
+        )
+    api_key = _secret(written.api_key, written.api_key_file, f"{PREFIX}API_KEY")
+    if api_key is not None and len(api_key) < 16:
+        raise ConfigError(
+            f"{PREFIX}API_KEY has {len(api_key)} characters; use at least 16, such as {secrets.token_urlsafe(24)}"
+        )
+    if not listen.is_loopback and api_key is None:
+        raise ConfigError(
+            f"{PREFIX}LISTEN={written.listen} is reachable from other machines, so a key is needed. Set one:\n"
+            f"export {PREFIX}API_KEY={secrets.token_urlsafe(24)}"
+        )
+    profiles: dict[str, Profile] = {}
+    notes = list(warnings)
+    for name, said in written.profiles.items():
+        dialect = Dialect.ENVIRONMENT if by_environment and name == "default" else Dialect.FILE
+        profiles[name], more = resolve_profile(_facts(name, said, dialect))
+        notes.extend(more)
+    try:
+        schedule = Schedule.parse(written.retry.schedule)
+    except ValueError as error:
+        raise ConfigError(f"retry.schedule: {error}") from error
+    return Settings(
+        listen=listen,
+        database=database,
+        log=LogFormat(written.log) if written.log else None,
+        sandbox=_is_sandbox(written, listen),
+        profiles=profiles,
+        default_profile=_default_profile(written, by_environment=by_environment),
+        default_from=written.default_from,
+        default_wait=written.default_wait,
+        max_message_bytes=written.max_message_bytes,
+        schedule=schedule,
+        expires_after=written.retry.expires_after,
+        docs=written.docs,
+        api_key=api_key,
+        warnings=tuple(notes),
+    )
+
+
+def _facts(name: str, said: ProfileSettings, dialect: Dialect) -> ProfileFacts:
+    if not _PROFILE_NAME.match(name):
+        raise ConfigError(
+            f"profiles.{name}: a profile's name is lower-case letters, digits, - and _, at most 63 of them"
+        )
+    if name == SANDBOX_PROFILE:
+        raise ConfigError(f"profiles.{name}: this name is taken by the built-in sandbox; use another")
+    return ProfileFacts(
+        name=name,
+        dialect=dialect,
+        host=said.host,
+        port=said.port,
+        tls=said.tls,
+        auth=said.auth,
+        username=said.username,
+        password=_secret(said.password, said.password_file, f"profiles.{name}.password"),
+        verify=said.verify,
+        ca_file=_readable(said.ca_file, f"profiles.{name}.ca_file"),
+        allow_cleartext_auth=said.allow_cleartext_auth,
+        from_address=said.from_,
+        envelope_from=said.envelope_from.addr_spec if said.envelope_from else None,
+        helo_name=said.helo_name,
+        max_connections=said.max_connections,
+        idle_timeout=said.idle_timeout,
+        timeouts=Timeouts(**said.timeouts.model_dump(exclude_none=True)),
+    )
+
+
+def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None:
+    """Take a secret from its setting or from its file, whose last line break is not part of it."""
+    if value is not None and file is not None:
+        raise ConfigError(f"{name} and its _file twin are both set: keep one")
+    if file is None:
+        return value.get_secret_value() or None if value else None
+    try:
+        return file.read_text("utf-8").rstrip("\r\n") or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: the secret's file {file} cannot be read: {error}") from error
+
+
+def _readable(path: str | None, name: str) -> str | None:
+    if not path:
+        return None
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: {path} cannot be read: {error}") from error
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        raise ConfigError(f"{name}: {path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
+    return path
+
+
+def _parse_listen(text: str) -> Listen:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+        raise ConfigError(
+            f"{PREFIX}LISTEN={text} is not an address; write host:port, such as 127.0.0.1:8587 or [::1]:8587"
+        )
+    return Listen(host.strip("[]") or "0.0.0.0", int(port))
+
+
+def _parse_database_url(url: str) -> Path:
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return Path(url)
+    if scheme in ("sqlite", "sqlite+aiosqlite"):
+        path = rest.removeprefix("/")
+        if not path or path == ":memory:":
+            raise ConfigError(f"{PREFIX}DATABASE_URL={url} would lose all mail at the end; name a file")
+        return Path(path)
+    if scheme.startswith("postgres"):
+        raise ConfigError(
+            f"{PREFIX}DATABASE_URL: PostgreSQL comes with a later version; name a SQLite file, such as var/mailchute.db"
+        )
+    raise ConfigError(
+        f"{PREFIX}DATABASE_URL: {scheme}:// is not known; name a SQLite file, such as var/mailchute.db"
+    )
+
+
+def _is_sandbox(written: _Written, listen: Listen) -> bool:
+    if written.profiles:
+        if written.sandbox:
+            raise ConfigError(f"{PREFIX}SANDBOX=true and a relay are both set: keep one")
+        return False
+    if not written.sandbox and not listen.is_loopback:
+        raise ConfigError(
+            "no relay is configured: set SMTP_HOST to the relay's host name, or set MAILCHUTE_SANDBOX=true to keep "
+            "all mail here"
+        )
+    return True
+
+
+def _default_profile(written: _Written, *, by_environment: bool) -> str:
+    names = list(written.profiles)
+    if written.default_profile:
+        if written.default_profile in names:
+            return written.default_profile
+        near = get_close_matches(written.default_profile, names, n=1)
+        cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
+        raise ConfigError(f"default_profile: there is no profile {written.default_profile}; {cure}")
+    if not names:
+        return SANDBOX_PROFILE
+    if by_environment or "default" in names:
+        return "default"
+    if len(names) == 1:
+        return names[0]
+    raise ConfigError(
+        f"default_profile is not set, and there are several profiles: name one of {', '.join(names)}"
+    )

@@ -1,0 +1,175 @@
+"""Sessions kept warm, a handful a profile; one transaction at a time on each.
+
+`lease()` gives the session that was used last (the others may lapse), opens one while the profile has room, else
+waits in line. `give_back()` returns it: reset first where a refused transaction is still open at the relay. A
+session that lapsed, broke or belongs to other settings is closed and its place given on. Nobody is ever given a
+session that is known to be dead; one that died unseen shows itself as `StaleSession`.
+
+A slot is what `max_connections` counts: it is held from before the connection is opened until it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeAlias
+
+from app.mail.attempt import Attempt
+from app.mail.profile import Profile
+from app.smtp.session import Session
+
+OpenSession: TypeAlias = Callable[[Profile, Attempt], Awaitable[Session]]
+
+
+class _Slots:
+    """One profile's sessions."""
+
+    __slots__ = ("idle", "taken", "waiters")
+
+    def __init__(self) -> None:
+        self.idle: list[Session] = []  # the last one used at the end
+        self.taken = 0  # leased, opening or resetting
+        self.waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def used(self) -> int:
+        return self.taken + len(self.idle)
+
+
+class Pool:
+    """All sessions of this process. `close()` is idempotent; after it nothing can be leased."""
+
+    def __init__(self, open_session: OpenSession) -> None:
+        self._open_session = open_session
+        self._loop = asyncio.get_running_loop()
+        self._slots: dict[str, _Slots] = {}
+        self._resetting: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def lease(self, profile: Profile, attempt: Attempt, *, fresh: bool = False) -> Session:
+        """Give an open session for one transaction; `fresh` asks for a new connection.
+
+        Raises:
+            TransactionError: none could be opened.
+        """
+        slots = self._slots.setdefault(profile.name, _Slots())
+        while True:
+            session = None if fresh else self._take_idle(slots, profile)
+            if session is not None:
+                slots.taken += 1
+                return session
+            if slots.used >= profile.max_connections and slots.idle:
+                slots.idle.pop(0).close()
+            if slots.used < profile.max_connections:
+                break
+            await self._wait_in_line(slots)
+        slots.taken += 1
+        try:
+            return await self._open_session(profile, attempt)
+        except BaseException:
+            self._free(slots)
+            raise
+
+    def give_back(self, session: Session) -> None:
+        """Return a leased session, in whatever state it is."""
+        slots = self._slots[session.profile.name]
+        if not session.wire.is_open or self._closed or session.profile.idle_timeout == 0:
+            session.close()
+            self._free(slots)
+        elif session.needs_reset:
+            task = self._loop.create_task(self._reset(session, slots))
+            self._resetting.add(task)
+            task.add_done_callback(self._resetting.discard)
+        else:
+            self._keep(session, slots)
+
+    def count(self, profile: str) -> int:
+        """How many connections to this profile's relay are open or opening."""
+        slots = self._slots.get(profile)
+        return slots.used if slots else 0
+
+    async def close(self) -> None:
+        """Say QUIT on idle sessions and close them; leased ones close when they are given back."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for task in list(self._resetting):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        for slots in self._slots.values():
+            while slots.idle:
+                slots.idle.pop().close()
+
+    def _take_idle(self, slots: _Slots, profile: Profile) -> Session | None:
+        while slots.idle:
+            session = slots.idle.pop()
+            lapsed = self._loop.time() - session.idle_since > profile.idle_timeout
+            if session.wire.is_open and session.profile == profile and not lapsed:
+                return session
+            session.close()
+        return None
+
+    async def _wait_in_line(self, slots: _Slots) -> None:
+        waiter = self._loop.create_future()
+        slots.waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._call_next(slots)  # the turn was already ours: pass it on
+            else:
+                slots.waiters.remove(waiter)
+            raise
+
+    async def _reset(self, session: Session, slots: _Slots) -> None:
+        try:
+            usable = await session.reset()
+        except asyncio.CancelledError:
+            session.close()
+            self._free(slots)
+            raise
+        if usable and not self._closed:
+            self._keep(session, slots)
+        else:
+            session.close()
+            self._free(slots)
+
+    def _keep(self, session: Session, slots: _Slots) -> None:
+        session.idle_since = self._loop.time()
+        slots.taken -= 1
+        slots.idle.append(session)
+        self._call_next(slots)
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(session.profile.idle_timeout, self._close_lapsed)
+
+    def _free(self, slots: _Slots) -> None:
+        slots.taken -= 1
+        self._call_next(slots)
+
+    def _call_next(self, slots: _Slots) -> None:
+        while slots.waiters:
+            waiter = slots.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _close_lapsed(self) -> None:
+        self._sweep = None
+        now = self._loop.time()
+        next_lapse = None
+        for slots in self._slots.values():
+            keep = []
+            for session in slots.idle:
+                lapses = session.idle_since + session.profile.idle_timeout
+                if session.wire.is_open and lapses > now:
+                    keep.append(session)
+                    next_lapse = lapses if next_lapse is None else min(next_lapse, lapses)
+                else:
+                    session.close()
+            slots.idle = keep
+        if next_lapse is not None:
+            self._sweep = self._loop.call_at(next_lapse + 0.01, self._close_lapsed)

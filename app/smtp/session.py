@@ -1,0 +1,443 @@
+"""A session: a greeted, perhaps encrypted, perhaps logged-in connection to one relay.
+
+`open_session()` goes through the phases resolve, connect, tls, greeting, ehlo, starttls, ehlo, auth, in this
+order (implicit TLS before the greeting). We resolve and connect ourselves, so that phases are true; aiosmtplib
+greets, upgrades and authenticates, one command at a time; then the `Wire` takes the transport over. Traps of
+aiosmtplib that are kept out here: its `login()` would try three mechanisms on one wrong password, its default is
+an opportunistic STARTTLS, an empty user name would send AUTH, and `getfqdn` would run per connection.
+
+RFC 5321 §3.1–3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implicit TLS).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeAlias, cast
+
+import aiosmtplib
+
+from app.mail.attempt import Attempt
+from app.mail.errors import ErrorCode, Reason, TransactionError
+from app.mail.outcome import Failure, FailureClass, Phase
+from app.mail.profile import AuthMode, Profile, TlsMode, is_loopback
+from app.mail.reply import Reply, printable
+from app.smtp import classify
+from app.smtp.tls import certificate_facts, context_for, unverified
+from app.smtp.wire import Breach, Wire
+
+SocketAddress: TypeAlias = tuple[socket.AddressFamily, Any]
+Resolve: TypeAlias = Callable[[str, int], Awaitable[list[SocketAddress]]]  # raises socket.gaierror
+OwnName: TypeAlias = Callable[[], Awaitable[str | None]]  # this host's FQDN, None where it has none
+
+_MECHANISMS = ("PLAIN", "LOGIN")  # strongest first, of those that we speak
+
+
+async def resolve(host: str, port: int) -> list[SocketAddress]:
+    """Look a name up without blocking the loop.
+
+    Raises:
+        socket.gaierror: the name does not exist, or the resolver fails.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+class Session:
+    """One open connection. Used by one transaction at a time; `close()` is idempotent."""
+
+    def __init__(self, profile: Profile, wire: Wire, opened: Attempt, extensions: dict[str, str]) -> None:
+        self.profile = profile
+        self.wire = wire
+        self.extensions = extensions  # upper-case keyword → its parameters
+        self.is_warm = False  # has already carried a transaction
+        self.needs_reset = False  # a refused transaction is still open at the relay
+        self.idle_since = 0.0
+        self._opened = opened
+
+    @property
+    def our_address(self) -> str:
+        """The address that the relay sees, as far as this side knows it."""
+        address = self.wire.local_address
+        return str(address[0]) if address else ""
+
+    def describe(self, attempt: Attempt) -> None:
+        """Copy what was learned at the opening into an attempt that found this session warm."""
+        if attempt is self._opened:
+            return
+        opened = self._opened
+        attempt.host, attempt.ip, attempt.port = opened.host, opened.ip, opened.port
+        attempt.tls, attempt.tls_version, attempt.tls_cipher = (
+            opened.tls,
+            opened.tls_version,
+            opened.tls_cipher,
+        )
+        attempt.tls_verified, attempt.tls_error = opened.tls_verified, opened.tls_error
+        attempt.auth, attempt.extensions = opened.auth, opened.extensions
+
+    async def reset(self) -> bool:
+        """Drop the relay's half-made transaction (RFC 5321 §4.1.1.5); False = the session is of no more use."""
+        try:
+            self.wire.send(b"RSET\r\n", replies=1)
+            reply = await self.wire.next_reply(self.profile.timeouts.reset)
+        except Breach:
+            return False
+        self.needs_reset = False
+        return reply.is_positive
+
+    def close(self) -> None:
+        """Say QUIT where that is still possible, wait for nothing, and close."""
+        if self.wire.is_open:
+            self.wire.send(b"QUIT\r\n", replies=1)
+        self.wire.close()
+
+
+async def open_session(profile: Profile, attempt: Attempt, *, resolve: Resolve, own_name: OwnName) -> Session:
+    """Open a session, noting in `attempt` how far it got and what was said.
+
+    Raises:
+        TransactionError: it did not come about; nothing was sent.
+    """
+    attempt.host, attempt.port = profile.host, profile.port
+    opening = _Opening(profile, attempt, resolve, own_name)
+    try:
+        return await opening.run()
+    except _HandshakeFailed as error:
+        if profile.tls is not TlsMode.OPPORTUNISTIC:
+            raise TransactionError(await opening.handshake_failure(error.cause)) from error.cause
+        cause = error.cause
+        known = cause.failure if isinstance(cause, TransactionError) else classify.tls(profile, cause)
+        attempt.tls_error = known.message
+    # RFC 7435: opportunistic goes on in clear, over a fresh connection since this one may be in any state.
+    return await _Opening(profile, attempt, resolve, own_name, in_clear=True).run()
+
+
+class _HandshakeFailed(Exception):
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Opening:
+    """One walk through the opening phases; holds the half-open connection."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        attempt: Attempt,
+        resolve: Resolve,
+        own_name: OwnName,
+        *,
+        in_clear: bool = False,
+    ) -> None:
+        self._profile = profile
+        self._attempt = attempt
+        self._resolve = resolve
+        self._own_name = own_name
+        self._in_clear = in_clear or profile.tls is TlsMode.NONE
+        self._address: SocketAddress | None = None
+        self._client: aiosmtplib.SMTP | None = None
+
+    async def run(self) -> Session:
+        try:
+            return await self._walk()
+        except BaseException:
+            if self._client is not None:
+                self._client.close()
+            raise
+
+    async def _walk(self) -> Session:
+        sock = await self._connect(await self._look_up())
+        client = await self._greet(sock)
+        await self._ehlo(client)
+        if self._profile.tls in (TlsMode.STARTTLS, TlsMode.OPPORTUNISTIC) and not self._in_clear:
+            await self._upgrade(client)
+        self._note_tls(client)
+        extensions = {key.upper(): value for key, value in client.esmtp_extensions.items()}
+        self._attempt.extensions = [f"{key} {value}".rstrip() for key, value in extensions.items()]
+        if self._profile.wants_login:
+            await self._log_in(client, extensions)
+        # uvloop's transports are no subclass of asyncio's, but they are transports.
+        transport = cast("asyncio.Transport | None", client.transport)
+        if transport is None or transport.is_closing():
+            raise TransactionError(
+                classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False)
+            )
+        return Session(self._profile, Wire(transport), self._attempt, extensions)
+
+    async def _look_up(self) -> list[SocketAddress]:
+        self._attempt.enter(Phase.RESOLVE)
+        try:
+            async with asyncio.timeout(self._profile.timeouts.resolve):
+                found = await self._resolve(self._profile.host, self._profile.port)
+        except (OSError, UnicodeError) as error:  # TimeoutError and gaierror are OSErrors
+            raise TransactionError(classify.lookup(self._profile, error)) from error
+        if not found:
+            raise TransactionError(
+                classify.lookup(self._profile, socket.gaierror(socket.EAI_NONAME, "no address"))
+            )
+        return found
+
+    async def _connect(self, addresses: list[SocketAddress]) -> socket.socket:
+        """Try the addresses in order; all of them share one budget, so that a dead one leaves time for the next."""
+        self._attempt.enter(Phase.CONNECT)
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._profile.timeouts.connect
+        error: OSError = TimeoutError()
+        for at, (family, address) in enumerate(addresses):
+            share = max(0.0, ends - loop.time()) / (len(addresses) - at)
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                async with asyncio.timeout(share):
+                    await loop.sock_connect(sock, address)
+            except OSError as now:
+                sock.close()
+                error = now
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                self._attempt.ip = address[0]
+                self._address = (family, address)
+                return sock
+        raise TransactionError(classify.connecting(self._profile, error)) from error
+
+    async def _greet(self, sock: socket.socket) -> aiosmtplib.SMTP:
+        implicit = self._profile.tls is TlsMode.IMPLICIT
+        timeouts = self._profile.timeouts
+        self._attempt.enter(Phase.TLS if implicit else Phase.GREETING)
+        client = self._client = aiosmtplib.SMTP(
+            hostname=self._profile.host,
+            local_hostname=await self._helo_name(sock),
+            use_tls=implicit,
+            start_tls=False,
+            tls_context=self._context() if implicit else None,
+            # aiosmtplib has one bound for the handshake and again for the greeting.
+            timeout=max(timeouts.tls, timeouts.greeting) if implicit else timeouts.greeting,
+            sock=sock,
+        )
+        try:
+            greeting = await client.connect()
+        except aiosmtplib.SMTPConnectResponseError as error:
+            raise self._refused(Phase.GREETING, error) from error
+        except (aiosmtplib.SMTPConnectError, aiosmtplib.SMTPResponseException, OSError) as error:
+            sock.close()
+            raise self._greeting_failed(error, implicit=implicit) from error
+        self._attempt.enter(Phase.GREETING)
+        self._attempt.hear(_reply(greeting.code, greeting.message))
+        return client
+
+    def _greeting_failed(self, error: Exception, *, implicit: bool) -> Exception:
+        """Tell a failed handshake from a missing greeting: aiosmtplib does both in one call."""
+        if isinstance(error, aiosmtplib.SMTPResponseException):
+            return self._refused(Phase.GREETING, error)
+        cause = error.__cause__
+        greets = isinstance(cause, aiosmtplib.SMTPReadTimeoutError | aiosmtplib.SMTPServerDisconnected)
+        if implicit and not greets:
+            return _HandshakeFailed(_handshake_cause(error))
+        self._attempt.enter(Phase.GREETING)
+        if _is_timeout(error):
+            return TransactionError(classify.greeting_timeout(self._profile))
+        lost = ConnectionResetError("before the greeting")
+        return TransactionError(classify.connecting(self._profile, lost))
+
+    async def _helo_name(self, sock: socket.socket) -> str:
+        """RFC 5321 §4.1.3: the FQDN, or the address literal where there is none."""
+        name = self._profile.helo_name or await self._own_name()
+        if name:
+            return name
+        ip = sock.getsockname()[0]
+        return f"[IPv6:{ip}]" if ":" in ip else f"[{ip}]"
+
+    async def _ehlo(self, client: aiosmtplib.SMTP) -> None:
+        self._attempt.enter(Phase.EHLO)
+        self._attempt.say(f"EHLO {client.local_hostname}")
+        timeout = self._profile.timeouts.ehlo
+        try:
+            reply = await client.ehlo(timeout=timeout)
+            self._attempt.hear(_reply(reply.code, reply.message))
+            return
+        except aiosmtplib.SMTPHeloError as error:
+            if not 500 <= error.code < 600:
+                raise self._refused(Phase.EHLO, error) from error
+            self._attempt.hear(_reply(error.code, error.message))
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise self._refused(Phase.EHLO, error) from error
+        self._attempt.say(f"HELO {client.local_hostname}")  # RFC 5321 §3.2
+        try:
+            reply = await client.helo(timeout=timeout)
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise self._refused(Phase.EHLO, error) from error
+        self._attempt.hear(_reply(reply.code, reply.message))
+
+    async def _upgrade(self, client: aiosmtplib.SMTP) -> None:
+        optional = self._profile.tls is TlsMode.OPPORTUNISTIC
+        if not client.supports_extension("STARTTLS"):
+            if optional:
+                return
+            self._attempt.enter(Phase.STARTTLS)
+            raise TransactionError(classify.tls_not_offered(self._profile))
+        self._attempt.enter(Phase.STARTTLS)
+        self._attempt.say("STARTTLS")
+        timeouts = self._profile.timeouts
+        try:
+            reply = await client.starttls(
+                server_hostname=self._profile.host,
+                tls_context=self._context(),
+                timeout=max(timeouts.starttls, timeouts.tls),
+            )
+        except aiosmtplib.SMTPResponseException as error:
+            refusal = self._refused(Phase.STARTTLS, error)
+            if optional:
+                raise _HandshakeFailed(refusal) from error
+            raise refusal from error
+        except (aiosmtplib.SMTPException, OSError) as error:
+            in_handshake = "upgrading" in str(error) or isinstance(error, ssl.SSLError)
+            if not in_handshake and not optional:
+                raise self._refused(Phase.STARTTLS, error) from error
+            raise _HandshakeFailed(_handshake_cause(error)) from error
+        self._attempt.hear(_reply(reply.code, reply.message))
+        # RFC 3207 §4.2: what was learned before is forgotten; aiosmtplib has emptied its buffer.
+        await self._ehlo(client)
+
+    async def _log_in(self, client: aiosmtplib.SMTP, extensions: dict[str, str]) -> None:
+        profile = self._profile
+        self._attempt.enter(Phase.AUTH)
+        if "AUTH" not in extensions:
+            raise TransactionError(classify.auth_not_offered(profile))
+        if not (self._attempt.tls or profile.allow_cleartext_auth or is_loopback(self._attempt.ip or "")):
+            raise TransactionError(classify.auth_needs_tls(profile))
+        offered = extensions["AUTH"].upper()
+        mechanism = choose_mechanism(profile.auth, offered.split())
+        if mechanism is None:
+            raise TransactionError(classify.auth_mechanism_unsupported(profile, offered))
+        self._attempt.auth = mechanism
+        self._attempt.say(f"AUTH {mechanism} ***")
+        log_in = client.auth_plain if mechanism == "PLAIN" else client.auth_login
+        try:
+            reply = await log_in(profile.username, profile.password, timeout=profile.timeouts.auth)
+        except aiosmtplib.SMTPAuthenticationError as error:
+            if error.code < 200:
+                raise self._refused(Phase.AUTH, error) from error
+            said = _reply(error.code, error.message)
+            self._attempt.hear(said)
+            raise TransactionError(classify.auth(profile, said, offered=offered)) from error
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise self._refused(Phase.AUTH, error) from error
+        self._attempt.hear(_reply(reply.code, reply.message))
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            return context_for(self._profile)
+        except (OSError, ssl.SSLError) as error:
+            raise TransactionError(
+                classify.failure(
+                    self._profile,
+                    self._attempt.phase,
+                    ErrorCode.ECONFIG,
+                    Reason.TLS_CERT_UNTRUSTED,
+                    FailureClass.CONFIGURATION,
+                    f"{self._profile.setting('ca_file')} cannot be read: {error}",
+                )
+            ) from error
+
+    def _note_tls(self, client: aiosmtplib.SMTP) -> None:
+        tls = client.get_transport_info("ssl_object")
+        if tls is None:
+            return
+        self._attempt.tls = True
+        self._attempt.tls_version = tls.version()
+        self._attempt.tls_cipher = tls.cipher()[0]
+        self._attempt.tls_verified = self._context().verify_mode is ssl.CERT_REQUIRED
+
+    async def handshake_failure(self, cause: BaseException) -> Failure:
+        """Read a failed handshake; ask for the certificate's names and dates where it was refused."""
+        facts = None
+        if isinstance(cause, ssl.SSLCertVerificationError) and self._address is not None:
+            with suppress(Exception):  # a hint's detail: whatever hinders it, the failure itself is known
+                der = await _read_certificate(self._profile, self._address)
+                facts = certificate_facts(der)
+        failure = classify.tls(self._profile, cause, facts=facts)
+        self._attempt.tls_error = failure.message
+        return failure
+
+    def _refused(self, phase: Phase, error: Exception) -> TransactionError:
+        """Map what aiosmtplib raised in an opening phase."""
+        self._attempt.phase = phase
+        profile = self._profile
+        if isinstance(error, aiosmtplib.SMTPResponseException):
+            if error.code < 200:
+                return TransactionError(classify.malformed(profile, phase, error.message.partition(": ")[2]))
+            said = _reply(error.code, error.message)
+            self._attempt.hear(said)
+            return TransactionError(_read_opening(profile, phase, said))
+        return TransactionError(classify.opening_broke(profile, phase, is_timeout=_is_timeout(error)))
+
+
+def choose_mechanism(mode: AuthMode, offered: list[str]) -> str | None:
+    """Pick the one mechanism of this attempt: the pinned one, else the strongest in common; None = none."""
+    wanted = (mode.value.upper(),) if mode in (AuthMode.PLAIN, AuthMode.LOGIN) else _MECHANISMS
+    return next((mechanism for mechanism in wanted if mechanism in offered), None)
+
+
+def _read_opening(profile: Profile, phase: Phase, reply: Reply) -> Failure:
+    match phase:
+        case Phase.GREETING:
+            return classify.greeting(profile, reply)
+        case Phase.STARTTLS:
+            return classify.starttls(profile, reply)
+        case Phase.AUTH:
+            return classify.auth(profile, reply, offered="")
+        case _:
+            return classify.ehlo(profile, reply)
+
+
+def _reply(code: int, message: str) -> Reply:
+    return Reply(
+        code, tuple(printable(line.encode("utf-8", "surrogateescape")) for line in message.split("\n"))
+    )
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError)
+
+
+def _handshake_cause(error: Exception) -> BaseException:
+    """What really ended the handshake; asyncio reports its own time-out as an aborted connection."""
+    cause = error if isinstance(error, ssl.SSLError) else error.__cause__ or error
+    return TimeoutError() if isinstance(cause, TimeoutError | ConnectionAbortedError) else cause
+
+
+async def _read_certificate(profile: Profile, address: SocketAddress) -> bytes:
+    family, where = address
+    async with asyncio.timeout(profile.timeouts.tls):
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, where)
+        except BaseException:
+            sock.close()
+            raise
+        implicit = profile.tls is TlsMode.IMPLICIT
+        client = aiosmtplib.SMTP(
+            hostname=profile.host,
+            local_hostname="[127.0.0.1]",
+            use_tls=implicit,
+            start_tls=False,
+            tls_context=unverified(),
+            sock=sock,
+        )
+        try:
+            await client.connect()
+            if not implicit:
+                await client.starttls()
+            der: bytes = client.get_transport_info("ssl_object").getpeercert(binary_form=True)
+            return der
+        finally:
+            client.close()

@@ -1,0 +1,1 @@
+"""SMTP servers of ours: the only room that knows aiosmtpd."""

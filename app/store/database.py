@@ -1,0 +1,234 @@
+"""The tables, the one file, and the lock that keeps it ours.
+
+SQLite in WAL mode with synchronous=FULL: one sync of the log a commit, and what was committed survives a power
+cut (with NORMAL it would not). One connection writes, readers are `query_only`, and an flock on `<file>.lock`
+keeps every other process out, because SQLite 3.7.0 to 3.51.2 can damage a WAL file that two connections write
+(sqlite.org/wal.html#walresetbug). Nothing else of ours ever opens the database file itself: closing it would
+free SQLite's own locks (POSIX advisory locks).
+
+Instants are integers, milliseconds since 1970 UTC; ids are 16 bytes (UUIDv7, so they sort by time); lists and
+failures are JSON text. alembic/ is the only way the schema changes; `SCHEMA` is the step that this code serves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    text,
+)
+
+from app.mail.errors import ConfigError
+
+SCHEMA = "0001"  # the newest step in alembic/versions; a test keeps it so
+PART_BYTES = 256 * 1024  # size of one row of content
+BUSY_SECONDS = 5.0  # how long a write waits for a stray reader's lock
+
+metadata = MetaData()
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("caller", Text, nullable=False, server_default=""),
+    Column("state", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("smtputf8", Boolean, nullable=False),
+    Column("sandbox", Boolean, nullable=False),
+    Column("tags", Text, nullable=False, server_default="[]"),
+    Column("metadata", Text, nullable=False, server_default="{}"),
+    Column("warnings", Text, nullable=False, server_default="[]"),
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    # NULL = nothing more happens by itself; while leased, the end of the lease
+    Column("due_at", BigInteger),
+    Column("lease_token", BigInteger),
+    Column("handover", Boolean, nullable=False, server_default=text("0")),
+    Column("error_code", Text),
+    Column("failure", Text),
+    Index("messages_due", "profile", "due_at", sqlite_where=text("due_at IS NOT NULL")),
+    Index("messages_leased", "lease_token", sqlite_where=text("lease_token IS NOT NULL")),
+    Index("messages_doubt", "state", sqlite_where=text("state = 'in_doubt'")),
+)
+
+recipients = Table(
+    "recipients",
+    metadata,
+    Column("message_id", LargeBinary(16), ForeignKey("messages.id", ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("failure", Text),
+    PrimaryKeyConstraint("message_id", "position"),
+    sqlite_with_rowid=False,
+)
+
+bodies = Table(
+    "bodies",
+    metadata,
+    Column("message_id", LargeBinary(16), ForeignKey("messages.id", ondelete="CASCADE"), nullable=False),
+    Column("part", Integer, nullable=False),
+    Column("bytes", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("message_id", "part"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("message_id", LargeBinary(16), ForeignKey("messages.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("handover", Boolean, nullable=False, server_default=text("0")),
+    Column("error_code", Text),
+    Column("reason", Text),
+    Column("facts", Text),  # JSON of everything else; NULL while the attempt runs
+    PrimaryKeyConstraint("message_id", "number"),
+)
+
+
+class Lock:
+    """The one opener of a database file: an flock on `<file>.lock`, freed by the kernel when the process ends."""
+
+    def __init__(self, database: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            ConfigError: another process has it, or the folder cannot be written.
+        """
+        path = database.with_name(database.name + ".lock")
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be written: {error.strerror}; name a folder that can"
+            ) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._fd)
+            raise ConfigError(
+                f"{database} is in use by another Mailchute process; stop that one first"
+            ) from error
+
+    def release(self) -> None:
+        """Let go; idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def connect(database: Path, *, read_only: bool) -> sqlite3.Connection:
+    """Open a connection with our pragmas. One thread uses it; another may close it once that has ended.
+
+    Raises:
+        sqlite3.Error: the file cannot be opened, or is not a database.
+    """
+    connection = sqlite3.connect(
+        database, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256, check_same_thread=False
+    )
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+        else:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def schema_of(database: Path) -> str | None:
+    """Which alembic step a file is at; None = it is new. The lock must be held.
+
+    Raises:
+        ConfigError: it is not a database, or cannot be read.
+    """
+    if not database.exists():
+        return None
+    try:
+        connection = connect(database, read_only=True)
+        try:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return None
+        raise ConfigError(f"{database} cannot be opened: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"{database} is not a SQLite database, or is damaged ({error}); it was not touched"
+        ) from error
+    return str(row[0]) if row else None
+
+
+def migrate(database: Path) -> None:
+    """Bring a file to `SCHEMA`; does nothing where it is there. The lock must be held.
+
+    Raises:
+        ConfigError: a newer version of Mailchute wrote it, or it is no database; it was not touched.
+    """
+    current = schema_of(database)
+    if current == SCHEMA:
+        return
+    # Imported here: alembic and the ORM parts it pulls in cost 0.2 s and 12 MB, for a file that needs it once.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import StaticPool
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    if current is not None and current not in {
+        s.revision for s in ScriptDirectory.from_config(config).walk_revisions()
+    }:
+        raise ConfigError(
+            f"{database} was written by a newer version of Mailchute (schema {current}, this one serves {SCHEMA}); "
+            "it was not touched"
+        )
+    if current is None:
+        # Mail is nobody else's business; SQLite gives its log the mode of the file.
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    connection = connect(database, read_only=False)
+    try:
+        engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+        with engine.begin() as begun:
+            begun.exec_driver_sql("BEGIN IMMEDIATE")
+            config.attributes["connection"] = begun
+            command.upgrade(config, "head")
+            begun.exec_driver_sql("COMMIT")
+    finally:
+        connection.close()
+
+
+def migrations_folder() -> Path:
+    """Where the alembic steps are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "alembic"
+    return inside if inside.is_dir() else package.parent / "alembic"

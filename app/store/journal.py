@@ -1,0 +1,207 @@
+"""Group commit: whoever writes at the same time shares one COMMIT and one sync.
+
+An operation is a generator that yields statements and is sent their results; it knows no connection, so the same
+operation can run on another database's journal. The journal owns the one writing connection, in one thread: it
+takes what has queued up, runs it between BEGIN IMMEDIATE (a deferred BEGIN that writes later fails at once with
+SQLITE_BUSY_SNAPSHOT) and COMMIT, and answers each caller after the COMMIT that holds its operation. First come,
+first written: operations run in the order in which they were handed in.
+
+An operation that fails is taken out and the batch is run again without it: neighbours never fail. That is why an
+operation is given as a function that makes the generator, and must have no effect but its statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+from sqlalchemy import ClauseElement
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from app.mail.errors import StoreUnavailable
+from app.store.database import connect
+
+T = TypeVar("T")
+Params: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+MAX_BATCH = 256  # operations in one commit: bounds how long the first of them waits
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a statement gave: its rows (RETURNING, SELECT), and how many rows it touched."""
+
+    rows: list[tuple[Any, ...]]
+    count: int
+
+
+Operation: TypeAlias = Generator[tuple[ClauseElement, Params], Result, T]
+MakeOperation: TypeAlias = Callable[[], Operation[T]]
+
+
+class Statements:
+    """SQLAlchemy expressions as SQLite's text, compiled once each. One a connection; no locking."""
+
+    def __init__(self) -> None:
+        self._dialect = sqlite.dialect(paramstyle="named")
+        self._known: dict[ClauseElement, tuple[str, Mapping[str, Any]]] = {}
+
+    def run(self, cursor: sqlite3.Cursor, statement: ClauseElement, params: Params) -> None:
+        """Execute a statement once, or once for each of a list of parameters."""
+        known = self._known.get(statement)
+        if known is None:
+            compiled = cast("SQLCompiler", statement.compile(dialect=self._dialect))
+            constants = {n: v for n, v in compiled.params.items() if not compiled.binds[n].required}
+            known = self._known[statement] = str(compiled), constants
+        text, fixed = known
+        if isinstance(params, Mapping):
+            cursor.execute(text, {**fixed, **params} if fixed else params)
+        else:
+            cursor.executemany(text, [{**fixed, **each} for each in params] if fixed else params)
+
+
+@dataclass(slots=True)
+class _Entry(Generic[T]):
+    make: MakeOperation[T]
+    future: asyncio.Future[T]
+    result: T | None = None
+    error: BaseException | None = None
+
+
+class Journal:
+    """The one writer. `open()` starts its thread, `close()` writes what is queued and ends it."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._queue: SimpleQueue[_Entry[Any] | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._thread: threading.Thread | None = None
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._statements = Statements()
+        self.commits = 0  # how many COMMITs there were, for the figures
+
+    async def open(self) -> None:
+        """Open the connection.
+
+        Raises:
+            StoreUnavailable: the file cannot be opened for writing.
+        """
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+        await self._opened
+
+    def commit(self, make: MakeOperation[T]) -> asyncio.Future[T]:
+        """Hand an operation in; the future is done after the COMMIT that holds it.
+
+        It fails with what the operation raised, or with `StoreUnavailable` where the store could not take the
+        write: then nothing of it was written. It must not be cancelled: what is handed in will be written.
+        """
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._thread is None:
+            future.set_exception(StoreUnavailable("the store is closed"))
+        else:
+            self._queue.put(_Entry(make, future))
+        return future
+
+    async def close(self) -> None:
+        """Write what was handed in, then close; idempotent."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            await asyncio.to_thread(thread.join)
+
+    # in the journal's thread from here on
+
+    def _run(self) -> None:
+        try:
+            connection = connect(self._database, read_only=False)
+        except sqlite3.Error as error:
+            unavailable = StoreUnavailable(f"the store cannot be opened: {error}")
+            self._loop.call_soon_threadsafe(self._opened.set_exception, unavailable)
+            return
+        self._loop.call_soon_threadsafe(self._opened.set_result, None)
+        try:
+            while (first := self._queue.get()) is not None:
+                batch, last = self._collect(first)
+                self._write(connection, batch)
+                self._loop.call_soon_threadsafe(_answer, batch)
+                if last:
+                    return
+        finally:
+            connection.close()
+
+    def _collect(self, first: _Entry[Any]) -> tuple[list[_Entry[Any]], bool]:
+        batch = [first]
+        try:
+            while len(batch) < MAX_BATCH:
+                entry = self._queue.get_nowait()
+                if entry is None:
+                    return batch, True
+                batch.append(entry)
+        except Empty:
+            pass
+        return batch, False
+
+    def _write(self, connection: sqlite3.Connection, batch: list[_Entry[Any]]) -> None:
+        going = batch
+        while going:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                failed = self._run_all(connection, going)
+                if failed is None:
+                    connection.execute("COMMIT")
+                    self.commits += 1
+                    return
+                connection.execute("ROLLBACK")
+                going = [entry for entry in going if entry is not failed]
+            except sqlite3.Error as error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                for entry in going:
+                    entry.error = StoreUnavailable(f"the store did not take the write: {error}")
+                return
+
+    def _run_all(self, connection: sqlite3.Connection, batch: list[_Entry[Any]]) -> _Entry[Any] | None:
+        """Run every operation; give the first that failed, if one did.
+
+        An error of the whole database (disk full, locked) is no operation's own, and comes out.
+        """
+        cursor = connection.cursor()
+        for entry in batch:
+            try:
+                entry.result = self._run_one(cursor, entry.make())
+            except sqlite3.OperationalError:
+                raise
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is that caller's)
+                entry.error = error
+                return entry
+        return None
+
+    def _run_one(self, cursor: sqlite3.Cursor, operation: Operation[T]) -> T:
+        result: Result | None = None
+        run = self._statements.run
+        try:
+            while True:
+                statement, params = next(operation) if result is None else operation.send(result)
+                run(cursor, statement, params)
+                result = Result(cursor.fetchall() if cursor.description else [], cursor.rowcount)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
+def _answer(batch: list[_Entry[Any]]) -> None:
+    for entry in batch:
+        if entry.future.done():
+            continue
+        if entry.error is not None:
+            entry.future.set_exception(entry.error)
+        else:
+            entry.future.set_result(entry.result)

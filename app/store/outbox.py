@@ -1,0 +1,383 @@
+"""The durable queue: append, claim, mark, record, release.
+
+Every function below is an operation for the journal: statements in, a value out, no effect beside. A lease's
+token fences every write after the claim: whoever holds another token gets `LeaseLost` and drops what it knows.
+On SQLite the file's lock proves every earlier process dead, so only a message without a lease can be claimed,
+and what is still leased at start was interrupted.
+
+RFC 5321 §4.2.5 (responsibility begins with the answer), RFC 1047 (the mark).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from app.mail.attempt import Attempt
+from app.mail.errors import LeaseLost
+from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Snapshot
+from app.mail.outcome import Failure, MessageState
+from app.store.database import PART_BYTES, attempts, bodies, messages, recipients
+from app.store.journal import Journal, Operation
+from app.store.reader import Reader
+from app.store.records import (
+    SNAPSHOT_COLUMNS,
+    attempt_facts,
+    failure_text,
+    from_ms,
+    json_text,
+    recipient_from,
+    snapshot,
+    to_ms,
+)
+
+_INSERT_MESSAGE = insert(messages).values(
+    {c: bindparam(c.name) for c in messages.c if c.name not in ("handover", "error_code", "failure")}
+)
+_INSERT_RECIPIENT = insert(recipients).values(
+    message_id=bindparam("message_id"),
+    position=bindparam("position"),
+    address=bindparam("address"),
+    state="pending",
+)
+_INSERT_BODY = insert(bodies)
+_INSERT_ATTEMPT = insert(attempts).values(
+    {
+        c: bindparam(c.name)
+        for c in (attempts.c.message_id, attempts.c.number, attempts.c.profile, attempts.c.started_at)
+    }
+)
+_CLAIM = (
+    update(messages)
+    .where(
+        messages.c.id.in_(
+            select(messages.c.id)
+            .where(
+                messages.c.profile == bindparam("of_profile"),
+                messages.c.due_at.is_not(None),
+                messages.c.due_at <= bindparam("now"),
+                messages.c.lease_token.is_(None),
+            )
+            .order_by(messages.c.due_at)
+            .limit(bindparam("at_most"))
+        )
+    )
+    .values(
+        state="sending",
+        attempts=messages.c.attempts + 1,
+        lease_token=bindparam("token"),
+        due_at=bindparam("until"),
+    )
+    .returning(*SNAPSHOT_COLUMNS, messages.c.smtputf8)
+)
+_NEXT_DUE = (
+    select(messages.c.due_at)
+    .where(
+        messages.c.profile == bindparam("of_profile"),
+        messages.c.due_at.is_not(None),
+        messages.c.lease_token.is_(None),
+    )
+    .order_by(messages.c.due_at)
+    .limit(1)
+)
+_LEASED = (
+    select(
+        *SNAPSHOT_COLUMNS,
+        messages.c.smtputf8,
+        messages.c.lease_token,
+        messages.c.handover,
+        attempts.c.started_at,
+    )
+    .join(
+        attempts,
+        (attempts.c.message_id == messages.c.id) & (attempts.c.number == messages.c.attempts),
+    )
+    .where(messages.c.lease_token.is_not(None))
+    .order_by(messages.c.id)
+)
+_RECIPIENTS_OF = (
+    select(recipients.c.address, recipients.c.state, recipients.c.failure)
+    .where(recipients.c.message_id == bindparam("of_message"))
+    .order_by(recipients.c.position)
+)
+_HELD = (messages.c.id == bindparam("of_message")) & (messages.c.lease_token == bindparam("token"))
+_MARK = update(messages).where(_HELD).values(handover=True)
+_RECORD = (
+    update(messages)
+    .where(_HELD)
+    .values(
+        state=bindparam("new_state"),
+        due_at=bindparam("due"),
+        lease_token=None,
+        handover=bindparam("in_doubt"),
+        error_code=bindparam("code"),
+        failure=bindparam("why"),
+        attempts=bindparam("number"),
+    )
+)
+_RECORD_RECIPIENT = (
+    update(recipients)
+    .where(recipients.c.message_id == bindparam("of_message"), recipients.c.position == bindparam("at"))
+    .values(state=bindparam("new_state"), failure=bindparam("why"))
+)
+_OF_ATTEMPT = (attempts.c.message_id == bindparam("of_message")) & (
+    attempts.c.number == bindparam("of_number")
+)
+_RECORD_ATTEMPT = (
+    update(attempts)
+    .where(_OF_ATTEMPT)
+    .values(
+        handover=bindparam("let_go"),
+        error_code=bindparam("code"),
+        reason=bindparam("cause"),
+        facts=bindparam("rest"),
+    )
+)
+_DELETE_ATTEMPT = delete(attempts).where(_OF_ATTEMPT)
+_CONTENT = (
+    select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
+)
+
+
+class Outbox:
+    """The queue as the road uses it. Every coroutine returns after the COMMIT it reports.
+
+    Any of them raises `StoreUnavailable` where the store could not take the write; then nothing was written.
+    """
+
+    def __init__(self, journal: Journal, reader: Reader) -> None:
+        self._journal = journal
+        self._reader = reader
+
+    async def append(self, message: Message, *, lease: Lease | None, now: datetime) -> Receipt:
+        """Take a message in; with `lease` it is claimed for its first attempt in the same breath."""
+        return await self._journal.commit(partial(_append, message, lease, now))
+
+    async def claim(
+        self, profile: str, *, lease: Lease, at_most: int, now: datetime
+    ) -> tuple[list[Claim], datetime | None]:
+        """Claim what is due for a profile, the longest due first, each attempt counted and its row begun.
+
+        Also gives when the next message of this profile is due, None where none waits.
+        """
+        return await self._journal.commit(partial(_claim, profile, lease, at_most, now))
+
+    def mark(self, claim: Claim) -> asyncio.Future[None]:
+        """Make the handover mark durable: after it, a crash means in doubt.
+
+        The future fails with `LeaseLost` where the message is not ours any more.
+        """
+        return self._journal.commit(partial(_mark, claim))
+
+    async def record(
+        self,
+        claim: Claim,
+        attempt: Attempt | None,
+        *,
+        state: MessageState,
+        after: Sequence[Recipient],
+        failure: Failure | None,
+        next_attempt_at: datetime | None,
+    ) -> Snapshot:
+        """Write how an attempt ended, and let the message go; None = the attempt did not take place after all.
+
+        Raises:
+            LeaseLost: the message is not ours any more; nothing was written.
+        """
+        return await self._journal.commit(
+            partial(_record, claim, attempt, state, tuple(after), failure, next_attempt_at)
+        )
+
+    async def interrupted(self) -> list[tuple[Claim, datetime, bool]]:
+        """Give what an earlier process had leased when it ended: the claim, when its attempt began, and its mark."""
+        return await self._journal.commit(_interrupted)
+
+    async def check(self) -> None:
+        """Take the write lock and commit nothing: raises `StoreUnavailable` where a message could not be taken."""
+        await self._journal.commit(_check)
+
+    async def content(self, message_id: UUID) -> bytes | None:
+        """Read a message's bytes; None where they are not kept any more."""
+        parts = await self._reader.rows(_CONTENT, {"of_message": message_id.bytes})
+        return b"".join(part for (part,) in parts) if parts else None
+
+
+def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[Receipt]:
+    id_ = message.id.bytes
+    state = MessageState.QUEUED if lease is None else MessageState.SENDING
+    envelope = message.envelope
+    yield (
+        _INSERT_MESSAGE,
+        {
+            "id": id_,
+            "caller": message.caller,
+            "state": state.value,
+            "profile": message.profile,
+            "message_id": message.message_id,
+            "sender": envelope.sender,
+            "subject": message.subject,
+            "size": len(message.content),
+            "smtputf8": envelope.smtputf8,
+            "sandbox": message.sandbox,
+            "tags": json_text(message.tags) if message.tags else "[]",
+            "metadata": json_text(message.metadata) if message.metadata else "{}",
+            "warnings": json_text(message.warnings) if message.warnings else "[]",
+            "attempts": 0 if lease is None else 1,
+            "created_at": to_ms(message.created_at),
+            "expires_at": to_ms(message.expires_at),
+            "due_at": to_ms(message.created_at if lease is None else lease.until),
+            "lease_token": None if lease is None else lease.token,
+        },
+    )
+    yield (
+        _INSERT_RECIPIENT,
+        [
+            {"message_id": id_, "position": at, "address": address}
+            for at, address in enumerate(envelope.recipients)
+        ],
+    )
+    content = message.content
+    yield (
+        _INSERT_BODY,
+        [
+            {"message_id": id_, "part": part, "bytes": content[at : at + PART_BYTES]}
+            for part, at in enumerate(range(0, len(content), PART_BYTES))
+        ],
+    )
+    if lease is not None:
+        yield (
+            _INSERT_ATTEMPT,
+            {"message_id": id_, "number": 1, "profile": message.profile, "started_at": to_ms(now)},
+        )
+    taken = Snapshot(
+        id=message.id,
+        state=state,
+        profile=message.profile,
+        message_id=message.message_id,
+        sender=envelope.sender,
+        subject=message.subject,
+        size=len(content),
+        attempts=0 if lease is None else 1,
+        recipients=tuple(Recipient(address) for address in envelope.recipients),
+        created_at=message.created_at,
+        expires_at=message.expires_at,
+        next_attempt_at=message.created_at if lease is None else None,
+        sandbox=message.sandbox,
+        caller=message.caller,
+        tags=message.tags,
+        metadata=message.metadata,
+        warnings=message.warnings,
+    )
+    return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, content))
+
+
+def _claim(
+    profile: str, lease: Lease, at_most: int, now: datetime
+) -> Operation[tuple[list[Claim], datetime | None]]:
+    claimed = yield (
+        _CLAIM,
+        {
+            "of_profile": profile,
+            "now": to_ms(now),
+            "at_most": at_most,
+            "token": lease.token,
+            "until": to_ms(lease.until),
+        },
+    )
+    claims = []
+    for *row, smtputf8 in claimed.rows:
+        whom = yield (_RECIPIENTS_OF, {"of_message": row[0]})
+        said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
+        yield (
+            _INSERT_ATTEMPT,
+            {"message_id": row[0], "number": said.attempts, "profile": profile, "started_at": to_ms(now)},
+        )
+        claims.append(Claim(said, lease, bool(smtputf8)))
+    due = yield (_NEXT_DUE, {"of_profile": profile})
+    return claims, from_ms(due.rows[0][0]) if due.rows else None
+
+
+def _mark(claim: Claim) -> Operation[None]:
+    marked = yield (_MARK, {"of_message": claim.snapshot.id.bytes, "token": claim.lease.token})
+    if marked.count != 1:
+        raise LeaseLost(f"message {claim.snapshot.id} is leased to somebody else")
+
+
+def _record(
+    claim: Claim,
+    attempt: Attempt | None,
+    state: MessageState,
+    after: tuple[Recipient, ...],
+    failure: Failure | None,
+    next_attempt_at: datetime | None,
+) -> Operation[Snapshot]:
+    before = claim.snapshot
+    id_ = before.id.bytes
+    number = before.attempts if attempt is not None else before.attempts - 1
+    recorded = yield (
+        _RECORD,
+        {
+            "of_message": id_,
+            "token": claim.lease.token,
+            "new_state": state.value,
+            "due": to_ms(next_attempt_at) if next_attempt_at else None,
+            "in_doubt": state is MessageState.IN_DOUBT,
+            "code": failure.code.value if failure else None,
+            "why": failure_text(failure),
+            "number": number,
+        },
+    )
+    if recorded.count != 1:
+        raise LeaseLost(f"message {before.id} is leased to somebody else")
+    changed = [
+        {"of_message": id_, "at": at, "new_state": now.state.value, "why": failure_text(now.failure)}
+        for at, (was, now) in enumerate(zip(before.recipients, after, strict=True))
+        if was != now
+    ]
+    if changed:
+        yield (_RECORD_RECIPIENT, changed)
+    if attempt is None:
+        yield (_DELETE_ATTEMPT, {"of_message": id_, "of_number": before.attempts})
+    else:
+        yield (_RECORD_ATTEMPT, _attempt_params(id_, attempt))
+    return replace(
+        before,
+        state=state,
+        attempts=number,
+        recipients=after,
+        failure=failure,
+        next_attempt_at=next_attempt_at,
+    )
+
+
+def _attempt_params(id_: bytes, attempt: Attempt) -> dict[str, object]:
+    failure = attempt.failure
+    return {
+        "of_message": id_,
+        "of_number": attempt.number,
+        "let_go": attempt.handover,
+        "code": failure.code.value if failure else None,
+        "cause": failure.reason.value if failure else None,
+        "rest": attempt_facts(attempt),
+    }
+
+
+def _check() -> Operation[None]:
+    yield (_NEXT_DUE, {"of_profile": ""})
+
+
+def _interrupted() -> Operation[list[tuple[Claim, datetime, bool]]]:
+    leased = yield (_LEASED, {})
+    found = []
+    for *row, smtputf8, token, handover, started_at in leased.rows:
+        whom = yield (_RECIPIENTS_OF, {"of_message": row[0]})
+        said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
+        claim = Claim(said, Lease(token, said.expires_at), bool(smtputf8))
+        found.append((claim, from_ms(started_at), bool(handover)))
+    return found

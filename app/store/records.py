@@ -1,0 +1,159 @@
+"""How facts become columns and come back: instants, ids, failures, attempts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import from_json, to_json
+
+from app.mail.attempt import Attempt
+from app.mail.errors import ErrorCode, Reason
+from app.mail.message import Recipient, Snapshot
+from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
+from app.store.database import messages
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+# What a Snapshot is read from, in this order; `snapshot()` unpacks it.
+SNAPSHOT_COLUMNS = (
+    messages.c.id,
+    messages.c.state,
+    messages.c.profile,
+    messages.c.message_id,
+    messages.c.sender,
+    messages.c.subject,
+    messages.c.size,
+    messages.c.attempts,
+    messages.c.created_at,
+    messages.c.expires_at,
+    messages.c.due_at,
+    messages.c.failure,
+    messages.c.sandbox,
+    messages.c.caller,
+    messages.c.tags,
+    messages.c.metadata,
+    messages.c.warnings,
+)
+
+
+def to_ms(instant: datetime) -> int:
+    """An aware instant as milliseconds since 1970 UTC."""
+    return (instant - _EPOCH) // _MILLISECOND
+
+
+def from_ms(ms: int) -> datetime:
+    return _EPOCH + ms * _MILLISECOND
+
+
+def json_text(value: Any) -> str:
+    return to_json(value).decode()
+
+
+def failure_text(failure: Failure | None) -> str | None:
+    return None if failure is None else json_text(failure)
+
+
+def failure_from(text: str | None) -> Failure | None:
+    if text is None:
+        return None
+    said = from_json(text)
+    return Failure(
+        code=ErrorCode(said["code"]),
+        reason=Reason(said["reason"]),
+        cls=FailureClass(said["cls"]),
+        phase=Phase(said["phase"]),
+        message=said["message"],
+        hint=said["hint"],
+        smtp_code=said["smtp_code"],
+        enhanced_code=said["enhanced_code"],
+        reply=said["reply"],
+    )
+
+
+def recipient_from(address: str, state: str, failure: str | None) -> Recipient:
+    return Recipient(address, RecipientState(state), failure_from(failure))
+
+
+def snapshot(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Snapshot:
+    """Read a row of `SNAPSHOT_COLUMNS`."""
+    (
+        id_,
+        state,
+        profile,
+        message_id,
+        sender,
+        subject,
+        size,
+        attempts,
+        created_at,
+        expires_at,
+        due_at,
+        failure,
+        sandbox,
+        caller,
+        tags,
+        metadata,
+        warnings,
+    ) = row
+    state = MessageState(state)
+    # While it is sending, due_at is the end of the lease, which is nobody's business.
+    shows_due = due_at is not None and state is not MessageState.SENDING
+    return Snapshot(
+        id=UUID(bytes=id_),
+        state=state,
+        profile=profile,
+        message_id=message_id,
+        sender=sender,
+        subject=subject,
+        size=size,
+        attempts=attempts,
+        recipients=tuple(recipients),
+        created_at=from_ms(created_at),
+        expires_at=from_ms(expires_at),
+        next_attempt_at=from_ms(due_at) if shows_due else None,
+        failure=failure_from(failure),
+        sandbox=bool(sandbox),
+        caller=caller,
+        tags=from_json(tags),
+        metadata=from_json(metadata),
+        warnings=from_json(warnings),
+    )
+
+
+def attempt_facts(attempt: Attempt) -> str:
+    """Everything of an ended attempt that has no column of its own."""
+    failure, verdict = attempt.failure, attempt.verdict
+    if failure is not None:
+        reply, smtp_code, enhanced_code = failure.reply, failure.smtp_code, failure.enhanced_code
+    elif verdict is not None:
+        reply, smtp_code, enhanced_code = str(verdict), verdict.code, verdict.enhanced
+    else:
+        reply = smtp_code = enhanced_code = None
+    return json_text(
+        {
+            "host": attempt.host,
+            "ip": attempt.ip,
+            "port": attempt.port,
+            "duration_ms": attempt.duration_ms,
+            "phases": attempt.phases,
+            "tls": attempt.tls,
+            "tls_version": attempt.tls_version,
+            "tls_cipher": attempt.tls_cipher,
+            "tls_verified": attempt.tls_verified,
+            "tls_error": attempt.tls_error,
+            "auth": attempt.auth,
+            "extensions": attempt.extensions,
+            "phase": attempt.phase,
+            "class": failure.cls if failure else None,
+            "message": failure.message if failure else None,
+            "hint": failure.hint if failure else None,
+            "reply": reply,
+            "smtp_code": smtp_code,
+            "enhanced_code": enhanced_code,
+            "transcript": attempt.transcript,
+        }
+    )

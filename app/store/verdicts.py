@@ -1,0 +1,45 @@
+"""Who waits for which message: `record`'s COMMIT wakes them. Holds nothing but waiters."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+from app.mail.message import Snapshot
+
+
+class Verdicts:
+    """Waiters by message id; one loop, no locking."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[UUID, list[asyncio.Future[Snapshot | None]]] = {}
+
+    def expect(self, message_id: UUID) -> asyncio.Future[Snapshot | None]:
+        """Give a future for the first state that is neither queued nor sending; take it before the append.
+
+        None = nobody should wait any longer, the service stops. Whoever stops waiting cancels the future.
+        """
+        future: asyncio.Future[Snapshot | None] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(message_id, []).append(future)
+        future.add_done_callback(lambda done: self._forget(message_id, done))
+        return future
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Tell everybody who waits for this message."""
+        for future in self._waiters.pop(snapshot.id, ()):
+            if not future.done():
+                future.set_result(snapshot)
+
+    def release(self) -> None:
+        """Send everybody home: the service stops."""
+        for waiters in list(self._waiters.values()):
+            for future in list(waiters):
+                if not future.done():
+                    future.set_result(None)
+
+    def _forget(self, message_id: UUID, future: asyncio.Future[Snapshot | None]) -> None:
+        waiting = self._waiters.get(message_id)
+        if waiting is not None and future in waiting:
+            waiting.remove(future)
+            if not waiting:
+                del self._waiters[message_id]

@@ -1,0 +1,104 @@
+"""Logs and metrics: how they are set up, and the definition of every figure.
+
+Logs are an event name and fields, one JSON object a line (or coloured for a terminal), on stderr. Metric labels
+come from closed sets: profiles, states, codes, routes; never an address.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic_core import to_json
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def set_up_logs(*, as_json: bool) -> None:
+    """Send our events, and what libraries log, to stderr."""
+    render: Any = (
+        structlog.processors.JSONRenderer(serializer=lambda event, **_: to_json(event, fallback=str).decode())
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[_Forward()], force=True)
+
+
+class _Forward(logging.Handler):
+    """Passes what libraries log into our one stream, so that every line has one form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        log.log(
+            record.levelno,
+            "library",
+            logger=record.name,
+            message=record.getMessage(),
+            exc_info=record.exc_info,
+        )
+
+
+class Metrics:
+    """Every figure of this process, in a registry of its own."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.messages = Counter(
+            "mailchute_messages_total",
+            "Messages by the state they came into.",
+            ["profile", "state"],
+            registry=r,
+        )
+        self.attempts = Counter(
+            "mailchute_attempts_total",
+            "Attempts by how they ended; no error code = sent.",
+            ["profile", "error_code", "reason"],
+            registry=r,
+        )
+        self.queue_messages = Gauge(
+            "mailchute_queue_messages", "Messages that wait, by state.", ["state"], registry=r
+        )
+        self.queue_oldest = Gauge(
+            "mailchute_queue_oldest_seconds", "Age of the oldest message that waits.", registry=r
+        )
+        self.in_doubt = Gauge("mailchute_in_doubt", "Messages whose outcome nobody knows.", registry=r)
+        self.circuit_open = Gauge(
+            "mailchute_circuit_open",
+            "1 while a profile's circuit is open.",
+            ["profile", "reason"],
+            registry=r,
+        )
+        self.smtp_phase = Histogram(
+            "mailchute_smtp_phase_seconds",
+            "Time spent in each phase of an attempt.",
+            ["profile", "phase"],
+            registry=r,
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300),
+        )
+        self.http_request = Histogram(
+            "mailchute_http_request_seconds",
+            "Time to answer, waiting for a verdict included.",
+            ["route", "status"],
+            registry=r,
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 30),
+        )
+        Gauge("mailchute_build_info", "Always 1.", ["version"], registry=r).labels(version).set(1)
+
+    def render(self) -> bytes:
+        """Write all figures in Prometheus' text format."""
+        return generate_latest(self.registry)

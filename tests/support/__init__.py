@@ -1,0 +1,1 @@
+"""What tests lean on: the scripted relay, its certificates, factories, clocks."""

@@ -1,0 +1,389 @@
+"""The relay's end of a connection: what may happen to it, how TLS begins on it, which certificate it shows.
+
+`Link` knows bytes, not SMTP. It records what comes at the moment it comes, whatever its owner waits for,
+and goes through memory BIOs instead of `loop.start_tls`: only so does a failed handshake deliver its alert,
+as real servers do, and can a connection under TLS be half closed, reset or cut without a close_notify.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import datetime
+import functools
+import shutil
+import socket
+import ssl
+import struct
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import assert_never, cast
+
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+LONG_AGO = datetime.datetime(2024, 1, 31, 12, 0, tzinfo=datetime.UTC)
+FAR_AWAY = datetime.datetime(2099, 1, 1, tzinfo=datetime.UTC)
+Reply = str | bytes  # a str leaves with CRLF at its end and for each "\n" in it; bytes leave as they are
+
+
+class Stall:
+    """Say nothing more on this connection; go on reading and recording."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Send FIN after all that was said; go on reading and recording until the peer closes too."""
+
+    close_notify: bool = True  # under TLS; False cuts the stream as a killed server does
+
+
+class Reset:
+    """Send RST."""
+
+
+class StopReading:
+    """Become a black hole: the peer's writes block, once the kernels on both sides hold some megabytes.
+
+    Its end goes unnoticed too: such a connection does not count for `Relay.closed`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Hold the dialogue until the test sets the event; ends it if the peer leaves first."""
+
+    event: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Hear:
+    """Hold the dialogue until so many bytes have come behind this command: content, a ClientHello."""
+
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Say the reply in two segments, the first of `at` bytes."""
+
+    reply: Reply
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drip:
+    """Say the reply in segments of `size` bytes."""
+
+    reply: Reply
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StartTLS:
+    """Say the reply and shake hands with this context instead of the relay's."""
+
+    context: ssl.SSLContext
+    reply: Reply = "220 2.0.0 Ready to start TLS"
+
+
+Step = Reply | Stall | Close | Reset | StopReading | Wait | Hear | Split | Drip | StartTLS
+Answer = Step | tuple[Step, ...] | list[Step]
+
+
+def GarbageInsteadOfTLS(garbage: bytes = b"no ServerHello\r\n", reply: Reply = "220 Go") -> Answer:  # noqa: N802
+    """Answer the ClientHello with rubbish and stall; sent any earlier, a careful client discards it."""
+    return (reply, Hear(), garbage, Stall())
+
+
+@dataclass(slots=True)
+class Record:
+    """What went over one connection; under TLS the decrypted bytes."""
+
+    wire: bytearray = field(default_factory=bytearray)  # received
+    sent: bytearray = field(default_factory=bytearray)
+    tls: bool = False  # the handshake is done
+
+
+class Over(Exception):  # noqa: N818 - the end of a dialogue is no error
+    """Nothing more is to be said on this connection."""
+
+
+class Link(asyncio.Protocol):
+    """One accepted connection; `record` is filled, `inbox` holds what its owner has not consumed yet."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.inbox, self._outbox = bytearray(), bytearray()
+        self.ended, self.lost = asyncio.Event(), asyncio.Event()  # ended: by FIN, close_notify or loss
+        self._news = asyncio.Event()
+        self._tls: ssl.SSLObject | None = None
+        self._bug: Exception | None = None
+        self._fin = False  # sent by us
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._socket: socket.socket = transport.get_extra_info("socket")
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        if self._tls is None:
+            self._take(data)
+        else:
+            self._decrypt(self._tls, data)
+
+    def eof_received(self) -> bool:
+        self._end()
+        return True  # keeps our own direction open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._bug = None if isinstance(exc, OSError) else exc  # what data_received raised, asyncio only logs
+        self.lost.set()
+        self._end()
+
+    async def play(self, answer: Answer, said: bytearray) -> None:
+        """Go through the steps, keep in `said` what was said; raises `Over` where they end the dialogue."""
+        for step in answer if isinstance(answer, tuple | list) else (answer,):
+            match step:
+                case str() | bytes():
+                    said += self.say(step)
+                case StartTLS(context, reply):
+                    said += self.say(reply)
+                    await self.start_tls(context)
+                case Split(reply, at):
+                    await self.say_apart([_raw(reply)[:at], _raw(reply)[at:]], said)
+                case Drip(reply, size):
+                    raw = _raw(reply)
+                    await self.say_apart([raw[i : i + size] for i in range(0, len(raw), size)], said)
+                case Wait(event):
+                    await self.held(event)
+                case Hear(size):
+                    self.flush()
+                    while len(self.inbox) < size:
+                        await self.more()
+                case Stall():
+                    self.flush()
+                    raise Over
+                case Close(close_notify):
+                    self.half_close(close_notify=close_notify)
+                    raise Over
+                case Reset():
+                    self.reset()
+                    raise Over
+                case StopReading():
+                    self.stop_reading()
+                    raise Over
+                case _:
+                    assert_never(step)
+
+    def say(self, reply: Reply) -> bytes:
+        """Collect for the next `flush`, so that replies to pipelined commands share a segment."""
+        raw = _raw(reply)
+        self._outbox += raw
+        return raw
+
+    async def say_apart(self, pieces: Iterable[bytes], said: bytearray) -> None:
+        """Send each piece in a segment of its own, that a peer in this event loop reads before the next."""
+        await self._flushed()
+        for piece in pieces:
+            said += self.say(piece)
+            await self._flushed()
+
+    async def _flushed(self) -> None:
+        self.flush()
+        for _ in range(3):  # one round is not enough: what a poll brings runs behind what is already due
+            await asyncio.sleep(0)
+
+    def flush(self) -> None:
+        data = bytes(self._outbox)
+        self._outbox.clear()
+        if data and not self.lost.is_set():
+            self.record.sent += data
+            if self._tls is None:
+                self.transport.write(data)
+            else:
+                self._tls.write(data)
+                self.transport.write(self._cipher_out.read())
+
+    async def more(self) -> None:
+        """Flush, then wait for news: bytes, a finished handshake, or the peer's end (raises `Over`)."""
+        self.flush()
+        if self.ended.is_set():
+            raise Over
+        self._news.clear()
+        await self._news.wait()
+
+    async def held(self, event: asyncio.Event) -> None:
+        """Flush, then wait for the event; raises `Over` if the peer ends first."""
+        self.flush()
+        either = [asyncio.ensure_future(e.wait()) for e in (event, self.ended)]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiting in either:
+                waiting.cancel()
+        if not event.is_set():
+            raise Over
+
+    async def left(self) -> None:
+        """Wait until the peer has ended, and close; raises what went wrong in receiving."""
+        await self.ended.wait()
+        self.transport.close()
+        await self.lost.wait()
+        if self._bug is not None:
+            raise self._bug
+
+    def wrap(self, context: ssl.SSLContext | None) -> None:
+        """Let TLS begin with the next byte, or with those already in the inbox."""
+        if context is None:
+            raise ValueError("TLS was to begin without a context: give tls= or StartTLS(context)")
+        self._cipher_in, self._cipher_out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._cipher_in, self._cipher_out, server_side=True)
+        if early := bytes(self.inbox):
+            self.inbox.clear()
+            del self.record.wire[-len(early) :]
+            self._decrypt(self._tls, early)
+
+    async def start_tls(self, context: ssl.SSLContext | None) -> None:
+        """Shake hands; raises `Over` if that fails."""
+        self.flush()
+        self.wrap(context)
+        while not self.record.tls:
+            await self.more()
+
+    def half_close(self, *, close_notify: bool = True) -> None:
+        self.flush()
+        if self.lost.is_set():
+            return
+        if self._tls is not None and close_notify:
+            with contextlib.suppress(ssl.SSLError):  # wants the peer's own close_notify, which may never come
+                self._tls.unwrap()
+            self.transport.write(self._cipher_out.read())
+        self._fin = True
+        with contextlib.suppress(OSError):  # ENOTCONN: the peer's RST came, though nobody read it yet
+            self.transport.write_eof()
+
+    def reset(self) -> None:
+        """Send RST instead of FIN; what the kernel took before still arrives."""
+        self.flush()
+        if not self.lost.is_set():
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+
+    def stop_reading(self) -> None:
+        self.flush()
+        if not self.lost.is_set():
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the window grows no further
+            self.transport.pause_reading()
+
+    def _take(self, plain: bytes) -> None:
+        self.record.wire += plain
+        self.inbox += plain
+        self._news.set()
+
+    def _end(self) -> None:
+        self.ended.set()
+        self._news.set()
+
+    def _decrypt(self, tls: ssl.SSLObject, data: bytes) -> None:
+        self._cipher_in.write(data)
+        try:
+            if not self.record.tls:
+                tls.do_handshake()
+                self.record.tls = True
+                self._news.set()
+            while plain := tls.read(65536):
+                self._take(plain)
+            self._end()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            self._end()
+        if not self._fin:
+            self.transport.write(self._cipher_out.read())  # of a failed handshake: the alert
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """One authority for all tests of a process; clients trust it by `ca_file`."""
+
+    ca_file: Path
+    self_signed_file: Path  # what `self_signed` shows, to be trusted by itself
+    _authority: trustme.CA
+
+    def server(self, *names: str) -> ssl.SSLContext:
+        """Show a good certificate, by default for localhost, 127.0.0.1 and ::1."""
+        return _context(self._authority.issue_cert(*(names or LOCAL)))
+
+    def expired(self, *names: str, on: datetime.datetime = LONG_AGO) -> ssl.SSLContext:
+        return _context(self._authority.issue_cert(*(names or LOCAL), not_after=on))
+
+    def wrong_name(self, name: str = "other.test") -> ssl.SSLContext:
+        return _context(self._authority.issue_cert(name))
+
+    def untrusted(self) -> ssl.SSLContext:
+        """Show a certificate of an authority nobody knows."""
+        return _context(trustme.CA().issue_cert(*LOCAL))
+
+    def self_signed(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.self_signed_file)
+        return context
+
+    def tls10_only(self) -> ssl.SSLContext:
+        """Speak TLS 1.0 and nothing newer; OpenSSL 3 does so at security level 0 only."""
+        context = self.server()
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
+        return context
+
+
+@functools.cache
+def certificates() -> Certificates:
+    """Make the authority and its files once for this process; they go with it."""
+    authority = trustme.CA()
+    directory = tempfile.mkdtemp(prefix="relay-tls-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    ca_file, self_signed_file = Path(directory, "ca.pem"), Path(directory, "self-signed.pem")
+    authority.cert_pem.write_to_path(str(ca_file))
+    self_signed_file.write_bytes(_self_signed())
+    return Certificates(ca_file, self_signed_file, authority)
+
+
+def _raw(reply: Reply) -> bytes:
+    if isinstance(reply, bytes):
+        return reply
+    return f"{reply}\n".replace("\n", "\r\n").encode(errors="surrogateescape")
+
+
+def _context(leaf: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(context)
+    return context
+
+
+def _self_signed() -> bytes:
+    """Make key and certificate for localhost, 127.0.0.1 and ::1, signed by no authority (PEM)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    # trustme keeps the parsing of names to itself; a leaf of its own has the ones needed here
+    leaf = x509.load_pem_x509_certificate(trustme.CA().issue_cert(*LOCAL).cert_chain_pems[0].bytes())
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(LONG_AGO)
+        .not_valid_after(FAR_AWAY)
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private + certificate.public_bytes(serialization.Encoding.PEM)
