@@ -1,8 +1,7 @@
 """Runs the steps on the connection that app.store.database.migrate() hands over."""
 
-from app.store.database import metadata
-
 from alembic import context
+from app.store.database import metadata
 
 connection = context.config.attributes.get("connection")
 if connection is not None:

@@ -59,9 +59,7 @@ def migrate() -> None:
 @commands.command()
 def openapi(
     *,
-    check: Annotated[
-        Path | None, typer.Option("--check", help="Compare with this file in place of writing.")
-    ] = None,
+    check: Annotated[Path | None, typer.Option("--check", help="Compare with this file in place of writing.")] = None,
 ) -> None:
     """Write the OpenAPI document to stdout."""
     import json
@@ -107,6 +105,6 @@ def _serve(settings: Settings) -> None:
     as_json = settings.log is LogFormat.JSON or (settings.log is None and not sys.stderr.isatty())
     set_up_logs(as_json=as_json)
     try:
-        serve(settings, say=lambda text: typer.echo(text))
+        serve(settings, say=typer.echo)
     except ConfigError as error:
         _refuse(error)

@@ -38,9 +38,7 @@ def create_app(settings: Settings) -> App:
 def around(runtime: Runtime) -> App:
     """Build the whole application around a runtime; whoever runs it without a lifespan opens that first."""
     api = create_api(runtime)
-    body_limit = (
-        runtime.settings.max_message_bytes * 3 // 2 + 64 * 1024
-    )  # JSON's escapes, and what is not content
+    body_limit = runtime.settings.max_message_bytes * 3 // 2 + 64 * 1024  # JSON's escapes, and what is not content
     return Gate(send.HotRoute(api, runtime), max_body=body_limit, metrics=runtime.metrics)
 
 
@@ -90,9 +88,7 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     path = request.url.path[:80]
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        refusal: MailError = MethodNotAllowed(
-            f"{path} does not take {request.method[:20]}; it takes {allow}", allow
-        )
+        refusal: MailError = MethodNotAllowed(f"{path} does not take {request.method[:20]}; it takes {allow}", allow)
     elif error.status_code == 404:
         refusal = NotFound(f"There is nothing at {path}; /docs lists what is")
     else:

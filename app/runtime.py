@@ -67,7 +67,7 @@ class Runtime:
         self.metrics = Metrics(__version__)
         self.callers = Callers(settings.api_key)
         self._parts = AsyncExitStack()
-        self._name: str | None | bool = False  # False = not looked up yet
+        self._name: str | bool | None = False  # False = not looked up yet
 
     async def open(self) -> None:
         """Start everything.

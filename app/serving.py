@@ -110,9 +110,7 @@ class _Server(uvicorn.Server):
                 path=str(path),
             )
         except OSError as error:
-            raise ConfigError(
-                f"the operator socket {path} cannot be made: {error.strerror or error}"
-            ) from error
+            raise ConfigError(f"the operator socket {path} cannot be made: {error.strerror or error}") from error
         finally:
             os.umask(mask)
         self.servers.append(server)
@@ -168,6 +166,4 @@ def start_up_text(settings: Settings, port: int) -> str:
 def _relay_line(settings: Settings) -> str:
     profile = settings.profiles[settings.default_profile]
     login = f"logs in as {profile.username}" if profile.wants_login else "without a login"
-    return (
-        f"Sends through {profile.host}:{profile.port} (profile {profile.name}, tls {profile.tls}), {login}."
-    )
+    return f"Sends through {profile.host}:{profile.port} (profile {profile.name}, tls {profile.tls}), {login}."

@@ -49,7 +49,7 @@ def _duration(value: object) -> object:
 
 def _written_address(value: object) -> object:
     if not isinstance(value, str):
-        raise ValueError("write an address: Name <name@example.org>")
+        raise ValueError("write an address: Name <name@example.org>")  # noqa: TRY004 (pydantic wants it)
     # Typebot writes NEXT_PUBLIC_SMTP_FROM="'Name' <name@example.org>".
     return parse_address(re.sub(r"\A\s*'([^']*)'\s*<", r"\1 <", value))
 
@@ -216,12 +216,7 @@ def _paths(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tup
 def _from_environment(environ: Mapping[str, str], origin: dict[tuple[str, ...], str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in environ.items():
-        if (
-            not name.startswith(PREFIX)
-            or value == ""
-            or name == f"{PREFIX}CONFIG"
-            or _is_injected(name, value)
-        ):
+        if not name.startswith(PREFIX) or value == "" or name == f"{PREFIX}CONFIG" or _is_injected(name, value):
             continue
         at = tuple(name.removeprefix(PREFIX).lower().split("__"))
         origin[at] = name
@@ -229,18 +224,14 @@ def _from_environment(environ: Mapping[str, str], origin: dict[tuple[str, ...], 
         for key in at[:-1]:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
-                raise ConfigError(
-                    f"{name}: {PREFIX}{key.upper()} is set to a value of its own; remove one of them"
-                )
+                raise ConfigError(f"{name}: {PREFIX}{key.upper()} is set to a value of its own; remove one of them")
         place[at[-1]] = value
     return tree
 
 
 def _is_injected(name: str, value: str) -> bool:
     """Whether Kubernetes made this variable for a Service that happens to bear our name."""
-    return bool(_KUBERNETES.search(name)) or (
-        name.endswith("_PORT") and value.startswith(("tcp://", "udp://"))
-    )
+    return bool(_KUBERNETES.search(name)) or (name.endswith("_PORT") and value.startswith(("tcp://", "udp://")))
 
 
 _SMTP_KEYS = {
@@ -279,9 +270,7 @@ def _from_smtp_names(
     if not said:
         return {}
     if "SMTP_HOST" not in said:
-        raise ConfigError(
-            f"{sorted(said)[0]} is set, but SMTP_HOST is not: set SMTP_HOST to the relay's host name"
-        )
+        raise ConfigError(f"{min(said)} is set, but SMTP_HOST is not: set SMTP_HOST to the relay's host name")
     relay: dict[str, Any] = {key: said[name] for name, key in _SMTP_KEYS.items() if name in said}
     if "from" not in relay and environ.get("NEXT_PUBLIC_SMTP_FROM"):
         relay["from"] = environ["NEXT_PUBLIC_SMTP_FROM"]
@@ -293,9 +282,7 @@ def _from_smtp_names(
 
 def _apply_switches(said: Mapping[str, str], relay: dict[str, Any], warnings: list[str]) -> None:
     wanted = {
-        name: mode
-        for name, mode in (("SMTP_SECURE", "implicit"), ("SMTP_IGNORE_TLS", "none"))
-        if _switch(said, name)
+        name: mode for name, mode in (("SMTP_SECURE", "implicit"), ("SMTP_IGNORE_TLS", "none")) if _switch(said, name)
     }
     modes = {*wanted.values(), *([relay["tls"].lower()] if "tls" in relay else [])}
     if len(modes) > 1:
@@ -328,9 +315,7 @@ def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
 def _fault(error: Any, origin: Mapping[tuple[str, ...], str]) -> str:
     """Say in one line which setting is wrong, how, and what would be right."""
     at = tuple(str(part) for part in error["loc"])
-    where = origin.get(at) or next(
-        (origin[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origin), ".".join(at)
-    )
+    where = origin.get(at) or next((origin[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origin), ".".join(at))
     if error["type"] == "extra_forbidden":
         near = get_close_matches(at[-1], _known_keys(at[:-1]), n=1, cutoff=0.6)
         spelt = at[-1].upper() if where.startswith(PREFIX) else at[-1]
@@ -452,7 +437,7 @@ def _parse_listen(text: str) -> Listen:
         raise ConfigError(
             f"{PREFIX}LISTEN={text} is not an address; write host:port, such as 127.0.0.1:8587 or [::1]:8587"
         )
-    return Listen(host.strip("[]") or "0.0.0.0", int(port))
+    return Listen(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 (":8587" says so)
 
 
 def _parse_database_url(url: str) -> Path:
@@ -468,9 +453,7 @@ def _parse_database_url(url: str) -> Path:
         raise ConfigError(
             f"{PREFIX}DATABASE_URL: PostgreSQL comes with a later version; name a SQLite file, such as var/mailchute.db"
         )
-    raise ConfigError(
-        f"{PREFIX}DATABASE_URL: {scheme}:// is not known; name a SQLite file, such as var/mailchute.db"
-    )
+    raise ConfigError(f"{PREFIX}DATABASE_URL: {scheme}:// is not known; name a SQLite file, such as var/mailchute.db")
 
 
 def _is_sandbox(written: _Written, listen: Listen) -> bool:
@@ -500,6 +483,4 @@ def _default_profile(written: _Written, *, by_environment: bool) -> str:
         return "default"
     if len(names) == 1:
         return names[0]
-    raise ConfigError(
-        f"default_profile is not set, and there are several profiles: name one of {', '.join(names)}"
-    )
+    raise ConfigError(f"default_profile is not set, and there are several profiles: name one of {', '.join(names)}")

@@ -70,12 +70,8 @@ class Metrics:
             ["profile", "error_code", "reason"],
             registry=r,
         )
-        self.queue_messages = Gauge(
-            "mailchute_queue_messages", "Messages that wait, by state.", ["state"], registry=r
-        )
-        self.queue_oldest = Gauge(
-            "mailchute_queue_oldest_seconds", "Age of the oldest message that waits.", registry=r
-        )
+        self.queue_messages = Gauge("mailchute_queue_messages", "Messages that wait, by state.", ["state"], registry=r)
+        self.queue_oldest = Gauge("mailchute_queue_oldest_seconds", "Age of the oldest message that waits.", registry=r)
         self.in_doubt = Gauge("mailchute_in_doubt", "Messages whose outcome nobody knows.", registry=r)
         self.circuit_open = Gauge(
             "mailchute_circuit_open",

@@ -9,9 +9,7 @@ down_revision = None
 
 
 def _of_message() -> sa.Column:
-    return sa.Column(
-        "message_id", sa.LargeBinary(16), sa.ForeignKey("messages.id", ondelete="CASCADE"), nullable=False
-    )
+    return sa.Column("message_id", sa.LargeBinary(16), sa.ForeignKey("messages.id", ondelete="CASCADE"), nullable=False)
 
 
 def upgrade() -> None:

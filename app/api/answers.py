@@ -206,9 +206,7 @@ def attempt(record: AttemptRecord) -> dict[str, Any]:
         "smtp_code": facts.get("smtp_code"),
         "enhanced_code": facts.get("enhanced_code"),
         "handover": record.handover,
-        "transcript": [
-            {"ms": ms, "dir": dir_, "line": line} for ms, dir_, line in facts.get("transcript", [])
-        ],
+        "transcript": [{"ms": ms, "dir": dir_, "line": line} for ms, dir_, line in facts.get("transcript", [])],
     }
 
 
@@ -246,9 +244,7 @@ def sentence(snapshot: Snapshot) -> str:
         case MessageState.SENDING:
             return "accepted, being sent"
         case MessageState.DEFERRED if snapshot.failure and snapshot.failure.cls is FailureClass.CONFIGURATION:
-            return (
-                f"not sent; {said}; will be sent once the profile works, until {instant(snapshot.expires_at)}"
-            )
+            return f"not sent; {said}; will be sent once the profile works, until {instant(snapshot.expires_at)}"
         case MessageState.DEFERRED:
             at = instant(snapshot.next_attempt_at) if snapshot.next_attempt_at else "its time"
             return f"not sent yet; {said}; tried again at {at}"

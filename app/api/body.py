@@ -46,8 +46,22 @@ _RECIPIENTS_SCHEMA: dict[str, Any] = {
 }
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,76}\Z")  # RFC 5322 §3.6.8
 _STRUCTURAL = frozenset(
-    "from sender to cc bcc reply-to subject date message-id received return-path dkim-signature "
-    "authentication-results delivered-to".split()
+    [
+        "from",
+        "sender",
+        "to",
+        "cc",
+        "bcc",
+        "reply-to",
+        "subject",
+        "date",
+        "message-id",
+        "received",
+        "return-path",
+        "dkim-signature",
+        "authentication-results",
+        "delivered-to",
+    ]
 )
 _STRUCTURAL_PREFIXES = ("content-", "mime-", "resent-", "arc-")
 _OWN_FIELD = {
@@ -109,9 +123,7 @@ def _one_or_more(item: object) -> list[Address]:
         )
     unknown = item.keys() - {"email", "name"}
     if unknown:
-        raise InvalidAddress(
-            f"{sorted(unknown)[0][:80]!r} is not a field of an address; only email and name are"
-        )
+        raise InvalidAddress(f"{min(unknown)[:80]!r} is not a field of an address; only email and name are")
     email, name = item.get("email"), item.get("name") or ""
     if not isinstance(email, str) or not isinstance(name, str):
         raise InvalidAddress('an address needs "email", a string, and may have "name", a string')
@@ -152,9 +164,7 @@ def _fields(value: object) -> tuple[tuple[str, str], ...]:
         raise _wrong([("", f'headers is an object such as {{"X-Ticket": "4711"}}, not {_kind(value)}')])
     if len(value) > MAX_FIELDS:
         raise _wrong([("", f"{len(value)} header fields are too many; at most {MAX_FIELDS} are taken")])
-    faults = [
-        (f"/{_escaped(name)}", why) for name, text in value.items() if (why := _field_fault(name, text))
-    ]
+    faults = [(f"/{_escaped(name)}", why) for name, text in value.items() if (why := _field_fault(name, text))]
     if faults:
         raise _wrong(faults)
     return tuple(value.items())
@@ -225,9 +235,7 @@ _Addresses = Annotated[tuple[Address, ...], PlainValidator(_addresses)]
 class SendRequest(BaseModel):
     """A message to send. At least one recipient, and at least one of text and html."""
 
-    model_config = ConfigDict(
-        extra="allow", title="SendRequest", json_schema_extra={"additionalProperties": False}
-    )
+    model_config = ConfigDict(extra="allow", title="SendRequest", json_schema_extra={"additionalProperties": False})
 
     to: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "recipients")] = ()
     cc: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "shown recipients of a copy")] = ()
@@ -238,9 +246,7 @@ class SendRequest(BaseModel):
         PlainValidator(_one_address),
         _schema(_RECIPIENTS_SCHEMA, "sender; default: the profile's, else default_from"),
     ] = Field(default=None, alias="from")
-    subject: Annotated[
-        str, PlainValidator(_subject), _schema({**_STRING, "maxLength": MAX_SUBJECT}, "subject")
-    ] = ""
+    subject: Annotated[str, PlainValidator(_subject), _schema({**_STRING, "maxLength": MAX_SUBJECT}, "subject")] = ""
     text: Annotated[str | None, PlainValidator(_text), _schema(_STRING, "the plain text body")] = None
     html: Annotated[str | None, PlainValidator(_text), _schema(_STRING, "the HTML body")] = None
     headers: Annotated[
@@ -251,9 +257,9 @@ class SendRequest(BaseModel):
             "extra header fields; structural ones (From, Date, MIME-*, Content-* …) are refused by name",
         ),
     ] = ()
-    profile: Annotated[
-        str | None, PlainValidator(_text), _schema(_STRING, "which relay; default: default_profile")
-    ] = None
+    profile: Annotated[str | None, PlainValidator(_text), _schema(_STRING, "which relay; default: default_profile")] = (
+        None
+    )
     tags: Annotated[
         tuple[str, ...],
         PlainValidator(_tags),
@@ -274,7 +280,7 @@ class SendRequest(BaseModel):
             {"anyOf": [{"type": "object", "additionalProperties": {"type": "string"}}, {"type": "null"}]},
             "your own flat facts, 4 kB at most; given back, never sent",
         ),
-    ] = {}  # noqa: RUF012 (pydantic copies it)
+    ] = {}
     expires_in: Annotated[
         float | None,
         PlainValidator(_expires_in),

@@ -324,9 +324,7 @@ class Gate:
             label = scope.get("mailchute.route") or getattr(route, "path", "other")
             self._metrics.http_request.labels(label, str(status)).observe(perf_counter() - began)
 
-    def _complete(
-        self, headers: Iterable[tuple[bytes, bytes]], request_id: bytes
-    ) -> list[tuple[bytes, bytes]]:
+    def _complete(self, headers: Iterable[tuple[bytes, bytes]], request_id: bytes) -> list[tuple[bytes, bytes]]:
         whole = [*headers, (b"x-request-id", request_id)]
         names = {name for name, _ in whole}
         whole.extend(header for header in (*_SECURITY, _CLOSED_POLICY) if header[0] not in names)

@@ -110,6 +110,4 @@ def _cursor(text: str) -> UUID:
     try:
         return UUID(bytes=urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except ValueError as error:
-        raise InvalidMessage.of(
-            [Fault("", "cursor is not one that we gave; leave it out to begin")]
-        ) from error
+        raise InvalidMessage.of([Fault("", "cursor is not one that we gave; leave it out to begin")]) from error

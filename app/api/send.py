@@ -7,6 +7,7 @@ OpenAPI and for whoever mounts the app without the hot route. Both call `respond
 from __future__ import annotations
 
 import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from app.api.answers import MessageAnswer
@@ -89,9 +90,7 @@ class HotRoute:
         ],
         "requestBody": {
             "required": True,
-            "content": {
-                "application/json": {"schema": SendRequest.model_json_schema(), "example": dict(example())}
-            },
+            "content": {"application/json": {"schema": SendRequest.model_json_schema(), "example": dict(example())}},
         },
     },
 )
@@ -163,9 +162,7 @@ def _check_media_type(headers: Headers, body: bytes) -> None:
             raise fault
     if kind != "application/json":
         was = f"it was {kind[:80]}" if kind else "there was none"
-        raise UnsupportedMedia(
-            f"Send the body as JSON, with the header Content-Type: application/json ({was})"
-        )
+        raise UnsupportedMedia(f"Send the body as JSON, with the header Content-Type: application/json ({was})")
     charset = parameters.replace(" ", "").partition("charset=")[2].strip('"')
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
         raise UnsupportedMedia(f"Send the body in UTF-8, not {charset[:40]}")

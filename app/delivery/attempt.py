@@ -40,9 +40,7 @@ async def carry_out(
             session = await pool.lease(profile, attempt, fresh=fresh)
             our_address = session.our_address
             try:
-                report = await deliver(
-                    session, claim.envelope, content, attempt, before_handover=before_handover
-                )
+                report = await deliver(session, claim.envelope, content, attempt, before_handover=before_handover)
                 break
             except StaleSession:
                 if fresh:

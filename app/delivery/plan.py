@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias, assert_never
 
-from app.mail.errors import ErrorCode, Reason
+from app.mail.codes import ErrorCode, Reason
 from app.mail.message import Claim, Recipient
 from app.mail.outcome import (
     Deferred,

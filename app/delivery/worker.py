@@ -22,7 +22,8 @@ import structlog
 from app.delivery.attempt import carry_out
 from app.delivery.plan import Done, GiveUp, RetryAt, Step, ending, next_step
 from app.mail.attempt import Attempt
-from app.mail.errors import ErrorCode, LeaseLost, Reason, StoreUnavailable
+from app.mail.codes import ErrorCode, Reason
+from app.mail.errors import LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Recipient, Snapshot
 from app.mail.outcome import Deferred, Failure, FailureClass, InDoubt, MessageState, Outcome, Phase
 from app.mail.profile import Profile, stand_in
@@ -76,9 +77,7 @@ class Worker:
         self._now = now
         self._random_bits = random_bits
         self._clock = clock
-        self._lanes = {
-            name: _Lane(profile, max(8, 4 * profile.max_connections)) for name, profile in profiles.items()
-        }
+        self._lanes = {name: _Lane(profile, max(8, 4 * profile.max_connections)) for name, profile in profiles.items()}
         self._known = frozenset(profiles)
         self._loops: list[asyncio.Task[None]] = []
         self._attempts: set[asyncio.Task[None]] = set()
@@ -179,9 +178,7 @@ class Worker:
         lane.under_way += at_most  # held while the claim is under way, so that a hand-off cannot overfill
         claims: list[Claim] = []
         try:
-            claims, due = await self._outbox.claim(
-                name, lease=self._lease(), at_most=at_most, now=self._now()
-            )
+            claims, due = await self._outbox.claim(name, lease=self._lease(), at_most=at_most, now=self._now())
         finally:
             lane.under_way -= at_most - len(claims)
         for claim in claims:
@@ -220,15 +217,11 @@ class Worker:
     async def _try(self, claim: Claim, profile: Profile) -> None:
         said = claim.snapshot
         if self._now() >= said.expires_at:
-            last = said.failure or self._failure(
-                profile, ErrorCode.EEXPIRED, Reason.EXPIRED, FailureClass.PERMANENT
-            )
+            last = said.failure or self._failure(profile, ErrorCode.EEXPIRED, Reason.EXPIRED, FailureClass.PERMANENT)
             await self._record(claim, None, {a: Deferred(last) for a in claim.pending}, GiveUp())
             return
         if profile.name not in self._known:
-            gone = self._failure(
-                profile, ErrorCode.ECONFIG, Reason.PROFILE_UNKNOWN, FailureClass.CONFIGURATION
-            )
+            gone = self._failure(profile, ErrorCode.ECONFIG, Reason.PROFILE_UNKNOWN, FailureClass.CONFIGURATION)
             again = self._now() + timedelta(seconds=self._schedule.waits[-1])
             await self._record(claim, None, {a: Deferred(gone) for a in claim.pending}, RetryAt(again))
             return
@@ -265,15 +258,13 @@ class Worker:
         attempt.end()
         attempt.failure = failure
         outcome = InDoubt(failure) if attempt.handover else Deferred(failure)
-        return {address: outcome for address in claim.pending}
+        return dict.fromkeys(claim.pending, outcome)
 
     async def _interrupt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
         """We are stopped in the middle of an attempt (situation 44)."""
         attempt.end()
         if attempt.handover:
-            attempt.failure = self._failure(
-                profile, ErrorCode.EINDOUBT, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN
-            )
+            attempt.failure = self._failure(profile, ErrorCode.EINDOUBT, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
             await self._record(claim, attempt, {a: InDoubt(attempt.failure) for a in claim.pending}, Done())
             return
         said = claim.snapshot
@@ -287,7 +278,7 @@ class Worker:
         )
 
     async def _settle_interrupted(self, claim: Claim, started_at: datetime, *, marked: bool) -> None:
-        """An earlier process ended in the middle of an attempt: with the mark it is in doubt, without certainly not sent."""
+        """An earlier process ended in mid-attempt: with the mark in doubt, without it certainly not sent."""
         said = claim.snapshot
         profile = self._lanes[said.profile].profile if said.profile in self._lanes else stand_in(said.profile)
         attempt = Attempt(said.attempts, said.profile, started_at, self._clock, handover=marked)
@@ -298,27 +289,21 @@ class Worker:
             outcome: Outcome = InDoubt(failure)
             step: Step = Done()
         else:
-            failure = self._failure(
-                profile, ErrorCode.EMESSAGE, Reason.WORKER_CRASHED, FailureClass.TEMPORARY
-            )
+            failure = self._failure(profile, ErrorCode.EMESSAGE, Reason.WORKER_CRASHED, FailureClass.TEMPORARY)
             outcome = Deferred(failure)
             step = RetryAt(self._now())
         attempt.failure = failure
-        await self._record(claim, attempt, {a: outcome for a in claim.pending}, step)
+        await self._record(claim, attempt, dict.fromkeys(claim.pending, outcome), step)
 
     def _failure(self, profile: Profile, code: ErrorCode, reason: Reason, cls: FailureClass) -> Failure:
-        return classify.failure(
-            profile, Phase.CONTENT, code, reason, cls, _SAID[reason].format(profile=profile.name)
-        )
+        return classify.failure(profile, Phase.CONTENT, code, reason, cls, _SAID[reason].format(profile=profile.name))
 
     def _jitter(self) -> float:
         return 0.9 + 0.2 * self._random_bits(20) / (1 << 20)
 
     # its end
 
-    async def _record(
-        self, claim: Claim, attempt: Attempt | None, outcomes: Mapping[str, Outcome], step: Step
-    ) -> None:
+    async def _record(self, claim: Claim, attempt: Attempt | None, outcomes: Mapping[str, Outcome], step: Step) -> None:
         end = ending(claim, outcomes, step)
         await self._write(
             claim,
@@ -342,9 +327,7 @@ class Worker:
         """Record until the store takes it: the verdict is known and must not be lost, nor the mail sent twice."""
         while True:
             writing = asyncio.ensure_future(
-                self._outbox.record(
-                    claim, attempt, state=state, after=recipients, failure=failure, next_attempt_at=at
-                )
+                self._outbox.record(claim, attempt, state=state, after=recipients, failure=failure, next_attempt_at=at)
             )
             try:
                 snapshot = await asyncio.shield(writing)
@@ -363,7 +346,7 @@ class Worker:
             for phase, ms in attempt.phases.items():
                 self._metrics.smtp_phase.labels(profile, phase).observe(ms / 1000)
         log.info(
-            f"delivery.{snapshot.state}",
+            _EVENTS[snapshot.state],
             message_id=str(snapshot.id),
             profile=profile,
             attempt=snapshot.attempts,
@@ -376,6 +359,8 @@ class Worker:
             if lane is not None:
                 lane.wake.set()  # it may be due before what the loop sleeps for
 
+
+_EVENTS = {state: f"delivery.{state}" for state in MessageState}
 
 _SAID = {
     Reason.EXPIRED: "The message expired before it could be tried",

@@ -23,7 +23,9 @@ from app.mail.errors import NotFound
 from app.mail.profile import SANDBOX_PROFILE
 
 PAGE = 50
-_POLICY = b"default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_POLICY = (
+    b"default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of)])
 
@@ -39,9 +41,7 @@ async def sandbox(request: Request, before: str = "") -> Response:
     )
     page = found[:PAGE]
     older = str(page[-1].id) if len(found) > PAGE else ""
-    return _render(
-        "sandbox.html", messages=page, older=older, instant=instant, is_sandbox=runtime.settings.sandbox
-    )
+    return _render("sandbox.html", messages=page, older=older, instant=instant, is_sandbox=runtime.settings.sandbox)
 
 
 @router.get("/sandbox/{id}")

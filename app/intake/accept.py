@@ -103,8 +103,7 @@ class Intake:
             envelope=Envelope(
                 envelope_sender,
                 tuple(address.addr_spec for address in recipients),
-                smtputf8=not envelope_sender.isascii()
-                or any(a.needs_smtputf8 for a in (*shown, *recipients)),
+                smtputf8=not envelope_sender.isascii() or any(a.needs_smtputf8 for a in (*shown, *recipients)),
             ),
             subject=draft.subject,
             profile=profile.name,
@@ -139,9 +138,7 @@ def _check_content(draft: Draft, recipients: tuple[Address, ...]) -> None:
     if not recipients:
         faults.append(Fault("/to", "nobody to send to: give at least one address in to, cc or bcc"))
     if len(recipients) > MAX_RECIPIENTS:
-        faults.append(
-            Fault("/to", f"{len(recipients)} recipients are too many; at most {MAX_RECIPIENTS} a message")
-        )
+        faults.append(Fault("/to", f"{len(recipients)} recipients are too many; at most {MAX_RECIPIENTS} a message"))
     if draft.text is None and draft.html is None:
         faults.append(Fault("/text", "there is nothing to send: give text, html or both"))
     if faults:

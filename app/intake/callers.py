@@ -58,9 +58,7 @@ class Callers:
             given = sha256((visit.credential or "").encode("utf-8", "replace")).digest()
             if hmac.compare_digest(given, self._digest):
                 return _ANYONE
-            raise Unauthenticated(
-                "A valid API key is needed: send it as Authorization: Bearer … or as X-API-Key"
-            )
+            raise Unauthenticated("A valid API key is needed: send it as Authorization: Bearer … or as X-API-Key")
         if _is_local(visit):
             return _ANYONE
         raise Unauthenticated(

@@ -85,9 +85,7 @@ def parse_address(text: str) -> Address:
     """
     text = text.strip()
     if len(text) > MAX_TEXT:
-        raise InvalidAddress(
-            f"an address of {len(text)} characters is too long; at most {MAX_TEXT} are taken"
-        )
+        raise InvalidAddress(f"an address of {len(text)} characters is too long; at most {MAX_TEXT} are taken")
     found = _ANGLE.match(text)
     if found is None:
         if text.startswith("'") and text.endswith(">"):
@@ -107,9 +105,7 @@ def mailbox(addr_spec: str, name: str) -> Address:
         InvalidAddress: `addr_spec` is not a bare `local@domain`, or `name` holds control characters.
     """
     if len(addr_spec) > MAX_TEXT:
-        raise InvalidAddress(
-            f"an address of {len(addr_spec)} characters is too long; at most {MAX_TEXT} are taken"
-        )
+        raise InvalidAddress(f"an address of {len(addr_spec)} characters is too long; at most {MAX_TEXT} are taken")
     return _parse_spec(addr_spec.strip(), name=checked_name(name.strip()))
 
 
@@ -118,9 +114,7 @@ def checked_name(name: str) -> str:
     if CONTROL.search(name):
         raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
     if len(name) > MAX_TEXT:
-        raise InvalidAddress(
-            f"a display name of {len(name)} characters is too long; at most {MAX_TEXT} are taken"
-        )
+        raise InvalidAddress(f"a display name of {len(name)} characters is too long; at most {MAX_TEXT} are taken")
     return name
 
 
@@ -132,13 +126,7 @@ def shown(text: str) -> str:
 
 def _parse_spec(spec: str, *, name: str) -> Address:
     local, at, domain = spec.rpartition("@")
-    if (
-        at
-        and len(local) <= MAX_LOCAL
-        and len(domain) <= MAX_DOMAIN
-        and _DOT_ATOM.match(local)
-        and _HOST.match(domain)
-    ):
+    if at and len(local) <= MAX_LOCAL and len(domain) <= MAX_DOMAIN and _DOT_ATOM.match(local) and _HOST.match(domain):
         return Address(local, domain.lower(), name)
     raise_why(spec)
     return _parse_international(spec, name=name)
@@ -163,24 +151,14 @@ def raise_why(spec: str) -> None:
     if "(" in spec or ")" in spec:
         raise InvalidAddress(f"{shown(spec)}: comments are not taken; remove the brackets")
     if "<" in spec or ">" in spec:
-        raise InvalidAddress(
-            f"{shown(spec)}: the angle brackets do not match; write: Name <name@example.org>"
-        )
+        raise InvalidAddress(f"{shown(spec)}: the angle brackets do not match; write: Name <name@example.org>")
     if any(c.isspace() for c in spec):
         raise InvalidAddress(f"{shown(spec)}: there is a space in the address; separate several by a comma")
     if "@" in local:
-        raise InvalidAddress(
-            f"{shown(spec)}: there is more than one @; separate several addresses by a comma"
-        )
+        raise InvalidAddress(f"{shown(spec)}: there is more than one @; separate several addresses by a comma")
     if len(local.encode("utf-8", "replace")) > MAX_LOCAL:
         raise InvalidAddress(f"{shown(spec)}: the part before the @ is longer than {MAX_LOCAL} octets")
-    if (
-        domain.endswith(".")
-        or ".." in spec
-        or local.startswith(".")
-        or local.endswith(".")
-        or domain.startswith(".")
-    ):
+    if domain.endswith(".") or ".." in spec or local.startswith(".") or local.endswith(".") or domain.startswith("."):
         raise InvalidAddress(f"{shown(spec)}: a dot stands where none may be; write name@example.org")
     if spec.isascii():
         raise InvalidAddress(f"{shown(spec)} contains characters that an address may not have")
@@ -195,6 +173,6 @@ def _parse_international(spec: str, *, name: str) -> Address:
     except EmailNotValidError as error:
         raise InvalidAddress(f"{shown(spec)} is not an address: {error}") from error
     domain = valid.ascii_domain
-    if domain is None or not _HOST.match(domain) or CONTROL.search(valid.local_part):
+    if not _HOST.match(domain) or CONTROL.search(valid.local_part):
         raise InvalidAddress(f"{shown(spec)} is not an address: the domain is not a host name")
     return Address(valid.local_part, domain.lower(), name)

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from app.mail.errors import Reason
+from app.mail.codes import Reason
 from app.mail.profile import Profile, TlsMode
 
-Facts: TypeAlias = Mapping[
-    str, str
-]  # what only the conversation knows: names, dates, mechanisms, our address
+Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
 
 
@@ -73,9 +71,7 @@ def _tls_cert_expired(p: Profile, facts: Facts) -> str:
 def _tls_hostname_mismatch(p: Profile, facts: Facts) -> str:
     names = facts.get("names")
     if not names:
-        return (
-            f"The relay's certificate is not for {p.host}: set {p.setting('host')} to the name that it bears."
-        )
+        return f"The relay's certificate is not for {p.host}: set {p.setting('host')} to the name that it bears."
     first = names.split(", ")[0]
     return (
         f"The relay's certificate is for {names}, not for {p.host}: set {p.setting('host', first)} if that name "
@@ -110,9 +106,7 @@ def _auth_rejected(p: Profile, _: Facts) -> str:
 
 def _auth_mechanism_unsupported(p: Profile, facts: Facts) -> str:
     offered = facts.get("offered") or "none that we know"
-    return (
-        f"The relay offers these mechanisms: {offered}; set {p.setting('auth', 'auto')}, or name one of them."
-    )
+    return f"The relay offers these mechanisms: {offered}; set {p.setting('auth', 'auto')}, or name one of them."
 
 
 def _auth_required(p: Profile, _: Facts) -> str:
@@ -123,7 +117,7 @@ def _auth_required(p: Profile, _: Facts) -> str:
     )
 
 
-def _relay_denied(p: Profile, facts: Facts) -> str:
+def _relay_denied(_: Profile, facts: Facts) -> str:
     ours = facts.get("our_address")
     whom = f"our address {ours}" if ours else "this machine's address"
     return (
@@ -132,7 +126,7 @@ def _relay_denied(p: Profile, facts: Facts) -> str:
     )
 
 
-def _message_too_large(p: Profile, facts: Facts) -> str:
+def _message_too_large(_: Profile, facts: Facts) -> str:
     limit = f" of {facts['limit']} bytes" if facts.get("limit") else ""
     return f"The message is over the relay's limit{limit}: send less, or have the limit raised there."
 
@@ -146,9 +140,7 @@ def _fixed(text: str) -> _Hint:
 
 
 def _with_host(text: str) -> _Hint:
-    return lambda p, _facts: text.format(
-        host_port=_host_port(p), host=p.setting("host"), name=p.host, port=p.port
-    )
+    return lambda p, _facts: text.format(host_port=_host_port(p), host=p.setting("host"), name=p.host, port=p.port)
 
 
 _HINTS: Mapping[Reason, _Hint] = {
@@ -157,12 +149,8 @@ _HINTS: Mapping[Reason, _Hint] = {
         "There is no way from here to {name}: check {host}, the network and firewalls."
     ),
     Reason.HOST_NOT_FOUND: _with_host("The name {name} does not exist: check {host}."),
-    Reason.DNS_FAILURE: _with_host(
-        "The name {name} could not be looked up now: check this machine's DNS servers."
-    ),
-    Reason.CONNECT_TIMEOUT: _with_host(
-        "Nothing answers at {name} port {port}: check {host_port}, and firewalls."
-    ),
+    Reason.DNS_FAILURE: _with_host("The name {name} could not be looked up now: check this machine's DNS servers."),
+    Reason.CONNECT_TIMEOUT: _with_host("Nothing answers at {name} port {port}: check {host_port}, and firewalls."),
     Reason.GREETING_REFUSED: _fixed(
         "The relay turns this machine away: ask its operator whether our address is allowed."
     ),
@@ -187,13 +175,9 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.TLS_TIMEOUT: _with_host(
         "The TLS handshake did not end: check that {host_port} is a TLS port, and firewalls."
     ),
-    Reason.TLS_CONNECTION_LOST: _with_host(
-        "The relay cut the TLS handshake: check that {host_port} is a TLS port."
-    ),
+    Reason.TLS_CONNECTION_LOST: _with_host("The relay cut the TLS handshake: check that {host_port} is a TLS port."),
     Reason.TLS_VERSION_UNSUPPORTED: _fixed("The relay speaks only outdated TLS versions: have it upgraded."),
-    Reason.TLS_HANDSHAKE_FAILED: _fixed(
-        "The TLS handshake failed: the relay's words say why; check its TLS set-up."
-    ),
+    Reason.TLS_HANDSHAKE_FAILED: _fixed("The TLS handshake failed: the relay's words say why; check its TLS set-up."),
     Reason.TLS_MODE_MISMATCH: _tls_mode_mismatch,
     Reason.AUTH_NOT_OFFERED: _auth_not_offered,
     Reason.AUTH_REJECTED: _auth_rejected,
@@ -204,38 +188,26 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.AUTH_UNAVAILABLE: _fixed(
         "The relay cannot check logins for the moment: nothing to change; it is tried again."
     ),
-    Reason.AUTH_NEEDS_TLS: lambda p, _: (
-        f"The relay takes logins only under TLS: set {p.setting('tls', 'starttls')}."
-    ),
+    Reason.AUTH_NEEDS_TLS: lambda p, _: f"The relay takes logins only under TLS: set {p.setting('tls', 'starttls')}.",
     Reason.AUTH_REQUIRED: _auth_required,
-    Reason.SENDER_REFUSED: _fixed(
-        "The relay does not take mail from this sender: use a From address it allows."
-    ),
+    Reason.SENDER_REFUSED: _fixed("The relay does not take mail from this sender: use a From address it allows."),
     Reason.SENDER_DEFERRED: _fixed(
         "The relay does not take this sender now: nothing to change yet; it is tried again."
     ),
-    Reason.BAD_SEQUENCE: _fixed(
-        "The relay lost track of the conversation: nothing to change; it is tried again."
-    ),
+    Reason.BAD_SEQUENCE: _fixed("The relay lost track of the conversation: nothing to change; it is tried again."),
     Reason.MESSAGE_TOO_LARGE: _message_too_large,
     Reason.MAILBOX_UNKNOWN: _fixed("The relay knows no such mailbox: check the address."),
-    Reason.RECIPIENT_REFUSED: _fixed(
-        "The relay refuses this recipient: its words say why; check the address."
-    ),
+    Reason.RECIPIENT_REFUSED: _fixed("The relay refuses this recipient: its words say why; check the address."),
     Reason.RECIPIENT_DEFERRED: _fixed(
         "The relay does not take this recipient now: nothing to change; it is tried again."
     ),
     Reason.RELAY_DENIED: _relay_denied,
     Reason.DATA_REFUSED: _fixed("The relay refused to take the content: its words say why."),
-    Reason.DATA_DEFERRED: _fixed(
-        "The relay does not take the content now: nothing to change; it is tried again."
-    ),
+    Reason.DATA_DEFERRED: _fixed("The relay does not take the content now: nothing to change; it is tried again."),
     Reason.CONTENT_REJECTED: _fixed(
         "The relay refused the content, often as spam: its words say why; change the message."
     ),
-    Reason.CONTENT_DEFERRED: _fixed(
-        "The relay does not take the message now: nothing to change; it is tried again."
-    ),
+    Reason.CONTENT_DEFERRED: _fixed("The relay does not take the message now: nothing to change; it is tried again."),
     Reason.OUTCOME_UNKNOWN: _fixed(
         "The message was handed over and the relay's answer was lost: look for the Message-ID in the relay's log at "
         "that time before you send it again."
@@ -247,17 +219,11 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.UNEXPECTED_REPLY: _with_host(
         "The relay answered out of turn: it is tried again; a proxy before {name} may do that."
     ),
-    Reason.SMTPUTF8_NOT_OFFERED: _fixed(
-        "The relay takes only ASCII addresses: use an ASCII form of this address."
-    ),
+    Reason.SMTPUTF8_NOT_OFFERED: _fixed("The relay takes only ASCII addresses: use an ASCII form of this address."),
     Reason.PROFILE_UNKNOWN: _profile_unknown,
-    Reason.WORKER_CRASHED: _fixed(
-        "The service stopped in the middle of this try, before the content was let go."
-    ),
+    Reason.WORKER_CRASHED: _fixed("The service stopped in the middle of this try, before the content was let go."),
     Reason.EXPIRED: _fixed(
         "The message was not taken in the time it had: mend what the last failure says, and send it again."
     ),
-    Reason.UNEXPECTED: _fixed(
-        "Something happened that we do not know: it is tried again; the log has its name."
-    ),
+    Reason.UNEXPECTED: _fixed("Something happened that we do not know: it is tried again; the log has its name."),
 }

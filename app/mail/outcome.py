@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
-from app.mail.errors import ErrorCode, Reason
+from app.mail.codes import ErrorCode, Reason
 from app.mail.reply import Reply
 
 
@@ -44,7 +44,8 @@ class FailureClass(StrEnum):
 class Failure:
     """Why something was not sent.
 
-    `message` is one sentence with the relay's words in it. `hint` names the setting that cures it, in the dialect that the profile was set in.
+    `message` is one sentence with the relay's words in it. `hint` names the setting that cures it, in the dialect
+    that the profile was set in.
     """
 
     code: ErrorCode
@@ -120,9 +121,7 @@ class MessageState(StrEnum):
         return self in (MessageState.QUEUED, MessageState.SENDING)
 
 
-_MOVING = frozenset(
-    {MessageState.SCHEDULED, MessageState.QUEUED, MessageState.SENDING, MessageState.DEFERRED}
-)
+_MOVING = frozenset({MessageState.SCHEDULED, MessageState.QUEUED, MessageState.SENDING, MessageState.DEFERRED})
 
 
 def message_state(recipients: Iterable[RecipientState], *, while_pending: MessageState) -> MessageState:

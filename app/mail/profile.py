@@ -12,10 +12,12 @@ import hashlib
 import ipaddress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 from app.mail.address import Address
 from app.mail.errors import ConfigError
 
+Value: TypeAlias = str | int | bool | None
 
 SANDBOX_PROFILE = "sandbox"  # the built-in profile that keeps and never sends
 
@@ -99,7 +101,7 @@ class Profile:
             return False
         return bool(self.username and self.password)
 
-    def setting(self, key: str, value: str | int | bool | None = None) -> str:
+    def setting(self, key: str, value: Value = None) -> str:
         """Write a setting in the words in which this profile was set: `SMTP_AUTH=none` or `auth = "none"`."""
         return setting(self.dialect, self.name, key, value)
 
@@ -110,12 +112,10 @@ class Profile:
         return hashlib.sha256(f"{facts}\0{self.password}".encode()).hexdigest()[:16]
 
 
-_ENVIRONMENT_NAMES = frozenset(
-    {"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"}
-)
+_ENVIRONMENT_NAMES = frozenset({"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"})
 
 
-def setting(dialect: Dialect, profile: str, key: str, value: str | int | bool | None = None) -> str:
+def setting(dialect: Dialect, profile: str, key: str, value: Value = None) -> str:
     """Name a profile's setting in a dialect; with `value` as a line that can be pasted."""
     if dialect is Dialect.FILE:
         if value is None:
@@ -166,9 +166,7 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
             the cure in the dialect of `said`.
     """
     if not said.host:
-        raise ConfigError(
-            f"profile {said.name}: {_name(said, 'host')} is missing; give the relay's host name"
-        )
+        raise ConfigError(f"profile {said.name}: {_name(said, 'host')} is missing; give the relay's host name")
     auth = said.auth or AuthMode.AUTO
     warnings: list[str] = []
     if auth is AuthMode.NONE and (said.username or said.password):
@@ -216,7 +214,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _name(said: ProfileFacts, key: str, value: str | int | bool | None = None) -> str:
+def _name(said: ProfileFacts, key: str, value: Value = None) -> str:
     return setting(said.dialect, said.name, key, value)
 
 
@@ -245,12 +243,11 @@ def _port_and_tls(said: ProfileFacts, *, logs_in: bool) -> tuple[int, TlsMode]:
         port = 465
     else:
         port = 25 if said.dialect is Dialect.ENVIRONMENT else 587
-    if tls is None:
-        if port == 465:
-            tls = TlsMode.IMPLICIT
-        else:
-            tls = TlsMode.STARTTLS if logs_in else TlsMode.OPPORTUNISTIC
-    return port, tls
+    if tls is not None:
+        return port, tls
+    if port == 465:
+        return port, TlsMode.IMPLICIT
+    return port, TlsMode.STARTTLS if logs_in else TlsMode.OPPORTUNISTIC
 
 
 def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
@@ -261,13 +258,13 @@ def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
             f"{where}{_name(said, 'tls', 'opportunistic')} could send the password in clear; "
             f"set {_name(said, 'tls', 'starttls')}, or remove the credentials"
         )
-    if profile.wants_login and profile.tls is TlsMode.NONE:
-        if not (profile.allow_cleartext_auth or is_loopback(profile.host)):
-            raise ConfigError(
-                f"{where}{_name(said, 'tls', 'none')} would send the password in clear; set "
-                f"{_name(said, 'tls', 'starttls')}, or say that you want that: "
-                f"{_name(said, 'allow_cleartext_auth', True)}"
-            )
+    in_clear = profile.wants_login and profile.tls is TlsMode.NONE
+    if in_clear and not (profile.allow_cleartext_auth or is_loopback(profile.host)):
+        raise ConfigError(
+            f"{where}{_name(said, 'tls', 'none')} would send the password in clear; set "
+            f"{_name(said, 'tls', 'starttls')}, or say that you want that: "
+            f"{_name(said, 'allow_cleartext_auth', True)}"
+        )
     if said.ca_file and said.verify is False:
         raise ConfigError(
             f"{where}{_name(said, 'ca_file')} and {_name(said, 'verify', False)} contradict each other; remove one"

@@ -12,7 +12,7 @@ import socket
 import ssl
 
 from app.mail.attempt import Attempt
-from app.mail.errors import ErrorCode, Reason
+from app.mail.codes import ErrorCode, Reason
 from app.mail.hints import Facts, hint
 from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import Profile, TlsMode
@@ -102,9 +102,7 @@ def starttls(profile: Profile, reply: Reply) -> Failure:
         reason, cls = Reason.TLS_NOT_OFFERED, _C
     else:
         reason, cls = Reason.TLS_UNAVAILABLE, _T
-    return failure(
-        profile, Phase.STARTTLS, ErrorCode.ETLS, reason, cls, "The relay refused STARTTLS", reply=reply
-    )
+    return failure(profile, Phase.STARTTLS, ErrorCode.ETLS, reason, cls, "The relay refused STARTTLS", reply=reply)
 
 
 def auth(profile: Profile, reply: Reply, *, offered: str) -> Failure:
@@ -186,9 +184,7 @@ def _at_mail(profile: Profile, attempt: Attempt, reply: Reply) -> Failure:
             reply=reply,
         )
     if reply.code == 552:
-        return failure(
-            profile, Phase.MAIL, ErrorCode.ETOOLARGE, Reason.MESSAGE_TOO_LARGE, _P, "Too large", reply=reply
-        )
+        return failure(profile, Phase.MAIL, ErrorCode.ETOOLARGE, Reason.MESSAGE_TOO_LARGE, _P, "Too large", reply=reply)
     if reply.code == 503:
         return failure(
             profile,
@@ -499,7 +495,7 @@ def greeting_timeout(profile: Profile) -> Failure:
 
 def tls(profile: Profile, error: BaseException, *, facts: Facts | None = None) -> Failure:
     """Read what a TLS handshake raised."""
-    code, reason, cls = _tls_reason(profile, error)
+    code, reason, cls = _tls_reason(error)
     said = getattr(error, "verify_message", None) or getattr(error, "reason", None) or str(error) or "cut"
     return failure(
         profile,
@@ -512,7 +508,7 @@ def tls(profile: Profile, error: BaseException, *, facts: Facts | None = None) -
     )
 
 
-def _tls_reason(profile: Profile, error: BaseException) -> tuple[ErrorCode, Reason, FailureClass]:
+def _tls_reason(error: BaseException) -> tuple[ErrorCode, Reason, FailureClass]:
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == 62 or "mismatch" in str(error).lower():  # X509_V_ERR_HOSTNAME_MISMATCH
             return ErrorCode.ETLS, Reason.TLS_HOSTNAME_MISMATCH, _C

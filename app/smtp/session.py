@@ -21,7 +21,8 @@ from typing import Any, TypeAlias, cast
 import aiosmtplib
 
 from app.mail.attempt import Attempt
-from app.mail.errors import ErrorCode, Reason, TransactionError
+from app.mail.codes import ErrorCode, Reason
+from app.mail.errors import TransactionError
 from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import AuthMode, Profile, TlsMode, is_loopback
 from app.mail.reply import Reply, printable
@@ -163,9 +164,7 @@ class _Opening:
         # uvloop's transports are no subclass of asyncio's, but they are transports.
         transport = cast("asyncio.Transport | None", client.transport)
         if transport is None or transport.is_closing():
-            raise TransactionError(
-                classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False)
-            )
+            raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
         return Session(self._profile, Wire(transport), self._attempt, extensions)
 
     async def _look_up(self) -> list[SocketAddress]:
@@ -176,9 +175,7 @@ class _Opening:
         except (OSError, UnicodeError) as error:  # TimeoutError and gaierror are OSErrors
             raise TransactionError(classify.lookup(self._profile, error)) from error
         if not found:
-            raise TransactionError(
-                classify.lookup(self._profile, socket.gaierror(socket.EAI_NONAME, "no address"))
-            )
+            raise TransactionError(classify.lookup(self._profile, socket.gaierror(socket.EAI_NONAME, "no address")))
         return found
 
     async def _connect(self, addresses: list[SocketAddress]) -> socket.socket:
@@ -398,9 +395,7 @@ def _read_opening(profile: Profile, phase: Phase, reply: Reply) -> Failure:
 
 
 def _reply(code: int, message: str) -> Reply:
-    return Reply(
-        code, tuple(printable(line.encode("utf-8", "surrogateescape")) for line in message.split("\n"))
-    )
+    return Reply(code, tuple(printable(line.encode("utf-8", "surrogateescape")) for line in message.split("\n")))
 
 
 def _is_timeout(error: BaseException) -> bool:

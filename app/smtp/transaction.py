@@ -165,7 +165,7 @@ class _Transaction:
                 return
             self._note_recipient(address, mail, reply)
         self._attempt.enter(Phase.DATA)
-        await self._after_data(await self._reply(self._timeouts.data), mail)
+        await self._after_data(await self._reply(self._timeouts.data))
 
     async def _step_by_step(self) -> None:
         self._attempt.enter(Phase.MAIL)
@@ -182,11 +182,11 @@ class _Transaction:
                     return
             self._note_recipient(address, mail, reply)
         if not self._accepted:
-            self._session.needs_reset = mail.is_positive
+            self._session.needs_reset = True
             return
         self._attempt.enter(Phase.DATA)
         self._mark = self._before_handover()
-        await self._after_data(await self._ask("DATA", self._timeouts.data), mail)
+        await self._after_data(await self._ask("DATA", self._timeouts.data))
 
     def _mail_line(self) -> str:
         extensions = self._session.extensions
@@ -219,14 +219,15 @@ class _Transaction:
 
     # content
 
-    async def _after_data(self, data: Reply, mail: Reply) -> None:
+    async def _after_data(self, data: Reply) -> None:
         if self._closes(data, Phase.DATA):
             return
         if data.code != 354:
             if self._accepted and data.code < 400:
                 raise Unexpected(f"{data} to DATA")
             self._settle(Phase.DATA, data)
-            self._session.needs_reset = mail.is_positive
+            # After a refused MAIL too: Postfix holds a refused SIZE against every later MAIL until RSET.
+            self._session.needs_reset = True
             return
         if not self._accepted:
             # RFC 2920 §3.1: the relay takes content for nobody; an empty one gets us out of there.

@@ -29,9 +29,7 @@ class Sink:
         """Listen on a free port of 127.0.0.1."""
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: SMTP(
-                _TakesAll(), hostname="sandbox", data_size_limit=MAX_BYTES, enable_SMTPUTF8=True, loop=loop
-            ),
+            lambda: SMTP(_TakesAll(), hostname="sandbox", data_size_limit=MAX_BYTES, enable_SMTPUTF8=True, loop=loop),
             host="127.0.0.1",
             port=0,
         )

@@ -120,16 +120,12 @@ class Lock:
             database.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be written: {error.strerror}; name a folder that can"
-            ) from error
+            raise ConfigError(f"{path} cannot be written: {error.strerror}; name a folder that can") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._fd)
-            raise ConfigError(
-                f"{database} is in use by another Mailchute process; stop that one first"
-            ) from error
+            raise ConfigError(f"{database} is in use by another Mailchute process; stop that one first") from error
 
     def release(self) -> None:
         """Let go; idempotent."""
@@ -197,11 +193,12 @@ def migrate(database: Path) -> None:
     if current == SCHEMA:
         return
     # Imported here: alembic and the ORM parts it pulls in cost 0.2 s and 12 MB, for a file that needs it once.
-    from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
     from sqlalchemy import create_engine
     from sqlalchemy.pool import StaticPool
+
+    from alembic import command
 
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))

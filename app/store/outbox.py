@@ -126,9 +126,7 @@ _RECORD_RECIPIENT = (
     .where(recipients.c.message_id == bindparam("of_message"), recipients.c.position == bindparam("at"))
     .values(state=bindparam("new_state"), failure=bindparam("why"))
 )
-_OF_ATTEMPT = (attempts.c.message_id == bindparam("of_message")) & (
-    attempts.c.number == bindparam("of_number")
-)
+_OF_ATTEMPT = (attempts.c.message_id == bindparam("of_message")) & (attempts.c.number == bindparam("of_number"))
 _RECORD_ATTEMPT = (
     update(attempts)
     .where(_OF_ATTEMPT)
@@ -140,9 +138,7 @@ _RECORD_ATTEMPT = (
     )
 )
 _DELETE_ATTEMPT = delete(attempts).where(_OF_ATTEMPT)
-_CONTENT = (
-    select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
-)
+_CONTENT = select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
 
 
 class Outbox:
@@ -237,10 +233,7 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
     )
     yield (
         _INSERT_RECIPIENT,
-        [
-            {"message_id": id_, "position": at, "address": address}
-            for at, address in enumerate(envelope.recipients)
-        ],
+        [{"message_id": id_, "position": at, "address": address} for at, address in enumerate(envelope.recipients)],
     )
     content = message.content
     yield (
@@ -277,9 +270,7 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
     return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, content))
 
 
-def _claim(
-    profile: str, lease: Lease, at_most: int, now: datetime
-) -> Operation[tuple[list[Claim], datetime | None]]:
+def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation[tuple[list[Claim], datetime | None]]:
     claimed = yield (
         _CLAIM,
         {

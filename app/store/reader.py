@@ -28,9 +28,7 @@ class Reader:
         self._local = threading.local()
         self._open: list[sqlite3.Connection] = []
 
-    async def rows(
-        self, statement: ClauseElement, params: Mapping[str, Any] | None = None
-    ) -> list[tuple[Any, ...]]:
+    async def rows(self, statement: ClauseElement, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Run one SELECT and give all its rows; the caller has bounded them.
 
         Raises:

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic_core import from_json, to_json
 
 from app.mail.attempt import Attempt
-from app.mail.errors import ErrorCode, Reason
+from app.mail.codes import ErrorCode, Reason
 from app.mail.message import Recipient, Snapshot
 from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
 from app.store.database import messages

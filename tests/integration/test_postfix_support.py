@@ -66,9 +66,7 @@ def test_a_listener_offers_what_it_says(postfix: Postfix, name: str) -> None:
             assert offers(client) == over_tls
 
 
-@pytest.mark.parametrize(
-    "name", ["plain", "starttls", "starttls_auth", "implicit_auth", "auth_optional", "limits"]
-)
+@pytest.mark.parametrize("name", ["plain", "starttls", "starttls_auth", "implicit_auth", "auth_optional", "limits"])
 def test_mail_lands_in_the_mailbox_as_it_was_sent(postfix: Postfix, name: str) -> None:
     mark = f"{uuid4()}@client.test"
     content = f"Message-ID: <{mark}>\r\nSubject: hello\r\n\r\n.dots\r\n..stay\r\n".encode()
@@ -145,9 +143,7 @@ def test_the_certificates_are_good_and_self_signed(postfix: Postfix) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["plain", "starttls", "auth_optional", "limits"])
-def test_a_recipient_is_refused(
-    postfix: Postfix, name: str, recipient: str, code: int, status: bytes
-) -> None:
+def test_a_recipient_is_refused(postfix: Postfix, name: str, recipient: str, code: int, status: bytes) -> None:
     with connected(postfix, name) as client:
         client.mail(SENDER)
         reply = client.rcpt(recipient)

@@ -96,7 +96,7 @@ Step = Reply | Stall | Close | Reset | StopReading | Wait | Hear | Split | Drip 
 Answer = Step | tuple[Step, ...] | list[Step]
 
 
-def GarbageInsteadOfTLS(garbage: bytes = b"no ServerHello\r\n", reply: Reply = "220 Go") -> Answer:  # noqa: N802
+def GarbageInsteadOfTLS(garbage: bytes = b"no ServerHello\r\n", reply: Reply = "220 Go") -> Answer:
     """Answer the ClientHello with rubbish and stall; sent any earlier, a careful client discards it."""
     return (reply, Hear(), garbage, Stall())
 
@@ -110,7 +110,7 @@ class Record:
     tls: bool = False  # the handshake is done
 
 
-class Over(Exception):  # noqa: N818 - the end of a dialogue is no error
+class Over(Exception):
     """Nothing more is to be said on this connection."""
 
 

@@ -161,12 +161,8 @@ class TestDialogue:
             pytest.param([b"MAIL FROM:<>"], [b"503"], id="mail before ehlo"),
             pytest.param([b"EHLO p", b"RCPT TO:<b@x>"], [b"250", b"503"], id="rcpt before mail"),
             pytest.param([b"EHLO p", b"MAIL FROM:<>", b"DATA"], [b"250", b"250", b"554"], id="no recipient"),
-            pytest.param(
-                [b"EHLO p", b"MAIL FROM:<>", b"MAIL FROM:<>"], [b"250", b"250", b"503"], id="nested"
-            ),
-            pytest.param(
-                [b"EHLO p", b"MAIL FROM:<>", b"RSET", b"MAIL FROM:<>"], [b"250"] * 4, id="rset begins anew"
-            ),
+            pytest.param([b"EHLO p", b"MAIL FROM:<>", b"MAIL FROM:<>"], [b"250", b"250", b"503"], id="nested"),
+            pytest.param([b"EHLO p", b"MAIL FROM:<>", b"RSET", b"MAIL FROM:<>"], [b"250"] * 4, id="rset begins anew"),
             pytest.param([b"STARTTLS"], [b"502"], id="starttls not offered"),
             pytest.param([b"AUTH PLAIN AGJvdABzZWNyZXQ="], [b"503"], id="auth not offered"),
             pytest.param([b"BDAT 3 LAST"], [b"502"], id="chunking not offered"),
@@ -239,9 +235,7 @@ class TestRules:
         async with Relay() as relay, peer(relay) as client:
             relay.on("RCPT", "550 5.1.1 no such user", match="bob@")
             await client.greeted()
-            client.writer.write(
-                b"MAIL FROM:<>\r\nRCPT TO:<bob@x.test>\r\nRCPT TO:<eve@x.test>\r\nDATA\r\nx\r\n.\r\n"
-            )
+            client.writer.write(b"MAIL FROM:<>\r\nRCPT TO:<bob@x.test>\r\nRCPT TO:<eve@x.test>\r\nDATA\r\nx\r\n.\r\n")
             codes = [(await client.reply())[:3] for _ in range(5)]
             assert codes == [b"250", b"550", b"250", b"354", b"250"]
             assert relay.mails[0].rcpt_to == ["eve@x.test"]
@@ -266,9 +260,7 @@ class TestRules:
         async with Relay() as relay, peer(relay) as client:
             relay.on("CONTENT", "550 5.7.1 spam", match="pills")
             await client.greeted()
-            client.writer.write(
-                ENVELOPE + b"DATA\r\ncheap pills\r\n.\r\n" + ENVELOPE + b"DATA\r\nhello\r\n.\r\n"
-            )
+            client.writer.write(ENVELOPE + b"DATA\r\ncheap pills\r\n.\r\n" + ENVELOPE + b"DATA\r\nhello\r\n.\r\n")
             codes = [(await client.reply())[:3] for _ in range(8)]
             assert codes == [b"250", b"250", b"354", b"550", b"250", b"250", b"354", b"250"]
             assert [mail.taken for mail in relay.mails] == [False, True]
@@ -313,9 +305,7 @@ class TestRules:
     async def test_354_and_552_come_in_one_segment(self) -> None:
         async with Relay() as relay:
             relay.on("DATA", ("354 go\n552 5.3.4 too big", Close()))
-            heard = await segments(
-                relay, b"HELO p\r\n" + ENVELOPE + b"DATA\r\n", last=b"552 5.3.4 too big\r\n"
-            )
+            heard = await segments(relay, b"HELO p\r\n" + ENVELOPE + b"DATA\r\n", last=b"552 5.3.4 too big\r\n")
             assert heard[-1].endswith(b"354 go\r\n552 5.3.4 too big\r\n")
 
     async def test_a_250_to_data_takes_no_content(self) -> None:
@@ -388,9 +378,7 @@ class TestActions:
             pytest.param("220 ready", id="idle"),
         ],
     )
-    async def test_the_end_cuts_whatever_is_open(
-        self, answer: Stall | Close | StopReading | Wait | Hear | str
-    ) -> None:
+    async def test_the_end_cuts_whatever_is_open(self, answer: Stall | Close | StopReading | Wait | Hear | str) -> None:
         async with asyncio.timeout(1), AsyncExitStack() as open_peers:
             async with Relay(greeting=answer) as relay:
                 peers = [await open_peers.enter_async_context(peer(relay)) for _ in range(3)]
@@ -663,9 +651,7 @@ class TestAuth:
     @pytest.mark.parametrize(("user", "password"), USERS.items(), ids=["ascii", "utf-8"])
     @pytest.mark.parametrize(("wrong", "code"), [("", b"235"), ("!", b"535")], ids=["right", "wrong"])
     @pytest.mark.parametrize("way", ["PLAIN", "PLAIN initial", "LOGIN", "LOGIN initial", "CRAM-MD5"])
-    async def test_credentials_are_checked(
-        self, way: str, user: str, password: str, wrong: str, code: bytes
-    ) -> None:
+    async def test_credentials_are_checked(self, way: str, user: str, password: str, wrong: str, code: bytes) -> None:
         password += wrong
         async with (
             Relay(auth=("PLAIN", "LOGIN", "CRAM-MD5"), users=USERS) as relay,

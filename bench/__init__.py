@@ -1,0 +1,1 @@
+"""Benchmarks: ratios of one interleaved run, no timed tests."""
