@@ -22,7 +22,7 @@ import structlog
 from app.delivery.attempt import carry_out
 from app.delivery.plan import Done, GiveUp, RetryAt, Step, ending, next_step
 from app.mail.attempt import Attempt
-from app.mail.codes import ErrorCode, Reason
+from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Recipient, Snapshot
 from app.mail.outcome import Deferred, Failure, FailureClass, InDoubt, MessageState, Outcome, Phase
@@ -217,11 +217,11 @@ class Worker:
     async def _try(self, claim: Claim, profile: Profile) -> None:
         said = claim.snapshot
         if self._now() >= said.expires_at:
-            last = said.failure or self._failure(profile, ErrorCode.EEXPIRED, Reason.EXPIRED, FailureClass.PERMANENT)
+            last = said.failure or self._failure(profile, Reason.EXPIRED, FailureClass.PERMANENT)
             await self._record(claim, None, {a: Deferred(last) for a in claim.pending}, GiveUp())
             return
         if profile.name not in self._known:
-            gone = self._failure(profile, ErrorCode.ECONFIG, Reason.PROFILE_UNKNOWN, FailureClass.CONFIGURATION)
+            gone = self._failure(profile, Reason.PROFILE_UNKNOWN, FailureClass.CONFIGURATION)
             again = self._now() + timedelta(seconds=self._schedule.waits[-1])
             await self._record(claim, None, {a: Deferred(gone) for a in claim.pending}, RetryAt(again))
             return
@@ -264,7 +264,7 @@ class Worker:
         """We are stopped in the middle of an attempt (situation 44)."""
         attempt.end()
         if attempt.handover:
-            attempt.failure = self._failure(profile, ErrorCode.EINDOUBT, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
+            attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
             await self._record(claim, attempt, {a: InDoubt(attempt.failure) for a in claim.pending}, Done())
             return
         said = claim.snapshot
@@ -285,18 +285,18 @@ class Worker:
         attempt.phases.clear()
         if marked:
             attempt.phase = Phase.CONTENT
-            failure = self._failure(profile, ErrorCode.EINDOUBT, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
+            failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
             outcome: Outcome = InDoubt(failure)
             step: Step = Done()
         else:
-            failure = self._failure(profile, ErrorCode.EMESSAGE, Reason.WORKER_CRASHED, FailureClass.TEMPORARY)
+            failure = self._failure(profile, Reason.WORKER_CRASHED, FailureClass.TEMPORARY)
             outcome = Deferred(failure)
             step = RetryAt(self._now())
         attempt.failure = failure
         await self._record(claim, attempt, dict.fromkeys(claim.pending, outcome), step)
 
-    def _failure(self, profile: Profile, code: ErrorCode, reason: Reason, cls: FailureClass) -> Failure:
-        return classify.failure(profile, Phase.CONTENT, code, reason, cls, _SAID[reason].format(profile=profile.name))
+    def _failure(self, profile: Profile, reason: Reason, cls: FailureClass) -> Failure:
+        return classify.failure(profile, Phase.CONTENT, reason, cls, _SAID[reason].format(profile=profile.name))
 
     def _jitter(self) -> float:
         return 0.9 + 0.2 * self._random_bits(20) / (1 << 20)

@@ -6,6 +6,7 @@ added, never respelled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -28,7 +29,7 @@ class ErrorCode(StrEnum):
 
 
 class Reason(StrEnum):
-    """The fine grain: what exactly happened. Each has one meaning and one hint (`mail/hints.py`)."""
+    """The fine grain: what exactly happened. Each has one code, one meaning and one hint (`mail/hints.py`)."""
 
     CONNECTION_REFUSED = "connection_refused"
     HOST_UNREACHABLE = "host_unreachable"
@@ -79,3 +80,56 @@ class Reason(StrEnum):
     WORKER_CRASHED = "worker_crashed"
     EXPIRED = "expired"
     UNEXPECTED = "unexpected"
+
+
+CODE_OF: Mapping[Reason, ErrorCode] = {
+    Reason.CONNECTION_REFUSED: ErrorCode.ECONNECTION,
+    Reason.HOST_UNREACHABLE: ErrorCode.ECONNECTION,
+    Reason.SERVICE_UNAVAILABLE: ErrorCode.ECONNECTION,
+    Reason.CONNECTION_LOST: ErrorCode.ECONNECTION,
+    Reason.UNEXPECTED: ErrorCode.ECONNECTION,
+    Reason.HOST_NOT_FOUND: ErrorCode.EDNS,
+    Reason.DNS_FAILURE: ErrorCode.EDNS,
+    Reason.CONNECT_TIMEOUT: ErrorCode.ETIMEDOUT,
+    Reason.GREETING_TIMEOUT: ErrorCode.ETIMEDOUT,
+    Reason.TLS_TIMEOUT: ErrorCode.ETIMEDOUT,
+    Reason.REPLY_TIMEOUT: ErrorCode.ETIMEDOUT,
+    Reason.GREETING_REFUSED: ErrorCode.EPROTOCOL,
+    Reason.NOT_SMTP: ErrorCode.EPROTOCOL,
+    Reason.HELO_REFUSED: ErrorCode.EPROTOCOL,
+    Reason.BAD_SEQUENCE: ErrorCode.EPROTOCOL,
+    Reason.MALFORMED_REPLY: ErrorCode.EPROTOCOL,
+    Reason.UNEXPECTED_REPLY: ErrorCode.EPROTOCOL,
+    Reason.TLS_CONNECTION_LOST: ErrorCode.ESOCKET,
+    Reason.TLS_NOT_OFFERED: ErrorCode.ETLS,
+    Reason.TLS_UNAVAILABLE: ErrorCode.ETLS,
+    Reason.TLS_CERT_UNTRUSTED: ErrorCode.ETLS,
+    Reason.TLS_CERT_EXPIRED: ErrorCode.ETLS,
+    Reason.TLS_HOSTNAME_MISMATCH: ErrorCode.ETLS,
+    Reason.TLS_VERSION_UNSUPPORTED: ErrorCode.ETLS,
+    Reason.TLS_HANDSHAKE_FAILED: ErrorCode.ETLS,
+    Reason.TLS_MODE_MISMATCH: ErrorCode.ETLS,
+    Reason.AUTH_NOT_OFFERED: ErrorCode.EAUTH,
+    Reason.AUTH_REJECTED: ErrorCode.EAUTH,
+    Reason.AUTH_MECHANISM_REFUSED: ErrorCode.EAUTH,
+    Reason.AUTH_MECHANISM_UNSUPPORTED: ErrorCode.EAUTH,
+    Reason.AUTH_UNAVAILABLE: ErrorCode.EAUTH,
+    Reason.AUTH_NEEDS_TLS: ErrorCode.EAUTH,
+    Reason.AUTH_REQUIRED: ErrorCode.EAUTH,
+    Reason.SENDER_REFUSED: ErrorCode.EENVELOPE,
+    Reason.SENDER_DEFERRED: ErrorCode.EENVELOPE,
+    Reason.MAILBOX_UNKNOWN: ErrorCode.EENVELOPE,
+    Reason.RECIPIENT_REFUSED: ErrorCode.EENVELOPE,
+    Reason.RECIPIENT_DEFERRED: ErrorCode.EENVELOPE,
+    Reason.RELAY_DENIED: ErrorCode.EENVELOPE,
+    Reason.SMTPUTF8_NOT_OFFERED: ErrorCode.EENVELOPE,
+    Reason.DATA_REFUSED: ErrorCode.EMESSAGE,
+    Reason.DATA_DEFERRED: ErrorCode.EMESSAGE,
+    Reason.CONTENT_REJECTED: ErrorCode.EMESSAGE,
+    Reason.CONTENT_DEFERRED: ErrorCode.EMESSAGE,
+    Reason.WORKER_CRASHED: ErrorCode.EMESSAGE,
+    Reason.MESSAGE_TOO_LARGE: ErrorCode.ETOOLARGE,
+    Reason.OUTCOME_UNKNOWN: ErrorCode.EINDOUBT,
+    Reason.PROFILE_UNKNOWN: ErrorCode.ECONFIG,
+    Reason.EXPIRED: ErrorCode.EEXPIRED,
+}

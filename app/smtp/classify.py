@@ -12,7 +12,7 @@ import socket
 import ssl
 
 from app.mail.attempt import Attempt
-from app.mail.codes import ErrorCode, Reason
+from app.mail.codes import CODE_OF, Reason
 from app.mail.hints import Facts, hint
 from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import Profile, TlsMode
@@ -38,21 +38,20 @@ _ENDED_ON = re.compile(r"certificate has expired|certificate is not yet valid", 
 def failure(
     profile: Profile,
     phase: Phase,
-    code: ErrorCode,
     reason: Reason,
     cls: FailureClass,
-    message: str,
+    said: str,
     *,
     reply: Reply | None = None,
     facts: Facts | None = None,
 ) -> Failure:
-    """Make a failure with its hint. `message` is our own sentence; where there is a reply it follows it."""
+    """Make a failure with its hint. `said` is our own sentence; the relay's words follow it."""
     return Failure(
-        code=code,
+        code=CODE_OF[reason],
         reason=reason,
         cls=cls,
         phase=phase,
-        message=f"{message}: {reply}" if reply else message,
+        message=f"{said}: {reply}" if reply else said,
         hint=hint(reason, profile, facts),
         smtp_code=reply.code if reply else None,
         enhanced_code=reply.enhanced if reply else None,
@@ -60,199 +59,97 @@ def failure(
     )
 
 
-# --- replies ---------------------------------------------------------------------------------------------
+# --- replies in the opening phases -----------------------------------------------------------------------
 
 
-def greeting(profile: Profile, reply: Reply) -> Failure:
-    """Read a greeting that is not 220."""
+def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "") -> Failure:
+    """Read a refusal at the greeting, EHLO, STARTTLS or AUTH. `offered` are the mechanisms of EHLO."""
     if reply.code == 421:
-        return _unavailable(profile, Phase.GREETING, reply)
-    return failure(
-        profile,
-        Phase.GREETING,
-        ErrorCode.EPROTOCOL,
-        Reason.GREETING_REFUSED,
-        _T,
-        "The relay greeted with a refusal",
-        reply=reply,
-    )
-
-
-def ehlo(profile: Profile, reply: Reply) -> Failure:
-    """Read a refusal of both EHLO and HELO, or of EHLO by 421."""
-    if reply.code == 421:
-        return _unavailable(profile, Phase.EHLO, reply)
-    cls = _T if reply.is_transient else _C
-    return failure(
-        profile,
-        Phase.EHLO,
-        ErrorCode.EPROTOCOL,
-        Reason.HELO_REFUSED,
-        cls,
-        "The relay refused EHLO",
-        reply=reply,
-    )
-
-
-def starttls(profile: Profile, reply: Reply) -> Failure:
-    """Read a reply to STARTTLS that is not 220 (RFC 3207 §4)."""
-    if reply.code == 421:
-        return _unavailable(profile, Phase.STARTTLS, reply)
-    if reply.is_permanent:
-        reason, cls = Reason.TLS_NOT_OFFERED, _C
-    else:
-        reason, cls = Reason.TLS_UNAVAILABLE, _T
-    return failure(profile, Phase.STARTTLS, ErrorCode.ETLS, reason, cls, "The relay refused STARTTLS", reply=reply)
-
-
-def auth(profile: Profile, reply: Reply, *, offered: str) -> Failure:
-    """Read a reply to AUTH that is not 235 (RFC 4954 §6). `offered` are the mechanisms of EHLO."""
-    if reply.code == 421:
-        return _unavailable(profile, Phase.AUTH, reply)
+        return _unavailable(profile, phase, reply)
     if reply.code < 400:
-        return _out_of_turn(profile, Phase.AUTH, reply)
+        return _out_of_turn(profile, phase, reply)
+    match phase:
+        case Phase.GREETING:
+            reason, cls, said = Reason.GREETING_REFUSED, _T, "The relay greeted with a refusal"
+        case Phase.STARTTLS:
+            reason, cls = (Reason.TLS_NOT_OFFERED, _C) if reply.is_permanent else (Reason.TLS_UNAVAILABLE, _T)
+            said = "The relay refused STARTTLS"
+        case Phase.AUTH:
+            reason, cls, said = (*_at_auth(reply), "The relay refused the login")
+        case _:
+            reason, cls, said = Reason.HELO_REFUSED, _T if reply.is_transient else _C, "The relay refused EHLO"
+    return failure(profile, phase, reason, cls, said, reply=reply, facts={"offered": offered})
+
+
+def _at_auth(reply: Reply) -> tuple[Reason, FailureClass]:
+    """RFC 4954 §6."""
     if reply.is_transient:
-        reason, cls = Reason.AUTH_UNAVAILABLE, _T
-    elif reply.code in (530, 538):
-        reason, cls = Reason.AUTH_NEEDS_TLS, _C
-    elif reply.code == 534:
-        reason, cls = Reason.AUTH_MECHANISM_REFUSED, _C
-    elif reply.code == 504:
-        reason, cls = Reason.AUTH_MECHANISM_UNSUPPORTED, _C
-    else:
-        reason, cls = Reason.AUTH_REJECTED, _C
-    return failure(
-        profile,
-        Phase.AUTH,
-        ErrorCode.EAUTH,
-        reason,
-        cls,
-        "The relay refused the login",
-        reply=reply,
-        facts={"offered": offered},
-    )
+        return Reason.AUTH_UNAVAILABLE, _T
+    by_code = {
+        504: Reason.AUTH_MECHANISM_UNSUPPORTED,
+        530: Reason.AUTH_NEEDS_TLS,
+        534: Reason.AUTH_MECHANISM_REFUSED,
+        538: Reason.AUTH_NEEDS_TLS,
+    }
+    return by_code.get(reply.code, Reason.AUTH_REJECTED), _C
+
+
+# --- replies in the transaction --------------------------------------------------------------------------
 
 
 def transaction(
-    profile: Profile,
-    attempt: Attempt,
-    phase: Phase,
-    reply: Reply,
-    *,
-    alone: bool = True,
-    our_address: str = "",
+    profile: Profile, attempt: Attempt, phase: Phase, reply: Reply, *, alone: bool = True, our_address: str = ""
 ) -> Failure:
     """Read a refusal at MAIL, RCPT, DATA or after the content.
 
-    `alone` is True where every recipient met the same fate: only then does an access refusal condemn the
-    profile and not the recipient.
+    `alone` is True where every recipient met the same fate: only then does an access refusal condemn the profile
+    and not the recipient.
     """
     if reply.code < 400:
         return _out_of_turn(profile, phase, reply)
     if reply.code == 421 and phase is not Phase.CONTENT:
         return _unavailable(profile, phase, reply)
+    cls = _P if reply.is_permanent else _T
     match phase:
+        case Phase.MAIL | Phase.RCPT if reply.code == 530 or _wants_login(attempt, reply):
+            reason, cls, said = Reason.AUTH_REQUIRED, _C, "The relay wants a login"
+        case Phase.RCPT if is_access_refusal(reply):
+            reason, cls, said = Reason.RELAY_DENIED, _C if alone else cls, "The relay does not relay for us"
         case Phase.MAIL:
-            return _at_mail(profile, attempt, reply)
+            reason, cls, said = _at_mail(reply, cls)
         case Phase.RCPT:
-            return _at_rcpt(profile, attempt, reply, alone=alone, our_address=our_address)
+            reason, cls = _at_rcpt(reply)
+            said = "The relay refused the recipient"
         case Phase.DATA:
             reason = Reason.DATA_REFUSED if reply.is_permanent else Reason.DATA_DEFERRED
-            return failure(
-                profile,
-                phase,
-                ErrorCode.EMESSAGE,
-                reason,
-                _by_digit(reply),
-                "The relay refused DATA",
-                reply=reply,
-            )
+            said = "The relay refused DATA"
         case _:
-            return _after_content(profile, reply)
+            reason, said = _at_content(reply)
+    return failure(profile, phase, reason, cls, said, reply=reply, facts={"our_address": our_address})
 
 
-def _at_mail(profile: Profile, attempt: Attempt, reply: Reply) -> Failure:
-    said = "The relay refused the sender"
-    if reply.code == 530 or _wants_login(attempt, reply):
-        return failure(
-            profile,
-            Phase.MAIL,
-            ErrorCode.EAUTH,
-            Reason.AUTH_REQUIRED,
-            _C,
-            "The relay wants a login",
-            reply=reply,
-        )
+def _at_mail(reply: Reply, cls: FailureClass) -> tuple[Reason, FailureClass, str]:
     if reply.code == 552:
-        return failure(profile, Phase.MAIL, ErrorCode.ETOOLARGE, Reason.MESSAGE_TOO_LARGE, _P, "Too large", reply=reply)
+        return Reason.MESSAGE_TOO_LARGE, _P, "The message is too large for the relay"
     if reply.code == 503:
-        return failure(
-            profile,
-            Phase.MAIL,
-            ErrorCode.EPROTOCOL,
-            Reason.BAD_SEQUENCE,
-            _T,
-            "The relay lost its place",
-            reply=reply,
-        )
-    reason = Reason.SENDER_REFUSED if reply.is_permanent else Reason.SENDER_DEFERRED
-    return failure(profile, Phase.MAIL, ErrorCode.EENVELOPE, reason, _by_digit(reply), said, reply=reply)
+        return Reason.BAD_SEQUENCE, _T, "The relay lost its place"
+    return Reason.SENDER_REFUSED if cls is _P else Reason.SENDER_DEFERRED, cls, "The relay refused the sender"
 
 
-def _at_rcpt(profile: Profile, attempt: Attempt, reply: Reply, *, alone: bool, our_address: str) -> Failure:
-    if reply.code == 530 or _wants_login(attempt, reply):
-        return failure(
-            profile,
-            Phase.RCPT,
-            ErrorCode.EAUTH,
-            Reason.AUTH_REQUIRED,
-            _C,
-            "The relay wants a login",
-            reply=reply,
-        )
-    said = "The relay refused the recipient"
-    if is_access_refusal(reply):
-        cls = _C if alone else _by_digit(reply)
-        return failure(
-            profile,
-            Phase.RCPT,
-            ErrorCode.EENVELOPE,
-            Reason.RELAY_DENIED,
-            cls,
-            said,
-            reply=reply,
-            facts={"our_address": our_address},
-        )
+def _at_rcpt(reply: Reply) -> tuple[Reason, FailureClass]:
     if reply.is_transient or reply.code == 552:  # RFC 5321 §4.5.3.1.10: 552 at RCPT means 452
-        reason, cls = Reason.RECIPIENT_DEFERRED, _T
-    elif (reply.enhanced or "5.1.1")[2:] in ("1.1", "1.2", "1.3", "1.10") and reply.code in (550, 551, 553):
-        reason, cls = Reason.MAILBOX_UNKNOWN, _P
-    else:
-        reason, cls = Reason.RECIPIENT_REFUSED, _P
-    return failure(profile, Phase.RCPT, ErrorCode.EENVELOPE, reason, cls, said, reply=reply)
+        return Reason.RECIPIENT_DEFERRED, _T
+    subject = (reply.enhanced or "5.1.1")[2:]  # RFC 3463 §3.2: x.1.z is about the address
+    if reply.code in (550, 551, 553) and subject in ("1.1", "1.2", "1.3", "1.10"):
+        return Reason.MAILBOX_UNKNOWN, _P
+    return Reason.RECIPIENT_REFUSED, _P
 
 
-def _after_content(profile: Profile, reply: Reply) -> Failure:
+def _at_content(reply: Reply) -> tuple[Reason, str]:
     if reply.code == 552:
-        return failure(
-            profile,
-            Phase.CONTENT,
-            ErrorCode.ETOOLARGE,
-            Reason.MESSAGE_TOO_LARGE,
-            _P,
-            "Too large",
-            reply=reply,
-        )
+        return Reason.MESSAGE_TOO_LARGE, "The message is too large for the relay"
     reason = Reason.CONTENT_REJECTED if reply.is_permanent else Reason.CONTENT_DEFERRED
-    return failure(
-        profile,
-        Phase.CONTENT,
-        ErrorCode.EMESSAGE,
-        reason,
-        _by_digit(reply),
-        "The relay did not take the message",
-        reply=reply,
-    )
+    return reason, "The relay did not take the message"
 
 
 def is_access_refusal(reply: Reply) -> bool:
@@ -268,32 +165,14 @@ def _wants_login(attempt: Attempt, reply: Reply) -> bool:
     return attempt.auth is None and offers_auth and is_access_refusal(reply)
 
 
-def _by_digit(reply: Reply) -> FailureClass:
-    return _P if reply.is_permanent else _T
-
-
 def _unavailable(profile: Profile, phase: Phase, reply: Reply) -> Failure:
-    return failure(
-        profile,
-        phase,
-        ErrorCode.ECONNECTION,
-        Reason.SERVICE_UNAVAILABLE,
-        _T,
-        "The relay is closing the connection",
-        reply=reply,
-    )
+    said = "The relay is closing the connection"
+    return failure(profile, phase, Reason.SERVICE_UNAVAILABLE, _T, said, reply=reply)
 
 
 def _out_of_turn(profile: Profile, phase: Phase, reply: Reply) -> Failure:
-    return failure(
-        profile,
-        phase,
-        ErrorCode.EPROTOCOL,
-        Reason.UNEXPECTED_REPLY,
-        _T,
-        f"The relay's answer cannot be here ({phase})",
-        reply=reply,
-    )
+    said = f"The relay's answer cannot be here ({phase})"
+    return failure(profile, phase, Reason.UNEXPECTED_REPLY, _T, said, reply=reply)
 
 
 # --- what is known without asking ------------------------------------------------------------------------
@@ -301,72 +180,34 @@ def _out_of_turn(profile: Profile, phase: Phase, reply: Reply) -> Failure:
 
 def too_large(profile: Profile, size: int, limit: int) -> Failure:
     """The relay's SIZE says that it will not take this message (RFC 1870 §6.1)."""
-    return failure(
-        profile,
-        Phase.MAIL,
-        ErrorCode.ETOOLARGE,
-        Reason.MESSAGE_TOO_LARGE,
-        _P,
-        f"The message has {size} bytes, the relay takes at most {limit}",
-        facts={"limit": str(limit)},
-    )
+    said = f"The message has {size} bytes, the relay takes at most {limit}"
+    return failure(profile, Phase.MAIL, Reason.MESSAGE_TOO_LARGE, _P, said, facts={"limit": str(limit)})
 
 
 def smtputf8_not_offered(profile: Profile) -> Failure:
     """A non-ASCII local part needs SMTPUTF8 (RFC 6531 §3.1)."""
-    return failure(
-        profile,
-        Phase.MAIL,
-        ErrorCode.EENVELOPE,
-        Reason.SMTPUTF8_NOT_OFFERED,
-        _P,
-        "An address has non-ASCII characters before the @, which the relay does not take",
-    )
+    said = "An address has non-ASCII characters before the @, which the relay does not take"
+    return failure(profile, Phase.MAIL, Reason.SMTPUTF8_NOT_OFFERED, _P, said)
 
 
 def tls_not_offered(profile: Profile) -> Failure:
-    return failure(
-        profile,
-        Phase.STARTTLS,
-        ErrorCode.ETLS,
-        Reason.TLS_NOT_OFFERED,
-        _C,
-        f"The relay at {profile.host}:{profile.port} offers no STARTTLS",
-    )
+    said = f"The relay at {profile.host}:{profile.port} offers no STARTTLS"
+    return failure(profile, Phase.STARTTLS, Reason.TLS_NOT_OFFERED, _C, said)
 
 
 def auth_not_offered(profile: Profile) -> Failure:
-    return failure(
-        profile,
-        Phase.AUTH,
-        ErrorCode.EAUTH,
-        Reason.AUTH_NOT_OFFERED,
-        _C,
-        f"There are credentials, but the relay at {profile.host}:{profile.port} offers no AUTH",
-    )
+    said = f"There are credentials, but the relay at {profile.host}:{profile.port} offers no AUTH"
+    return failure(profile, Phase.AUTH, Reason.AUTH_NOT_OFFERED, _C, said)
 
 
 def auth_mechanism_unsupported(profile: Profile, offered: str) -> Failure:
-    return failure(
-        profile,
-        Phase.AUTH,
-        ErrorCode.EAUTH,
-        Reason.AUTH_MECHANISM_UNSUPPORTED,
-        _C,
-        f"No AUTH mechanism in common; the relay offers {offered or 'none'}",
-        facts={"offered": offered},
-    )
+    said = f"No AUTH mechanism in common; the relay offers {offered or 'none'}"
+    return failure(profile, Phase.AUTH, Reason.AUTH_MECHANISM_UNSUPPORTED, _C, said, facts={"offered": offered})
 
 
 def auth_needs_tls(profile: Profile) -> Failure:
-    return failure(
-        profile,
-        Phase.AUTH,
-        ErrorCode.EAUTH,
-        Reason.AUTH_NEEDS_TLS,
-        _C,
-        "The connection is not encrypted, and a password is not sent in clear",
-    )
+    said = "The connection is not encrypted, and a password is not sent in clear"
+    return failure(profile, Phase.AUTH, Reason.AUTH_NEEDS_TLS, _C, said)
 
 
 # --- breaks and exceptions -------------------------------------------------------------------------------
@@ -374,171 +215,100 @@ def auth_needs_tls(profile: Profile) -> Failure:
 
 def breach(profile: Profile, phase: Phase, cause: Breach, *, handed_over: bool = False) -> Failure:
     """Read a break of the wire. `handed_over`: the content's end had been written (RFC 1047)."""
-    cls = _U if handed_over else _T
     match cause:
         case Malformed():
-            code, reason, said = (
-                ErrorCode.EPROTOCOL,
-                Reason.MALFORMED_REPLY,
-                f"The relay's answer is not SMTP: {cause}",
-            )
+            reason, said = Reason.MALFORMED_REPLY, f"The relay's answer is not SMTP: {cause}"
         case Unexpected():
-            code, reason, said = (
-                ErrorCode.EPROTOCOL,
-                Reason.UNEXPECTED_REPLY,
-                f"The relay answered out of turn: {cause}",
-            )
+            reason, said = Reason.UNEXPECTED_REPLY, f"The relay answered out of turn: {cause}"
         case _ if handed_over:
-            code, reason = ErrorCode.EINDOUBT, Reason.OUTCOME_UNKNOWN
+            reason = Reason.OUTCOME_UNKNOWN
             said = f"The message was handed over and the relay's verdict did not come: {cause}"
         case TimedOut():
-            code, reason, said = (
-                ErrorCode.ETIMEDOUT,
-                Reason.REPLY_TIMEOUT,
-                f"No answer in phase {phase}: {cause}",
-            )
+            reason, said = Reason.REPLY_TIMEOUT, f"No answer in phase {phase}: {cause}"
         case _:
-            code, reason, said = ErrorCode.ECONNECTION, Reason.CONNECTION_LOST, f"In phase {phase}, {cause}"
-    return failure(profile, phase, code, reason, cls, said)
+            reason, said = Reason.CONNECTION_LOST, f"In phase {phase}, {cause}"
+    return failure(profile, phase, reason, _U if handed_over else _T, said)
 
 
 def malformed(profile: Profile, phase: Phase, line: str) -> Failure:
     """Read a line that is no reply, in the opening phases."""
-    said = line.strip()
+    said = line.strip()[:200]
     if said.upper().startswith(("HTTP/", "SSH-", "<HTML", "<!DOCTYPE")):
-        return failure(
-            profile,
-            phase,
-            ErrorCode.EPROTOCOL,
-            Reason.NOT_SMTP,
-            _C,
-            f"{profile.host}:{profile.port} is not a mail server: it said {said[:80]!r}",
-        )
-    return failure(
-        profile,
-        phase,
-        ErrorCode.EPROTOCOL,
-        Reason.MALFORMED_REPLY,
-        _T,
-        f"The relay's answer is not SMTP: {said[:200]!r}",
-    )
+        text = f"{profile.host}:{profile.port} is not a mail server: it said {said[:80]!r}"
+        return failure(profile, phase, Reason.NOT_SMTP, _C, text)
+    return failure(profile, phase, Reason.MALFORMED_REPLY, _T, f"The relay's answer is not SMTP: {said!r}")
 
 
 def lookup(profile: Profile, error: BaseException) -> Failure:
     """Read what the resolver raised."""
-    if isinstance(error, socket.gaierror) and error.errno in (
-        socket.EAI_NONAME,
-        getattr(socket, "EAI_NODATA", -5),
-    ):
-        return failure(
-            profile,
-            Phase.RESOLVE,
-            ErrorCode.EDNS,
-            Reason.HOST_NOT_FOUND,
-            _C,
-            f"The name {profile.host} does not exist",
-        )
-    said = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-    return failure(
-        profile,
-        Phase.RESOLVE,
-        ErrorCode.EDNS,
-        Reason.DNS_FAILURE,
-        _T,
-        f"The name {profile.host} could not be looked up: {said}",
-    )
+    no_such_name = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", -5))
+    if isinstance(error, socket.gaierror) and error.errno in no_such_name:
+        said = f"The name {profile.host} does not exist"
+        return failure(profile, Phase.RESOLVE, Reason.HOST_NOT_FOUND, _C, said)
+    why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+    said = f"The name {profile.host} could not be looked up: {why}"
+    return failure(profile, Phase.RESOLVE, Reason.DNS_FAILURE, _T, said)
 
 
-def connecting(profile: Profile, error: OSError | TimeoutError) -> Failure:
-    """Read what connecting the socket raised."""
+def connecting(profile: Profile, error: OSError) -> Failure:
+    """Read what connecting the socket raised, or a loss before the greeting."""
     at = f"{profile.host}:{profile.port}"
     if isinstance(error, TimeoutError):
-        code, reason, said = ErrorCode.ETIMEDOUT, Reason.CONNECT_TIMEOUT, f"{at} does not answer"
+        reason, said = Reason.CONNECT_TIMEOUT, f"{at} does not answer"
     elif isinstance(error, ConnectionRefusedError):
-        code, reason, said = ErrorCode.ECONNECTION, Reason.CONNECTION_REFUSED, f"{at} refuses connections"
+        reason, said = Reason.CONNECTION_REFUSED, f"{at} refuses connections"
     elif isinstance(error, ConnectionError):
-        code, reason, said = (
-            ErrorCode.ECONNECTION,
-            Reason.CONNECTION_LOST,
-            f"{at} cut the connection: {error}",
-        )
+        reason, said = Reason.CONNECTION_LOST, f"{at} cut the connection: {error}"
     else:
-        code, reason = ErrorCode.ECONNECTION, Reason.HOST_UNREACHABLE
-        said = f"{at} cannot be reached: {error.strerror or error}"
-    return failure(profile, Phase.CONNECT, code, reason, _T, said)
+        reason, said = Reason.HOST_UNREACHABLE, f"{at} cannot be reached: {error.strerror or error}"
+    return failure(profile, Phase.CONNECT, reason, _T, said)
 
 
 def opening_broke(profile: Profile, phase: Phase, *, is_timeout: bool) -> Failure:
     """Read a time-out or a lost connection between the greeting and the first MAIL."""
     at = f"{profile.host}:{profile.port}"
     if is_timeout:
-        said = f"{at} did not answer in phase {phase}"
-        return failure(profile, phase, ErrorCode.ETIMEDOUT, Reason.REPLY_TIMEOUT, _T, said)
-    said = f"{at} closed the connection in phase {phase}"
-    return failure(profile, phase, ErrorCode.ECONNECTION, Reason.CONNECTION_LOST, _T, said)
+        return failure(profile, phase, Reason.REPLY_TIMEOUT, _T, f"{at} did not answer in phase {phase}")
+    return failure(profile, phase, Reason.CONNECTION_LOST, _T, f"{at} closed the connection in phase {phase}")
 
 
 def greeting_timeout(profile: Profile) -> Failure:
     """Nobody greeted; on port 465 that is a TLS port waiting for a handshake (RFC 8314 §3)."""
     if profile.port == 465 and profile.tls is not TlsMode.IMPLICIT:
         said = f"{profile.host}:465 waits for TLS"
-        return failure(profile, Phase.GREETING, ErrorCode.ETLS, Reason.TLS_MODE_MISMATCH, _C, said)
-    return failure(
-        profile,
-        Phase.GREETING,
-        ErrorCode.ETIMEDOUT,
-        Reason.GREETING_TIMEOUT,
-        _T,
-        f"{profile.host}:{profile.port} took the connection and said nothing",
-    )
+        return failure(profile, Phase.GREETING, Reason.TLS_MODE_MISMATCH, _C, said)
+    said = f"{profile.host}:{profile.port} took the connection and said nothing"
+    return failure(profile, Phase.GREETING, Reason.GREETING_TIMEOUT, _T, said)
 
 
 def tls(profile: Profile, error: BaseException, *, facts: Facts | None = None) -> Failure:
     """Read what a TLS handshake raised."""
-    code, reason, cls = _tls_reason(error)
-    said = getattr(error, "verify_message", None) or getattr(error, "reason", None) or str(error) or "cut"
-    return failure(
-        profile,
-        Phase.STARTTLS if profile.tls is not TlsMode.IMPLICIT else Phase.TLS,
-        code,
-        reason,
-        cls,
-        f"The TLS handshake with {profile.host}:{profile.port} failed: {said}",
-        facts=facts,
-    )
+    reason, cls = _tls_reason(error)
+    why = getattr(error, "verify_message", None) or getattr(error, "reason", None) or str(error) or "cut"
+    said = f"The TLS handshake with {profile.host}:{profile.port} failed: {why}"
+    phase = Phase.TLS if profile.tls is TlsMode.IMPLICIT else Phase.STARTTLS
+    return failure(profile, phase, reason, cls, said, facts=facts)
 
 
-def _tls_reason(error: BaseException) -> tuple[ErrorCode, Reason, FailureClass]:
+def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == 62 or "mismatch" in str(error).lower():  # X509_V_ERR_HOSTNAME_MISMATCH
-            return ErrorCode.ETLS, Reason.TLS_HOSTNAME_MISMATCH, _C
+            return Reason.TLS_HOSTNAME_MISMATCH, _C
         if _ENDED_ON.search(error.verify_message or ""):
-            return ErrorCode.ETLS, Reason.TLS_CERT_EXPIRED, _C
-        return ErrorCode.ETLS, Reason.TLS_CERT_UNTRUSTED, _C
+            return Reason.TLS_CERT_EXPIRED, _C
+        return Reason.TLS_CERT_UNTRUSTED, _C
     if isinstance(error, TimeoutError):
-        return ErrorCode.ETIMEDOUT, Reason.TLS_TIMEOUT, _T
+        return Reason.TLS_TIMEOUT, _T
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
-        return ErrorCode.ESOCKET, Reason.TLS_CONNECTION_LOST, _T
-    if error.reason in (
-        "WRONG_VERSION_NUMBER",
-        "RECORD_LAYER_FAILURE",
-        "PACKET_LENGTH_TOO_LONG",
-        "HTTP_REQUEST",
-    ):
-        # OpenSSL says this where the peer's first bytes are no TLS record at all.
-        return ErrorCode.ETLS, Reason.TLS_MODE_MISMATCH, _C
+        return Reason.TLS_CONNECTION_LOST, _T
+    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"):
+        return Reason.TLS_MODE_MISMATCH, _C  # OpenSSL: the peer's first bytes are no TLS record at all
     if error.reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE"):
-        return ErrorCode.ETLS, Reason.TLS_VERSION_UNSUPPORTED, _C
-    return ErrorCode.ETLS, Reason.TLS_HANDSHAKE_FAILED, _C
+        return Reason.TLS_VERSION_UNSUPPORTED, _C
+    return Reason.TLS_HANDSHAKE_FAILED, _C
 
 
 def unexpected(profile: Profile, phase: Phase, error: BaseException) -> Failure:
     """Read an exception that nobody foresaw: temporary, and the log has its type."""
-    return failure(
-        profile,
-        phase,
-        ErrorCode.ECONNECTION,
-        Reason.UNEXPECTED,
-        _T,
-        f"Something unforeseen in phase {phase}: {type(error).__name__}",
-    )
+    said = f"Something unforeseen in phase {phase}: {type(error).__name__}"
+    return failure(profile, phase, Reason.UNEXPECTED, _T, said)

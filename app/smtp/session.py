@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, cast
 import aiosmtplib
 
 from app.mail.attempt import Attempt
-from app.mail.codes import ErrorCode, Reason
+from app.mail.codes import Reason
 from app.mail.errors import TransactionError
 from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import AuthMode, Profile, TlsMode, is_loopback
@@ -318,12 +318,6 @@ class _Opening:
         log_in = client.auth_plain if mechanism == "PLAIN" else client.auth_login
         try:
             reply = await log_in(profile.username, profile.password, timeout=profile.timeouts.auth)
-        except aiosmtplib.SMTPAuthenticationError as error:
-            if error.code < 200:
-                raise self._refused(Phase.AUTH, error) from error
-            said = _reply(error.code, error.message)
-            self._attempt.hear(said)
-            raise TransactionError(classify.auth(profile, said, offered=offered)) from error
         except (aiosmtplib.SMTPException, OSError) as error:
             raise self._refused(Phase.AUTH, error) from error
         self._attempt.hear(_reply(reply.code, reply.message))
@@ -332,15 +326,10 @@ class _Opening:
         try:
             return context_for(self._profile)
         except (OSError, ssl.SSLError) as error:
+            said = f"{self._profile.setting('ca_file')} cannot be read: {error}"
+            untrusted, cls = Reason.TLS_CERT_UNTRUSTED, FailureClass.CONFIGURATION
             raise TransactionError(
-                classify.failure(
-                    self._profile,
-                    self._attempt.phase,
-                    ErrorCode.ECONFIG,
-                    Reason.TLS_CERT_UNTRUSTED,
-                    FailureClass.CONFIGURATION,
-                    f"{self._profile.setting('ca_file')} cannot be read: {error}",
-                )
+                classify.failure(self._profile, self._attempt.phase, untrusted, cls, said)
             ) from error
 
     def _note_tls(self, client: aiosmtplib.SMTP) -> None:
@@ -372,7 +361,8 @@ class _Opening:
                 return TransactionError(classify.malformed(profile, phase, error.message.partition(": ")[2]))
             said = _reply(error.code, error.message)
             self._attempt.hear(said)
-            return TransactionError(_read_opening(profile, phase, said))
+            offered = client.esmtp_extensions.get("auth", "") if (client := self._client) else ""
+            return TransactionError(classify.opening(profile, phase, said, offered=offered))
         return TransactionError(classify.opening_broke(profile, phase, is_timeout=_is_timeout(error)))
 
 
@@ -380,18 +370,6 @@ def choose_mechanism(mode: AuthMode, offered: list[str]) -> str | None:
     """Pick the one mechanism of this attempt: the pinned one, else the strongest in common; None = none."""
     wanted = (mode.value.upper(),) if mode in (AuthMode.PLAIN, AuthMode.LOGIN) else _MECHANISMS
     return next((mechanism for mechanism in wanted if mechanism in offered), None)
-
-
-def _read_opening(profile: Profile, phase: Phase, reply: Reply) -> Failure:
-    match phase:
-        case Phase.GREETING:
-            return classify.greeting(profile, reply)
-        case Phase.STARTTLS:
-            return classify.starttls(profile, reply)
-        case Phase.AUTH:
-            return classify.auth(profile, reply, offered="")
-        case _:
-            return classify.ehlo(profile, reply)
 
 
 def _reply(code: int, message: str) -> Reply:
