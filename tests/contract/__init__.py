@@ -1,0 +1,1 @@
+"""The store keeps its promises, whatever database is behind it."""

@@ -1,0 +1,1 @@
+"""The repository keeps its own promises: what is generated is current, what is public is documented."""

@@ -1,0 +1,1 @@
+"""The schema grows step by step."""
