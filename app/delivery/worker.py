@@ -109,9 +109,9 @@ class Worker:
         What is stopped before its mark goes back to the queue with no attempt burnt; after it, it is in doubt.
         """
         self._stopping = True
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        for lane in self._lanes.values():
+            lane.wake.set()
+        await asyncio.gather(*self._loops, return_exceptions=True)  # what they had claimed has begun
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=grace)
         for attempt in self._attempts:
@@ -152,7 +152,7 @@ class Worker:
     # claiming
 
     async def _claim_loop(self, lane: _Lane) -> None:
-        while True:
+        while not self._stopping:
             lane.wake.clear()
             lane.backlog = False
             nap = LONGEST_NAP
@@ -165,7 +165,7 @@ class Worker:
                     nap = PAUSE_WITHOUT_STORE
             else:
                 lane.backlog = True
-            if nap > 0:
+            if nap > 0 and not self._stopping:
                 try:
                     async with asyncio.timeout(nap):
                         await lane.wake.wait()
