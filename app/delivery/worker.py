@@ -160,8 +160,9 @@ class Worker:
             if room > 0:
                 try:
                     nap = await self._claim_some(lane, min(room, MOST_CLAIMS))
-                except StoreUnavailable as error:
-                    log.error("delivery.claim_failed", profile=lane.profile.name, error=str(error))
+                except Exception as error:  # a loop that ends silently is a queue that stands still
+                    unforeseen = not isinstance(error, StoreUnavailable)
+                    log.error("delivery.claim_failed", profile=lane.profile.name, error=str(error), exc_info=unforeseen)
                     nap = PAUSE_WITHOUT_STORE
             else:
                 lane.backlog = True

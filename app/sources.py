@@ -1,0 +1,174 @@
+"""Where settings are written: the environment, Typebot's names for one relay, and `mailchute.toml`.
+
+Merges them into one tree and remembers for every value where it came from, so that a fault can be told in the name
+that its writer used. Knows the names of Typebot and Kubernetes, and nothing of what a setting means.
+
+Order: the environment (`MAILCHUTE_…`, nested by `__`) beats the `SMTP_…` names (the profile `default`), which beat the
+file. Empty is not set.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from app.mail.errors import ConfigError
+
+PREFIX = "MAILCHUTE_"
+DEFAULT_FILES = (Path("mailchute.toml"), Path("/etc/mailchute/mailchute.toml"))
+_KUBERNETES = re.compile(r"_SERVICE_HOST\Z|_SERVICE_PORT(_|\Z)|_PORT_\d+_")
+
+
+@dataclass(slots=True)
+class Sources:
+    """All that was written. `origin` names the place of every path in `tree`, as its writer would."""
+
+    tree: dict[str, Any] = field(default_factory=dict)
+    origin: dict[tuple[str, ...], str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    by_environment: bool = False  # the profile `default` was set by SMTP_… names
+
+
+def read(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES) -> Sources:
+    """Read all sources. `files` are tried in order where MAILCHUTE_CONFIG names none; the first that exists is read.
+
+    Raises:
+        ConfigError: a file that cannot be read, or names that contradict each other.
+    """
+    sources = Sources()
+    sources.tree = _from_file(environ, files, sources.origin)
+    relay = _from_smtp_names(environ, sources.origin, sources.warnings)
+    if relay:
+        sources.by_environment = True
+        _merge(sources.tree, {"profiles": {"default": relay}})
+    _merge(sources.tree, _from_environment(environ, sources.origin))
+    return sources
+
+
+def _from_file(
+    environ: Mapping[str, str], files: tuple[Path, ...], origin: dict[tuple[str, ...], str]
+) -> dict[str, Any]:
+    named = environ.get(f"{PREFIX}CONFIG")
+    path = Path(named) if named else next((file for file in files if file.is_file()), None)
+    if path is None:
+        return {}
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for at in _paths(tree):
+        origin[at] = f"{path}: {'.'.join(at)}"
+    return tree
+
+
+def _paths(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in tree.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from _paths(value, (*above, key))
+
+
+def _from_environment(environ: Mapping[str, str], origin: dict[tuple[str, ...], str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.startswith(PREFIX) or value == "" or name == f"{PREFIX}CONFIG" or _is_injected(name, value):
+            continue
+        at = tuple(name.removeprefix(PREFIX).lower().split("__"))
+        origin[at] = name
+        place = tree
+        for key in at[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{name}: {PREFIX}{key.upper()} is set to a value of its own; remove one of them")
+        place[at[-1]] = value
+    return tree
+
+
+def _is_injected(name: str, value: str) -> bool:
+    """Whether Kubernetes made this variable for a Service that happens to bear our name."""
+    return bool(_KUBERNETES.search(name)) or (name.endswith("_PORT") and value.startswith(("tcp://", "udp://")))
+
+
+_SMTP_KEYS = {
+    "SMTP_HOST": "host",
+    "SMTP_PORT": "port",
+    "SMTP_USERNAME": "username",
+    "SMTP_PASSWORD": "password",
+    "SMTP_PASSWORD_FILE": "password_file",
+    "SMTP_TLS": "tls",
+    "SMTP_AUTH": "auth",
+    "SMTP_CA_FILE": "ca_file",
+    "SMTP_VERIFY": "verify",
+    "SMTP_FROM": "from",
+}
+_SMTP_SWITCHES = ("SMTP_SECURE", "SMTP_IGNORE_TLS", "SMTP_AUTH_DISABLED")
+
+
+def _from_smtp_names(
+    environ: Mapping[str, str], origin: dict[tuple[str, ...], str], warnings: list[str]
+) -> dict[str, Any]:
+    """Read Typebot's names for one relay into the profile `default`; {} where there are none."""
+    said = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("SMTP_") and value != "" and not _KUBERNETES.search(name)
+    }
+    if said.get("SMTP_PORT", "").startswith(("tcp://", "udp://")):
+        warnings.append("SMTP_PORT is what Kubernetes injects for a Service named smtp, not a port: ignored")
+        del said["SMTP_PORT"]
+    for name in sorted(said.keys() - _SMTP_KEYS.keys() - set(_SMTP_SWITCHES)):
+        near = get_close_matches(name, [*_SMTP_KEYS, *_SMTP_SWITCHES], n=1)
+        if near:
+            raise ConfigError(f"{name} is not a setting; do you mean {near[0]}?")
+        warnings.append(f"{name} is not a setting of Mailchute: ignored")
+        del said[name]
+    if not said:
+        return {}
+    if "SMTP_HOST" not in said:
+        raise ConfigError(f"{min(said)} is set, but SMTP_HOST is not: set SMTP_HOST to the relay's host name")
+    relay: dict[str, Any] = {key: said[name] for name, key in _SMTP_KEYS.items() if name in said}
+    if "from" not in relay and environ.get("NEXT_PUBLIC_SMTP_FROM"):
+        relay["from"] = environ["NEXT_PUBLIC_SMTP_FROM"]
+        origin["profiles", "default", "from"] = "NEXT_PUBLIC_SMTP_FROM"
+    origin.update({("profiles", "default", key): name for name, key in _SMTP_KEYS.items() if name in said})
+    _apply_switches(said, relay, warnings)
+    return relay
+
+
+def _apply_switches(said: Mapping[str, str], relay: dict[str, Any], warnings: list[str]) -> None:
+    wanted = {
+        name: mode for name, mode in (("SMTP_SECURE", "implicit"), ("SMTP_IGNORE_TLS", "none")) if _switch(said, name)
+    }
+    modes = {*wanted.values(), *([relay["tls"].lower()] if "tls" in relay else [])}
+    if len(modes) > 1:
+        names = [*wanted, *(["SMTP_TLS"] if "tls" in relay else [])]
+        raise ConfigError(f"{' and '.join(f'{n}={said[n]}' for n in names)} contradict each other: keep one")
+    if modes:
+        relay["tls"] = modes.pop()
+    if _switch(said, "SMTP_AUTH_DISABLED"):
+        warnings.append(
+            "SMTP_AUTH_DISABLED turns off Typebot's own sign-in by e-mail; to send without a login set SMTP_AUTH=none"
+        )
+
+
+def _switch(said: Mapping[str, str], name: str) -> bool:
+    value = said.get(name, "false").strip().lower()
+    if value not in ("true", "false", "1", "0", "yes", "no"):
+        raise ConfigError(f"{name}={value} is neither true nor false")
+    return value in ("true", "1", "yes")
+
+
+def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        below = tree.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            _merge(below, value)
+        else:
+            tree[key] = value
