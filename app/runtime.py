@@ -34,8 +34,9 @@ from app.mail.profile import (
     resolve_profile,
 )
 from app.settings import Settings
+from app.smtp.network import resolve
 from app.smtp.pool import Pool
-from app.smtp.session import Session, open_session, resolve
+from app.smtp.session import Session, open_session
 from app.store.database import Lock, migrate
 from app.store.history import History
 from app.store.journal import Journal

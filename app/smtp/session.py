@@ -14,9 +14,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeAlias, cast
+from typing import cast
 
 import aiosmtplib
 
@@ -27,24 +26,11 @@ from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import AuthMode, Profile, TlsMode, is_loopback
 from app.mail.reply import Reply, printable
 from app.smtp import classify
-from app.smtp.tls import certificate_facts, context_for, unverified
+from app.smtp.network import OwnName, Resolve, SocketAddress, connect_to_any
+from app.smtp.tls import certificate_facts, context_for, read_certificate
 from app.smtp.wire import Breach, Wire
 
-SocketAddress: TypeAlias = tuple[socket.AddressFamily, Any]
-Resolve: TypeAlias = Callable[[str, int], Awaitable[list[SocketAddress]]]  # raises socket.gaierror
-OwnName: TypeAlias = Callable[[], Awaitable[str | None]]  # this host's FQDN, None where it has none
-
 _MECHANISMS = ("PLAIN", "LOGIN")  # strongest first, of those that we speak
-
-
-async def resolve(host: str, port: int) -> list[SocketAddress]:
-    """Look a name up without blocking the loop.
-
-    Raises:
-        socket.gaierror: the name does not exist, or the resolver fails.
-    """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(family, address) for family, _, _, _, address in found]
 
 
 class Session:
@@ -179,30 +165,13 @@ class _Opening:
         return found
 
     async def _connect(self, addresses: list[SocketAddress]) -> socket.socket:
-        """Try the addresses in order; all of them share one budget, so that a dead one leaves time for the next."""
         self._attempt.enter(Phase.CONNECT)
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + self._profile.timeouts.connect
-        error: OSError = TimeoutError()
-        for at, (family, address) in enumerate(addresses):
-            share = max(0.0, ends - loop.time()) / (len(addresses) - at)
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                sock.setblocking(False)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                async with asyncio.timeout(share):
-                    await loop.sock_connect(sock, address)
-            except OSError as now:
-                sock.close()
-                error = now
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                self._attempt.ip = address[0]
-                self._address = (family, address)
-                return sock
-        raise TransactionError(classify.connecting(self._profile, error)) from error
+        try:
+            sock, self._address = await connect_to_any(addresses, within=self._profile.timeouts.connect)
+        except OSError as error:
+            raise TransactionError(classify.connecting(self._profile, error)) from error
+        self._attempt.ip = self._address[1][0]
+        return sock
 
     async def _greet(self, sock: socket.socket) -> aiosmtplib.SMTP:
         implicit = self._profile.tls is TlsMode.IMPLICIT
@@ -346,8 +315,7 @@ class _Opening:
         facts = None
         if isinstance(cause, ssl.SSLCertVerificationError) and self._address is not None:
             with suppress(Exception):  # a hint's detail: whatever hinders it, the failure itself is known
-                der = await _read_certificate(self._profile, self._address)
-                facts = certificate_facts(der)
+                facts = certificate_facts(await read_certificate(self._profile, self._address))
         failure = classify.tls(self._profile, cause, facts=facts)
         self._attempt.tls_error = failure.message
         return failure
@@ -384,33 +352,3 @@ def _handshake_cause(error: Exception) -> BaseException:
     """What really ended the handshake; asyncio reports its own time-out as an aborted connection."""
     cause = error if isinstance(error, ssl.SSLError) else error.__cause__ or error
     return TimeoutError() if isinstance(cause, TimeoutError | ConnectionAbortedError) else cause
-
-
-async def _read_certificate(profile: Profile, address: SocketAddress) -> bytes:
-    family, where = address
-    async with asyncio.timeout(profile.timeouts.tls):
-        loop = asyncio.get_running_loop()
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        try:
-            await loop.sock_connect(sock, where)
-        except BaseException:
-            sock.close()
-            raise
-        implicit = profile.tls is TlsMode.IMPLICIT
-        client = aiosmtplib.SMTP(
-            hostname=profile.host,
-            local_hostname="[127.0.0.1]",
-            use_tls=implicit,
-            start_tls=False,
-            tls_context=unverified(),
-            sock=sock,
-        )
-        try:
-            await client.connect()
-            if not implicit:
-                await client.starttls()
-            der: bytes = client.get_transport_info("ssl_object").getpeercert(binary_form=True)
-            return der
-        finally:
-            client.close()

@@ -7,12 +7,16 @@ credentials and no mail, and counts as no attempt.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 
+import aiosmtplib
+
 from app.mail.profile import Profile, TlsMode
+from app.smtp.network import SocketAddress, connect_to_any
 
 
 def context_for(profile: Profile) -> ssl.SSLContext:
@@ -42,9 +46,30 @@ def _context(verifies: bool, ca_file: str | None, takes_anything: bool) -> ssl.S
     return context
 
 
-def unverified() -> ssl.SSLContext:
-    """Give the context that takes any certificate: for looking at it, never for sending."""
-    return _context(False, None, False)
+async def read_certificate(profile: Profile, address: SocketAddress) -> bytes:
+    """Ask the relay for its certificate, whatever it is worth; DER.
+
+    Raises:
+        OSError, aiosmtplib.SMTPException: it was not to be had.
+    """
+    async with asyncio.timeout(profile.timeouts.tls):
+        sock, _ = await connect_to_any([address], within=profile.timeouts.connect)
+        client = aiosmtplib.SMTP(
+            hostname=profile.host,
+            local_hostname="[127.0.0.1]",
+            use_tls=profile.tls is TlsMode.IMPLICIT,
+            start_tls=False,
+            tls_context=_context(False, None, False),
+            sock=sock,
+        )
+        try:
+            await client.connect()
+            if profile.tls is not TlsMode.IMPLICIT:
+                await client.starttls()
+            der: bytes = client.get_transport_info("ssl_object").getpeercert(binary_form=True)
+            return der
+        finally:
+            client.close()
 
 
 def certificate_facts(der: bytes) -> Mapping[str, str]:
