@@ -17,28 +17,28 @@ class _End(asyncio.Protocol):
         self._delay = delay
         self._loop = asyncio.get_running_loop()
         self._under_way: deque[bytes] = deque()
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self.other: _End | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
+        self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self._under_way.append(data)
         self._loop.call_later(self._delay, self._arrive)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._under_way.append(b"")
-        self._loop.call_later(self._delay, self._arrive)
+    def connection_lost(self, _: Exception | None) -> None:
+        self.data_received(b"")
 
     def _arrive(self) -> None:
         data = self._under_way.popleft()
-        if self.other is None or self.other._transport is None:
+        there = self.other.transport if self.other is not None else None
+        if there is None:
             return
         if data:
-            self.other._transport.write(data)
+            there.write(data)
         else:
-            self.other._transport.close()
+            there.close()
 
 
 class _Near(_End):
@@ -51,9 +51,9 @@ class _Near(_End):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        assert self._transport is not None
-        self._transport.pause_reading()
-        self._task = self._loop.create_task(self._connect(self._transport))
+        assert self.transport is not None
+        self.transport.pause_reading()
+        self._task = self._loop.create_task(self._connect(self.transport))
 
     async def _connect(self, here: asyncio.Transport) -> None:
         far = _End(self._delay)

@@ -76,19 +76,11 @@ class Intake:
 
     def prepare(self, draft: Draft, caller: Caller, *, id: UUID, now: datetime) -> Message:
         """Make the message that `accept()` would append. Pure; raises the same refusals."""
-        profile = self._profile(draft)
-        sender = draft.sender or profile.from_address or self._policy.default_from
-        if sender is None:
-            raise InvalidMessage.of(
-                [
-                    Fault(
-                        "/from",
-                        "from is missing: give it, or set a default (SMTP_FROM, or default_from in the file)",
-                    )
-                ]
-            )
         recipients = _distinct(draft.to + draft.cc + draft.bcc)
-        _check_content(draft, recipients)
+        profile = self._policy.profiles.get(draft.profile or self._policy.default_profile)
+        sender = draft.sender or (profile and profile.from_address) or self._policy.default_from
+        if profile is None or sender is None or _content_faults(draft, recipients):
+            raise InvalidMessage.of(self._faults(draft, recipients, profile=profile, sender=sender))
         message_id = f"<{id}@{sender.domain}>"
         content = compose(draft, sender=sender, message_id=message_id, date=now, boundary=f"=_{id.hex}")
         limit = self._policy.max_message_bytes
@@ -116,14 +108,20 @@ class Intake:
             warnings=draft.warnings,
         )
 
-    def _profile(self, draft: Draft) -> Profile:
-        name = draft.profile or self._policy.default_profile
-        profile = self._policy.profiles.get(name)
+    def _faults(
+        self, draft: Draft, recipients: tuple[Address, ...], *, profile: Profile | None, sender: Address | None
+    ) -> list[Fault]:
+        """Name everything that is wrong, at once."""
+        faults = _content_faults(draft, recipients)
         if profile is None:
+            name = draft.profile or self._policy.default_profile
             near = get_close_matches(name, self._policy.profiles, n=1)
             cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(self._policy.profiles)}"
-            raise InvalidMessage.of([Fault("/profile", f"there is no profile {name[:80]!r}; {cure}")])
-        return profile
+            faults.insert(0, Fault("/profile", f"there is no profile {name[:80]!r}; {cure}"))
+        elif sender is None:
+            cure = "give it, or set a default (SMTP_FROM, or default_from in the file)"
+            faults.insert(0, Fault("/from", f"from is missing: {cure}"))
+        return faults
 
 
 def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
@@ -133,7 +131,7 @@ def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
     return tuple({address.key: address for address in reversed(addresses)}.values())[::-1]
 
 
-def _check_content(draft: Draft, recipients: tuple[Address, ...]) -> None:
+def _content_faults(draft: Draft, recipients: tuple[Address, ...]) -> list[Fault]:
     faults = []
     if not recipients:
         faults.append(Fault("/to", "nobody to send to: give at least one address in to, cc or bcc"))
@@ -141,5 +139,4 @@ def _check_content(draft: Draft, recipients: tuple[Address, ...]) -> None:
         faults.append(Fault("/to", f"{len(recipients)} recipients are too many; at most {MAX_RECIPIENTS} a message"))
     if draft.text is None and draft.html is None:
         faults.append(Fault("/text", "there is nothing to send: give text, html or both"))
-    if faults:
-        raise InvalidMessage.of(faults)
+    return faults

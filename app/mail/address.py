@@ -138,7 +138,7 @@ def raise_why(spec: str) -> None:
     if not at:
         if spec and "." not in spec:
             raise InvalidAddress(
-                f"{shown(spec)} is not an address: it has no @; a name that contains a comma must be quoted: "
+                f"{shown(spec)} is not an address: it has no @; if it is part of a name with a comma, quote the name: "
                 '"Miller, Ann" <ann@example.org>'
             )
         raise InvalidAddress(f"{shown(spec)} is not an address: it has no @")

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -78,8 +79,9 @@ class Service:
     def __init__(
         self, *, folder: Path | None = None, command: Sequence[str] = (MAILCHUTE, "serve"), **settings: str
     ) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="mailchute-") if folder is None else None
-        self.folder = Path(self._temporary.name) if self._temporary else folder or Path()
+        # Not pytest's tmp_path: a socket's path has at most 107 bytes.
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="mailchute-"))
+        self._is_ours = folder is None
         self.text = ""  # the start-up text
         self.errors: list[str] = []  # stderr's lines
         self._command = command
@@ -103,6 +105,7 @@ class Service:
                 await self._read_text()
         except BaseException:
             await self.kill()
+            self._clean_up()
             raise
         local = httpx2.AsyncHTTPTransport(uds=str(self.operator_path), verify=False)
         self.http = httpx2.AsyncClient(base_url=self.base, trust_env=False, timeout=PATIENCE, verify=False)
@@ -113,8 +116,7 @@ class Service:
         await self.http.aclose()
         await self.operator.aclose()
         await self.kill()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._clean_up()
 
     @property
     def base(self) -> str:
@@ -170,6 +172,10 @@ class Service:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
         await self._end()
+
+    def _clean_up(self) -> None:
+        if self._is_ours:
+            shutil.rmtree(self.folder)
 
     async def _end(self) -> int:
         assert self.process.stdout is not None
