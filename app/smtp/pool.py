@@ -103,6 +103,7 @@ class Pool:
         for slots in self._slots.values():
             while slots.idle:
                 slots.idle.pop().close()
+        await asyncio.sleep(0)  # the turn of the loop in which they go
 
     def _take_idle(self, slots: _Slots, profile: Profile) -> Session | None:
         while slots.idle:

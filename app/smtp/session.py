@@ -77,9 +77,7 @@ class Session:
 
     def close(self) -> None:
         """Say QUIT where that is still possible, wait for nothing, and close."""
-        if self.wire.is_open:
-            self.wire.send(b"QUIT\r\n", replies=1)
-        self.wire.close()
+        self.wire.close(b"QUIT\r\n" if self.wire.is_open else b"")
 
 
 async def open_session(profile: Profile, attempt: Attempt, *, resolve: Resolve, own_name: OwnName) -> Session:

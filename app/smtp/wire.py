@@ -113,8 +113,12 @@ class Wire(asyncio.Protocol):
         self._outstanding -= 1
         return self._replies.popleft()
 
-    def close(self) -> None:
-        """Close at once; idempotent."""
+    def close(self, last_words: bytes = b"") -> None:
+        """Close; idempotent. `last_words` are sent where that is still possible, and nothing is waited for."""
+        if self._breach is None and last_words:
+            self._breach = Lost("closed by us")
+            self._transport.write(last_words)
+            self._loop.call_soon(self._transport.abort)  # uvloop writes at the end of its turn
         self._break(Lost("closed by us"))
 
     async def _bounded(self, future: asyncio.Future[None], timeout: float) -> None:
