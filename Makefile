@@ -15,12 +15,14 @@ help: ## this list
 setup: $(VENV)/.ready ## make .venv from the hash-locked requirements (run and test do it first)
 
 $(VENV)/.ready: requirements.lock pyproject.toml
+	@echo 'Making $(VENV) from requirements.lock; this is done once and takes about half a minute.'
 	@PYTHON=$(PYTHON) scripts/venv.sh $(VENV)
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.ready requirements-dev.lock
+	@echo 'Adding what tests and checks need, from requirements-dev.lock.'
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@touch $@
 

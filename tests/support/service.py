@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import httpx2
@@ -51,7 +52,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "MAILCHUTE_LISTEN": "127.0.0.1:0", **settings}
 
 
-async def run(*command: str, folder: Path, **settings: str) -> Ended:
+async def run(*command: str, folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Ended:
     """Run a command that ends by itself; what it leaves running is killed."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -73,11 +74,15 @@ class Service:
     """One run of `mailchute serve`, started by `async with`, whose end kills what still runs.
 
     `folder` is where it is started, None = a temporary one that goes with the last run in it. A restart is a
-    second Service with the first one's folder: `async with Service(folder=first.folder, **settings)`.
+    second Service with the first one's folder: `async with Service(settings, folder=first.folder)`.
     """
 
     def __init__(
-        self, *, folder: Path | None = None, command: Sequence[str] = (MAILCHUTE, "serve"), **settings: str
+        self,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        *,
+        folder: Path | None = None,
+        command: Sequence[str] = (MAILCHUTE, "serve"),
     ) -> None:
         # Not pytest's tmp_path: a socket's path has at most 107 bytes.
         self.folder = folder or Path(tempfile.mkdtemp(prefix="mailchute-"))
@@ -184,14 +189,14 @@ class Service:
         return await self.process.wait()
 
     async def _read_text(self) -> None:
-        """Read up to the last part of the start-up text, which begins with a line about the API."""
+        """Read the start-up text, which leaves in one write and whose last part begins with a line on the API."""
         assert self.process.stdout is not None
-        while not self.text.rpartition("\n\n")[2].startswith("The API"):
-            line = await self.process.stdout.readline()
-            if not line:
+        while not (self.text.endswith("\n") and self.text.rpartition("\n\n")[2].startswith("The API")):
+            said = await self.process.stdout.read(LONGEST_LINE)
+            if not said:
                 await self._listening
                 raise NotStarted("\n".join(self.errors))
-            self.text += line.decode()
+            self.text += said.decode()
 
     async def _read_errors(self) -> None:
         assert self.process.stderr is not None
