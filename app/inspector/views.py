@@ -11,16 +11,19 @@ import email.policy
 from email.message import EmailMessage
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
-from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from app.api.answers import instant
 from app.api.edge import Answer
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import NotFound
 from app.mail.profile import SANDBOX_PROFILE
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PAGE = 50
 _POLICY = (
@@ -94,6 +97,8 @@ def _render(template: str, **values: object) -> Response:
 
 @lru_cache(maxsize=1)
 def _templates() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, select_autoescape
+
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(default=True),
