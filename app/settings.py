@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
-from app.mail.address import Address, parse_address
+from app.mail.address import Address, mailbox, parse_address
 from app.mail.errors import ConfigError
 from app.mail.profile import (
     SANDBOX_PROFILE,
@@ -32,7 +32,7 @@ from app.mail.profile import (
     resolve_profile,
 )
 from app.mail.schedule import DEFAULT_EXPIRES_AFTER, DEFAULT_SCHEDULE, Schedule, parse_duration
-from app.sources import DEFAULT_FILES, PREFIX, read
+from app.sources import DEFAULT_FILES, PREFIX, Sources, read
 
 _PROFILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 
@@ -45,7 +45,8 @@ def _written_address(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError("write an address: Name <name@example.org>")  # noqa: TRY004 (pydantic wants it)
     # Typebot writes NEXT_PUBLIC_SMTP_FROM="'Name' <name@example.org>".
-    return parse_address(re.sub(r"\A\s*'([^']*)'\s*<", r"\1 <", value))
+    quoted = re.fullmatch(r"\s*'([^']*)'\s*<([^<>]*)>\s*", value)
+    return mailbox(quoted[2], quoted[1]) if quoted else parse_address(value)
 
 
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
@@ -172,21 +173,20 @@ def load(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES)
     try:
         written = _Written.model_validate(sources.tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_fault(e, sources.origin) for e in error.errors())) from None
-    return _whole(written, tuple(sources.warnings), by_environment=sources.by_environment)
+        raise ConfigError("\n".join(_fault(e, sources) for e in error.errors())) from None
+    return _whole(written, sources)
 
 
-def _fault(error: Any, origin: Mapping[tuple[str, ...], str]) -> str:
+def _fault(error: Any, sources: Sources) -> str:
     """Say in one line which setting is wrong, how, and what would be right."""
     at = tuple(str(part) for part in error["loc"])
-    where = origin.get(at) or next((origin[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origin), ".".join(at))
+    where = sources.name(*at)
     if error["type"] == "extra_forbidden":
         near = get_close_matches(at[-1], _known_keys(at[:-1]), n=1, cutoff=0.6)
         spelt = at[-1].upper() if where.startswith(PREFIX) else at[-1]
         cure = f"; do you mean {near[0].upper() if where.startswith(PREFIX) else near[0]}?" if near else ""
         return f"{where}: {spelt} is not a setting{cure}"
-    text = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {text}"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _known_keys(at: tuple[str, ...]) -> list[str]:
@@ -198,40 +198,39 @@ def _known_keys(at: tuple[str, ...]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _whole(written: _Written, warnings: tuple[str, ...], *, by_environment: bool) -> Settings:
-    listen = _parse_listen(written.listen)
-    database = _parse_database_url(written.database_url)
+def _whole(written: _Written, sources: Sources) -> Settings:
+    name = sources.name
+    listen = _parse_listen(written.listen, name("listen"))
+    database = _parse_database_url(written.database_url, name("database_url"))
     if written.role != "all":
         raise ConfigError(
-            f"{PREFIX}ROLE={written.role} needs PostgreSQL, which this version does not have: set it to all"
+            f"{name('role')}={written.role} needs PostgreSQL, which this version does not have: set it to all"
         )
-    api_key = _secret(written.api_key, written.api_key_file, f"{PREFIX}API_KEY")
+    api_key = _secret(written.api_key, written.api_key_file, sources, "api_key")
     if api_key is not None and len(api_key) < 16:
-        raise ConfigError(
-            f"{PREFIX}API_KEY has {len(api_key)} characters; use at least 16, such as {secrets.token_urlsafe(24)}"
-        )
+        example = secrets.token_urlsafe(24)
+        raise ConfigError(f"{name('api_key')} has {len(api_key)} characters; use at least 16, such as {example}")
     if not listen.is_loopback and api_key is None:
         raise ConfigError(
-            f"{PREFIX}LISTEN={written.listen} is reachable from other machines, so a key is needed. Set one:\n"
+            f"{name('listen')}={written.listen} is reachable from other machines, so a key is needed. Set one:\n"
             f"export {PREFIX}API_KEY={secrets.token_urlsafe(24)}"
         )
     profiles: dict[str, Profile] = {}
-    notes = list(warnings)
-    for name, said in written.profiles.items():
-        dialect = Dialect.ENVIRONMENT if by_environment and name == "default" else Dialect.FILE
-        profiles[name], more = resolve_profile(_facts(name, said, dialect))
-        notes.extend(more)
+    warnings = list(sources.warnings)
+    for profile, said in written.profiles.items():
+        profiles[profile], more = resolve_profile(_facts(profile, said, sources))
+        warnings.extend(more)
     try:
         schedule = Schedule.parse(written.retry.schedule)
     except ValueError as error:
-        raise ConfigError(f"retry.schedule: {error}") from error
+        raise ConfigError(f"{name('retry', 'schedule')}: {error}") from error
     return Settings(
         listen=listen,
         database=database,
         log=LogFormat(written.log) if written.log else None,
         sandbox=_is_sandbox(written, listen),
         profiles=profiles,
-        default_profile=_default_profile(written, by_environment=by_environment),
+        default_profile=_default_profile(written, sources),
         default_from=written.default_from,
         default_wait=written.default_wait,
         max_message_bytes=written.max_message_bytes,
@@ -239,11 +238,17 @@ def _whole(written: _Written, warnings: tuple[str, ...], *, by_environment: bool
         expires_after=written.retry.expires_after,
         docs=written.docs,
         api_key=api_key,
-        warnings=tuple(notes),
+        warnings=tuple(warnings),
     )
 
 
-def _facts(name: str, said: ProfileSettings, dialect: Dialect) -> ProfileFacts:
+def _dialect(profile: str, sources: Sources) -> Dialect:
+    if profile == "default" and sources.by_smtp_names:
+        return Dialect.ENVIRONMENT
+    return Dialect.FILE if sources.is_in_file("profiles", profile) else Dialect.NESTED
+
+
+def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
     if not _PROFILE_NAME.match(name):
         raise ConfigError(
             f"profiles.{name}: a profile's name is lower-case letters, digits, - and _, at most 63 of them"
@@ -252,15 +257,15 @@ def _facts(name: str, said: ProfileSettings, dialect: Dialect) -> ProfileFacts:
         raise ConfigError(f"profiles.{name}: this name is taken by the built-in sandbox; use another")
     return ProfileFacts(
         name=name,
-        dialect=dialect,
+        dialect=_dialect(name, sources),
         host=said.host,
         port=said.port,
         tls=said.tls,
         auth=said.auth,
         username=said.username,
-        password=_secret(said.password, said.password_file, f"profiles.{name}.password"),
+        password=_secret(said.password, said.password_file, sources, "profiles", name, "password"),
         verify=said.verify,
-        ca_file=_readable(said.ca_file, f"profiles.{name}.ca_file"),
+        ca_file=_readable(said.ca_file, sources.name("profiles", name, "ca_file")),
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_,
         envelope_from=said.envelope_from.addr_spec if said.envelope_from else None,
@@ -271,16 +276,17 @@ def _facts(name: str, said: ProfileSettings, dialect: Dialect) -> ProfileFacts:
     )
 
 
-def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None:
+def _secret(value: SecretStr | None, file: Path | None, sources: Sources, *path: str) -> str | None:
     """Take a secret from its setting or from its file, whose last line break is not part of it."""
+    in_file = sources.name(*path[:-1], f"{path[-1]}_file")
     if value is not None and file is not None:
-        raise ConfigError(f"{name} and its _file twin are both set: keep one")
+        raise ConfigError(f"{sources.name(*path)} and {in_file} are both set: keep one")
     if file is None:
         return value.get_secret_value() or None if value else None
     try:
         return file.read_text("utf-8").rstrip("\r\n") or None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: the secret's file {file} cannot be read: {error}") from error
+        raise ConfigError(f"{in_file}: the secret's file {file} cannot be read: {error}") from error
 
 
 def _readable(path: str | None, name: str) -> str | None:
@@ -295,29 +301,27 @@ def _readable(path: str | None, name: str) -> str | None:
     return path
 
 
-def _parse_listen(text: str) -> Listen:
+def _parse_listen(text: str, name: str) -> Listen:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
-        raise ConfigError(
-            f"{PREFIX}LISTEN={text} is not an address; write host:port, such as 127.0.0.1:8587 or [::1]:8587"
-        )
+        raise ConfigError(f"{name}={text} is not an address; write host:port, such as 127.0.0.1:8587 or [::1]:8587")
     return Listen(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 (":8587" says so)
 
 
-def _parse_database_url(url: str) -> Path:
+def _parse_database_url(url: str, name: str) -> Path:
     scheme, found, rest = url.partition("://")
-    if not found:
+    if not found and url != ":memory:":
         return Path(url)
-    if scheme in ("sqlite", "sqlite+aiosqlite"):
+    if scheme in ("sqlite", "sqlite+aiosqlite", ":memory:"):
         path = rest.removeprefix("/")
         if not path or path == ":memory:":
-            raise ConfigError(f"{PREFIX}DATABASE_URL={url} would lose all mail at the end; name a file")
+            raise ConfigError(f"{name}={url} would lose all mail at the end; name a file")
         return Path(path)
     if scheme.startswith("postgres"):
         raise ConfigError(
-            f"{PREFIX}DATABASE_URL: PostgreSQL comes with a later version; name a SQLite file, such as var/mailchute.db"
+            f"{name}: PostgreSQL comes with a later version; name a SQLite file, such as var/mailchute.db"
         )
-    raise ConfigError(f"{PREFIX}DATABASE_URL: {scheme}:// is not known; name a SQLite file, such as var/mailchute.db")
+    raise ConfigError(f"{name}: {scheme}:// is not known; name a SQLite file, such as var/mailchute.db")
 
 
 def _is_sandbox(written: _Written, listen: Listen) -> bool:
@@ -333,17 +337,17 @@ def _is_sandbox(written: _Written, listen: Listen) -> bool:
     return True
 
 
-def _default_profile(written: _Written, *, by_environment: bool) -> str:
+def _default_profile(written: _Written, sources: Sources) -> str:
     names = list(written.profiles)
     if written.default_profile:
         if written.default_profile in names:
             return written.default_profile
         near = get_close_matches(written.default_profile, names, n=1)
         cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
-        raise ConfigError(f"default_profile: there is no profile {written.default_profile}; {cure}")
+        raise ConfigError(f"{sources.name('default_profile')}: there is no profile {written.default_profile}; {cure}")
     if not names:
         return SANDBOX_PROFILE
-    if by_environment or "default" in names:
+    if sources.by_smtp_names or "default" in names:
         return "default"
     if len(names) == 1:
         return names[0]

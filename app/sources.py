@@ -31,7 +31,18 @@ class Sources:
     tree: dict[str, Any] = field(default_factory=dict)
     origin: dict[tuple[str, ...], str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    by_environment: bool = False  # the profile `default` was set by SMTP_… names
+    by_smtp_names: bool = False  # the profile `default` was set by SMTP_… names
+
+    def name(self, *path: str) -> str:
+        """Name a setting as its writer did: the place nearest to `path`; as the file would, where nobody wrote it."""
+        at_or_below = (origin for at, origin in self.origin.items() if at[: len(path)] == path)
+        above = (self.origin[path[:n]] for n in range(len(path) - 1, 0, -1) if path[:n] in self.origin)
+        return self.origin.get(path) or next(at_or_below, None) or next(above, None) or ".".join(path)
+
+    def is_in_file(self, *path: str) -> bool:
+        """Whether the file says anything at or below `path`."""
+        named = (origin for at, origin in self.origin.items() if at[: len(path)] == path)
+        return any(not origin.startswith((PREFIX, "SMTP_")) for origin in named)
 
 
 def read(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES) -> Sources:
@@ -44,7 +55,7 @@ def read(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES)
     sources.tree = _from_file(environ, files, sources.origin)
     relay = _from_smtp_names(environ, sources.origin, sources.warnings)
     if relay:
-        sources.by_environment = True
+        sources.by_smtp_names = True
         _merge(sources.tree, {"profiles": {"default": relay}})
     _merge(sources.tree, _from_environment(environ, sources.origin))
     return sources
@@ -118,11 +129,10 @@ def _from_smtp_names(
     said = {
         name: value
         for name, value in environ.items()
-        if name.startswith("SMTP_") and value != "" and not _KUBERNETES.search(name)
+        if name.startswith("SMTP_") and value != "" and not _is_injected(name, value)
     }
-    if said.get("SMTP_PORT", "").startswith(("tcp://", "udp://")):
+    if "SMTP_PORT" in environ and _is_injected("SMTP_PORT", environ["SMTP_PORT"]):
         warnings.append("SMTP_PORT is what Kubernetes injects for a Service named smtp, not a port: ignored")
-        del said["SMTP_PORT"]
     for name in sorted(said.keys() - _SMTP_KEYS.keys() - set(_SMTP_SWITCHES)):
         near = get_close_matches(name, [*_SMTP_KEYS, *_SMTP_SWITCHES], n=1)
         if near:

@@ -236,7 +236,7 @@ def sentence(snapshot: Snapshot) -> str:
         case MessageState.SENT:
             return f"sent to {_people(total)} through {snapshot.profile}"
         case MessageState.PARTIAL:
-            return f"sent to {sent} of {_people(total)}; {said}"
+            return "; ".join(filter(None, (f"sent to {sent} of {_people(total)}", said)))
         case MessageState.QUEUED:
             return "accepted, waiting to be sent"
         case MessageState.SCHEDULED:

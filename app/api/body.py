@@ -127,7 +127,10 @@ def _one_or_more(item: object) -> list[Address]:
     email, name = item.get("email"), item.get("name") or ""
     if not isinstance(email, str) or not isinstance(name, str):
         raise InvalidAddress('an address needs "email", a string, and may have "name", a string')
-    return [mailbox(email, name)]
+    try:
+        return [mailbox(email, name)]
+    except InvalidAddress as error:
+        raise InvalidAddress(f'{error}; "email" is one bare address, its display name goes into "name"') from error
 
 
 def _one_address(value: object) -> Address | None:
@@ -164,7 +167,7 @@ def _fields(value: object) -> tuple[tuple[str, str], ...]:
         raise _wrong([("", f'headers is an object such as {{"X-Ticket": "4711"}}, not {_kind(value)}')])
     if len(value) > MAX_FIELDS:
         raise _wrong([("", f"{len(value)} header fields are too many; at most {MAX_FIELDS} are taken")])
-    faults = [(f"/{_escaped(name)}", why) for name, text in value.items() if (why := _field_fault(name, text))]
+    faults = [(f"/{_escaped(name[:80])}", why) for name, text in value.items() if (why := _field_fault(name, text))]
     if faults:
         raise _wrong(faults)
     return tuple(value.items())
@@ -172,12 +175,12 @@ def _fields(value: object) -> tuple[tuple[str, str], ...]:
 
 def _field_fault(name: str, text: object) -> str | None:
     low = name.lower()
+    if not _FIELD_NAME.match(name):
+        return "a header field's name is printable ASCII without space and colon, at most 76 characters"
     if low in _OWN_FIELD:
         return f"{name} is not an extra header field; use the field {_OWN_FIELD[low]!r} of the body"
     if low in _STRUCTURAL or low.startswith(_STRUCTURAL_PREFIXES):
         return f"{name} is written by the service and cannot be set; remove it"
-    if not _FIELD_NAME.match(name):
-        return "a header field's name is printable ASCII without space and colon, at most 76 characters"
     if not isinstance(text, str):
         return f"a header field's value is a string, not {_kind(text)}; put it in quotes"
     if CONTROL.search(text):
@@ -333,8 +336,8 @@ def json_fault(body: bytes) -> InvalidMessage | None:
     try:
         _parse(body)
     except ValidationError as error:
-        refusal = _refusal(body, error)
-        return refusal if refusal.faults[0].pointer == "" else None
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
+            return _refusal(body, error)
     return None
 
 

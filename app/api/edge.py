@@ -103,9 +103,7 @@ def headers_of(scope: Scope) -> Headers:
     return headers
 
 
-_FORWARDED = frozenset(
-    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via"}
-)
+_FORWARDED = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via")
 
 
 def visit_of(scope: Scope, headers: Headers) -> Visit:
@@ -120,8 +118,8 @@ def visit_of(scope: Scope, headers: Headers) -> Visit:
         host=headers.get(b"host", b"").decode("latin-1"),
         origin=_text(headers.get(b"origin")),
         fetch_site=_text(headers.get(b"sec-fetch-site")),
-        credential=_text(key.strip() if key else None),
-        forwarded=not _FORWARDED.isdisjoint(headers),
+        credential=key.strip() if key else None,
+        forwarded=any(name.startswith(_FORWARDED) for name in headers),
     )
 
 
@@ -139,20 +137,25 @@ class Preference:
 
 
 MAX_WAIT = 30.0
-_WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,6})\"?\Z")
+# A preference, its value, and its parameters, which are not read; quoted strings may hold anything (RFC 7240 §2).
+_PREFERENCE = re.compile(
+    r'\s*([^\s=;,"]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*)))?((?:[^,"]|"(?:[^"\\]|\\.)*")*)(?:,|\Z)'
+)
 
 
 def preference_of(headers: Headers) -> Preference:
-    """Read `Prefer` (RFC 7240); what is not known in it is ignored, as the RFC asks."""
+    """Read `Prefer` (RFC 7240); what is not known in it is ignored, and of two the first counts, as the RFC asks."""
     raw = headers.get(b"prefer")
     if raw is None:
         return _NO_PREFERENCE
-    said = [piece.strip().lower() for piece in re.split("[,;]", raw.decode("latin-1"))]
-    waits = [found for piece in said if (found := _WAIT.match(piece))]
+    said: dict[str, str] = {}
+    for name, quoted, bare, _ in _PREFERENCE.findall(raw.decode("latin-1")[:1000]):
+        said.setdefault(name.lower(), quoted or bare)
+    wait = said.get("wait", "")
     return Preference(
-        wait=min(float(waits[0][1]), MAX_WAIT) if waits else None,
-        respond_async="respond-async" in said,
-        lenient=bool({"handling=lenient", 'handling="lenient"'} & set(said)),
+        wait=min(float(wait), MAX_WAIT) if wait.isascii() and wait.isdigit() else None,
+        respond_async=said.get("respond-async") == "",
+        lenient=said.get("handling", "").lower() == "lenient",
     )
 
 
@@ -244,8 +247,8 @@ def answer_to(error: MailError, headers: Headers) -> Answer:
 
 
 def _problem_type(headers: Headers) -> tuple[bytes, bytes]:
-    accept = headers.get(b"accept", b"")
-    if b"application/json" in accept and b"application/problem+json" not in accept:
+    named = {kind.partition(b";")[0].strip().lower() for kind in headers.get(b"accept", b"").split(b",")}
+    if b"application/json" in named and b"application/problem+json" not in named:
         return JSON  # n8n shows a body only where its type is plain JSON
     return (b"content-type", b"application/problem+json")
 
@@ -298,6 +301,7 @@ class Gate:
             return
         began = perf_counter()
         headers = scope["mailchute.headers"] = headers_of(scope)
+        scope["mailchute.began"] = asyncio.get_running_loop().time()
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8).encode()
         status = 0

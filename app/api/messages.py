@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -101,13 +101,13 @@ def _id(text: str) -> UUID:
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_PAGE:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= MAX_PAGE):
         raise InvalidMessage.of([Fault("", f"limit is a number from 1 to {MAX_PAGE}, not {text[:20]!r}")])
     return int(text)
 
 
 def _cursor(text: str) -> UUID:
     try:
-        return UUID(bytes=urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        return UUID(bytes=b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
     except ValueError as error:
         raise InvalidMessage.of([Fault("", "cursor is not one that we gave; leave it out to begin")]) from error

@@ -105,7 +105,7 @@ async def post_send(request: Request) -> Response:
 
 async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
     """Take one message; the answer follows the commit it reports."""
-    began = asyncio.get_running_loop().time()
+    began: float = scope.get("mailchute.began") or asyncio.get_running_loop().time()
     headers: Headers = scope.get("mailchute.headers") or headers_of(scope)
     try:
         caller = runtime.callers.identify(visit_of(scope, headers))
@@ -163,6 +163,7 @@ def _check_media_type(headers: Headers, body: bytes) -> None:
     if kind != "application/json":
         was = f"it was {kind[:80]}" if kind else "there was none"
         raise UnsupportedMedia(f"Send the body as JSON, with the header Content-Type: application/json ({was})")
-    charset = parameters.replace(" ", "").partition("charset=")[2].strip('"')
+    said = dict(p.strip().partition("=")[::2] for p in parameters.split(";"))
+    charset = said.get("charset", "").strip('"')
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
         raise UnsupportedMedia(f"Send the body in UTF-8, not {charset[:40]}")

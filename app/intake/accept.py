@@ -128,7 +128,10 @@ def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
     """Each mailbox once, in the order of their first mention."""
     if len(addresses) == 1:
         return addresses
-    return tuple({address.key: address for address in reversed(addresses)}.values())[::-1]
+    distinct: dict[str, Address] = {}
+    for address in addresses:
+        distinct.setdefault(address.key, address)
+    return tuple(distinct.values())
 
 
 def _content_faults(draft: Draft, recipients: tuple[Address, ...]) -> list[Fault]:

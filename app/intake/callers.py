@@ -8,6 +8,7 @@ Whoever can open the operator socket is the operator: the file system has let th
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -23,7 +24,7 @@ class Visit:
     host: str = ""
     origin: str | None = None
     fetch_site: str | None = None
-    credential: str | None = None
+    credential: bytes | None = None
     forwarded: bool = False  # a proxy's header is there
 
 
@@ -35,6 +36,7 @@ class Caller:
     is_operator: bool = False
 
 
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::\d{1,5})?\Z")  # RFC 9110 §7.2
 _ANYONE = Caller()
 _OPERATOR = Caller(is_operator=True)
 
@@ -55,7 +57,7 @@ class Callers:
             return _OPERATOR
         if self._digest is not None:
             # Both sides hashed: the comparison takes the same time whatever was sent.
-            given = sha256((visit.credential or "").encode("utf-8", "replace")).digest()
+            given = sha256(visit.credential or b"").digest()
             if hmac.compare_digest(given, self._digest):
                 return _ANYONE
             raise Unauthenticated("A valid API key is needed: send it as Authorization: Bearer … or as X-API-Key")
@@ -76,7 +78,6 @@ def _is_local(visit: Visit) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """Host without its port: `[::1]:8587` → `::1`."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """Host without its port: `[::1]:8587` → `::1`; "" where it is neither a name nor an address."""
+    found = _HOST.match(host)
+    return (found[1] or found[2]) if found else ""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 MAX_LOCAL = 64  # octets, RFC 5321 §4.5.3.1.1
-MAX_DOMAIN = 253  # octets as text, RFC 5321 §4.5.3.1.2 less the root
+MAX_LABEL = 63  # octets, RFC 1035 §2.3.4
+MAX_SPEC = 254  # octets of local@domain: RFC 5321 §4.5.3.1.3 less the brackets
 MAX_TEXT = 1000  # characters of one written address, display name included
 
 _DOT_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
@@ -61,7 +62,7 @@ def split_addresses(text: str) -> list[str]:
     """
     if _SEPARATORS.isdisjoint(text):
         return [text.strip()] if text.strip() else []
-    pieces, start, quoted, escaped = [], 0, False, False
+    pieces, start, quoted, escaped, inside = [], 0, False, False, False
     for at, c in enumerate(text):
         if escaped:
             escaped = False
@@ -69,7 +70,9 @@ def split_addresses(text: str) -> list[str]:
             escaped = True
         elif c == '"':
             quoted = not quoted
-        elif not quoted and c in _SEPARATORS:
+        elif not quoted and c in "<>":
+            inside = c == "<"
+        elif not quoted and not inside and c in _SEPARATORS:
             pieces.append(text[start:at])
             start = at + 1
     pieces.append(text[start:])
@@ -111,57 +114,71 @@ def mailbox(addr_spec: str, name: str) -> Address:
 
 def checked_name(name: str) -> str:
     """Refuse a display name that could not stand in one header line."""
-    if CONTROL.search(name):
+    if CONTROL.search(name) or not _is_encodable(name):
         raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
     if len(name) > MAX_TEXT:
         raise InvalidAddress(f"a display name of {len(name)} characters is too long; at most {MAX_TEXT} are taken")
     return name
 
 
+def _is_encodable(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def shown(text: str) -> str:
     """The input, shortened and escaped, for an error text."""
-    text = text if len(text) <= 80 else text[:77] + "..."
-    return repr(text)
+    text = repr(text)
+    return text if len(text) <= 80 else f"{text[:76]}...'"
 
 
 def _parse_spec(spec: str, *, name: str) -> Address:
     local, at, domain = spec.rpartition("@")
-    if at and len(local) <= MAX_LOCAL and len(domain) <= MAX_DOMAIN and _DOT_ATOM.match(local) and _HOST.match(domain):
+    if at and len(local) <= MAX_LOCAL and len(spec) <= MAX_SPEC and _DOT_ATOM.match(local) and _is_host(domain):
         return Address(local, domain.lower(), name)
-    raise_why(spec)
+    fault = _fault(spec)
+    if fault is not None:
+        raise InvalidAddress(f"{shown(spec)}: {fault}")
     return _parse_international(spec, name=name)
 
 
-def raise_why(spec: str) -> None:
-    """Raise with the likely slip; return where only an internationalised reading is left to try."""
+def _is_host(domain: str) -> bool:
+    """A host name that needs no second look; `--` may be the mark of an A-label, which has rules of its own."""
+    return bool(_HOST.match(domain)) and "--" not in domain and not domain.rpartition(".")[2].isdecimal()
+
+
+def _fault(spec: str) -> str | None:  # noqa: PLR0912 (a table of slips)
+    """Say what the likely slip is and what to write instead; None where only an international reading is left."""
     local, at, domain = spec.rpartition("@")
     if not at:
-        if spec and "." not in spec:
-            raise InvalidAddress(
-                f"{shown(spec)} is not an address: it has no @; if it is part of a name with a comma, quote the name: "
-                '"Miller, Ann" <ann@example.org>'
-            )
-        raise InvalidAddress(f"{shown(spec)} is not an address: it has no @")
+        cure = "write name@example.org"
+        if " " in spec or "." not in spec:
+            cure += '; if it is part of a name with a comma, quote the name: "Miller, Ann" <ann@example.org>'
+        return f"there is no @ in it; {cure}"
     if not local or not domain:
-        raise InvalidAddress(f"{shown(spec)} is not an address: write name@example.org")
+        return "something is missing beside the @; write name@example.org"
     if '"' in local:
-        raise InvalidAddress(f"{shown(spec)}: quoted local parts are not taken; write name@example.org")
+        return "quoted local parts are not taken; write name@example.org"
     if domain.startswith("["):
-        raise InvalidAddress(f"{shown(spec)}: an address literal is not taken; use the host's name")
+        return "an address literal is not taken; use the host's name"
     if "(" in spec or ")" in spec:
-        raise InvalidAddress(f"{shown(spec)}: comments are not taken; remove the brackets")
+        return "comments are not taken; remove the brackets"
     if "<" in spec or ">" in spec:
-        raise InvalidAddress(f"{shown(spec)}: the angle brackets do not match; write: Name <name@example.org>")
+        return "the angle brackets do not match; write: Name <name@example.org>"
     if any(c.isspace() for c in spec):
-        raise InvalidAddress(f"{shown(spec)}: there is a space in the address; separate several by a comma")
+        return "there is a space in it; separate several by a comma"
     if "@" in local:
-        raise InvalidAddress(f"{shown(spec)}: there is more than one @; separate several addresses by a comma")
+        return "there is more than one @; separate several addresses by a comma"
     if len(local.encode("utf-8", "replace")) > MAX_LOCAL:
-        raise InvalidAddress(f"{shown(spec)}: the part before the @ is longer than {MAX_LOCAL} octets")
+        return f"the part before the @ is longer than {MAX_LOCAL} octets; use a shorter address"
+    if len(spec) > MAX_SPEC or any(len(label) > MAX_LABEL for label in domain.split(".")):
+        return f"it is too long: at most {MAX_SPEC} octets in all and {MAX_LABEL} between two dots of the domain"
     if domain.endswith(".") or ".." in spec or local.startswith(".") or local.endswith(".") or domain.startswith("."):
-        raise InvalidAddress(f"{shown(spec)}: a dot stands where none may be; write name@example.org")
-    if spec.isascii():
-        raise InvalidAddress(f"{shown(spec)} contains characters that an address may not have")
+        return "a dot stands where none may be; write name@example.org"
+    if domain.rpartition(".")[2].isdecimal():
+        return "the domain is a number; use the host's name"
+    if spec.isascii() and not ("--" in domain and _HOST.match(domain) and _DOT_ATOM.match(local)):
+        return "it has characters that an address may not have; use letters, digits, dots and hyphens"
+    return None
 
 
 def _parse_international(spec: str, *, name: str) -> Address:
@@ -171,8 +188,9 @@ def _parse_international(spec: str, *, name: str) -> Address:
     try:
         valid = validate_email(spec, check_deliverability=False, strict=True, test_environment=True)
     except EmailNotValidError as error:
-        raise InvalidAddress(f"{shown(spec)} is not an address: {error}") from error
+        text = "it is no valid internationalised address; write name@example.org, the domain as A-labels (xn--…)"
+        raise InvalidAddress(f"{shown(spec)}: {text}") from error
     domain = valid.ascii_domain
     if not _HOST.match(domain) or CONTROL.search(valid.local_part):
-        raise InvalidAddress(f"{shown(spec)} is not an address: the domain is not a host name")
+        raise InvalidAddress(f"{shown(spec)}: the domain is not a host name; write name@example.org")
     return Address(valid.local_part, domain.lower(), name)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from app.mail.codes import Reason
-from app.mail.profile import Profile, TlsMode
+from app.mail.profile import AuthMode, Profile, TlsMode, is_loopback
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
@@ -42,10 +42,19 @@ def _not_smtp(p: Profile, _: Facts) -> str:
     return f"What answers there is not a mail server: check {_host_port(p)}."
 
 
-def _tls_not_offered(p: Profile, _: Facts) -> str:
+def _tls_not_offered(p: Profile, facts: Facts) -> str:
     cure = f"set {p.setting('tls', 'implicit')} with port 465 if the relay has that"
+    if p.wants_login and not facts.get("offered"):
+        return (
+            f"The relay offers neither STARTTLS nor AUTH on port {p.port}: if it wants no login, set "
+            f"{p.setting('auth', 'none')} (or remove {p.setting('username')} and {p.setting('password')}), else {cure}."
+        )
     if p.wants_login:
-        return f"The relay offers no STARTTLS on port {p.port}, and a password is not sent in clear: {cure}."
+        allowed = "" if is_loopback(p.host) else f" and {p.setting('allow_cleartext_auth', True)}"
+        return (
+            f"The relay offers no STARTTLS on port {p.port}, and a password is not sent in clear: {cure}, or "
+            f"{p.setting('tls', 'none')}{allowed} if it may be."
+        )
     return (
         f"The relay offers no STARTTLS on port {p.port}: {cure}, or {p.setting('tls', 'opportunistic')} to encrypt "
         "only where it is offered."
@@ -90,7 +99,12 @@ def _tls_mode_mismatch(p: Profile, _: Facts) -> str:
     return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
 
 
-def _auth_not_offered(p: Profile, _: Facts) -> str:
+def _auth_not_offered(p: Profile, facts: Facts) -> str:
+    if facts.get("starttls"):
+        return (
+            f"The relay offers no AUTH before STARTTLS: set {p.setting('tls', 'starttls')}; if it wants no login at "
+            f"all, {p.setting('auth', 'none')}."
+        )
     return (
         f"The relay offers no AUTH, so it wants no login: set {p.setting('auth', 'none')} (or remove "
         f"{p.setting('username')} and {p.setting('password')})."
@@ -110,6 +124,11 @@ def _auth_mechanism_unsupported(p: Profile, facts: Facts) -> str:
 
 
 def _auth_required(p: Profile, _: Facts) -> str:
+    if p.auth is AuthMode.NONE:
+        return (
+            f"The relay takes mail only after a login, and {p.setting('auth', 'none')} forbids it: set "
+            f"{p.setting('auth', 'auto')} with {p.setting('username')} and {p.setting('password')}."
+        )
     return (
         f"The relay takes mail only after a login: set {p.setting('username')} and {p.setting('password')}."
         if not p.wants_login
@@ -188,7 +207,9 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.AUTH_UNAVAILABLE: _fixed(
         "The relay cannot check logins for the moment: nothing to change; it is tried again."
     ),
-    Reason.AUTH_NEEDS_TLS: lambda p, _: f"The relay takes logins only under TLS: set {p.setting('tls', 'starttls')}.",
+    Reason.AUTH_NEEDS_TLS: lambda p, _: (
+        f"The relay takes {'logins' if p.wants_login else 'mail'} only under TLS: set {p.setting('tls', 'starttls')}."
+    ),
     Reason.AUTH_REQUIRED: _auth_required,
     Reason.SENDER_REFUSED: _fixed("The relay does not take mail from this sender: use a From address it allows."),
     Reason.SENDER_DEFERRED: _fixed(

@@ -8,7 +8,6 @@ except to loopback or where that was said; `starttls` and `implicit` verify and 
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -44,8 +43,9 @@ class AuthMode(StrEnum):
 class Dialect(StrEnum):
     """Where a profile was written down, and so the words in which a hint names a setting."""
 
-    ENVIRONMENT = "environment"
-    FILE = "file"
+    ENVIRONMENT = "environment"  # SMTP_AUTH=none
+    NESTED = "nested"  # MAILCHUTE_PROFILES__NAME__AUTH=none
+    FILE = "file"  # auth = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +105,6 @@ class Profile:
         """Write a setting in the words in which this profile was set: `SMTP_AUTH=none` or `auth = "none"`."""
         return setting(self.dialect, self.name, key, value)
 
-    @property
-    def fingerprint(self) -> str:
-        """Differs where any setting differs, the secret included; reveals none. 16 hex digits."""
-        facts = repr((self.host, self.port, self.tls, self.auth, self.username, self.verify, self.ca_file))
-        return hashlib.sha256(f"{facts}\0{self.password}".encode()).hexdigest()[:16]
-
 
 _ENVIRONMENT_NAMES = frozenset({"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"})
 
@@ -122,7 +116,7 @@ def setting(dialect: Dialect, profile: str, key: str, value: Value = None) -> st
             return key
         shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
         return f"{key} = {shown}"
-    if key in _ENVIRONMENT_NAMES and profile == "default":
+    if key in _ENVIRONMENT_NAMES and dialect is Dialect.ENVIRONMENT:
         name = f"SMTP_{key.upper()}"
     else:
         name = f"MAILCHUTE_PROFILES__{profile.upper()}__{key.upper()}"

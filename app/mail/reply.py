@@ -17,7 +17,7 @@ MAX_REPLY = 64 * 1024  # bytes over all lines of one reply
 # RFC 5321 §4.2: the first digit is 2 to 5 (1yz is never used), the second 0 to 5 by grammar; real relays use
 # other second digits, so only the first is held.
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?\Z", re.DOTALL)
-_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?=\s|$)")
+_ENHANCED = re.compile(r"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?=\s|$)")
 
 
 class MalformedReply(Exception):
@@ -104,7 +104,7 @@ class ReplyReader:
             reply = self._take(line)
             if reply is not None:
                 yield reply
-        if len(self._buffer) > MAX_LINE:
+        if len(self._buffer) > MAX_LINE + 1:  # a CR may be the last byte yet
             raise MalformedReply(self._buffer)
 
     def _take(self, line: bytes) -> Reply | None:

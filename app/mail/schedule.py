@@ -12,6 +12,7 @@ from dataclasses import dataclass
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\Z")
 _SECONDS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
+LONGEST = 30 * 86400.0  # seconds; longer waits are slips of the pen, and no calendar holds them all
 DEFAULT_SCHEDULE = "30s, 1m*3, 5m*3, 30m*4, 2h"
 DEFAULT_EXPIRES_AFTER = "24h"
 
@@ -25,7 +26,10 @@ def parse_duration(text: str) -> float:
     found = _DURATION.match(text.strip())
     if found is None:
         raise ValueError(f"{text!r} is not a duration; write a number with ms, s, m, h, d or w, such as 30s")
-    return float(found[1]) * _SECONDS[found[2]]
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if seconds > LONGEST:
+        raise ValueError(f"{text!r} is too long a duration; at most 30d are taken")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ _ACCESS_TEXT = re.compile(
 )
 _ENDED_ON = re.compile(r"certificate has expired|certificate is not yet valid", re.IGNORECASE)
 
+_TLS_FIRST = re.compile(r"\b(START)?TLS\b|\bencrypt", re.IGNORECASE)
+
 
 def failure(
     profile: Profile,
@@ -111,6 +113,8 @@ def transaction(
         return _unavailable(profile, phase, reply)
     cls = _P if reply.is_permanent else _T
     match phase:
+        case Phase.MAIL | Phase.RCPT if reply.code == 530 and not attempt.tls and _TLS_FIRST.search(reply.text):
+            reason, cls, said = Reason.AUTH_NEEDS_TLS, _C, "The relay wants TLS first"  # RFC 3207 §4
         case Phase.MAIL | Phase.RCPT if reply.code == 530 or _wants_login(attempt, reply):
             reason, cls, said = Reason.AUTH_REQUIRED, _C, "The relay wants a login"
         case Phase.RCPT if is_access_refusal(reply):
@@ -190,14 +194,15 @@ def smtputf8_not_offered(profile: Profile) -> Failure:
     return failure(profile, Phase.MAIL, Reason.SMTPUTF8_NOT_OFFERED, _P, said)
 
 
-def tls_not_offered(profile: Profile) -> Failure:
+def tls_not_offered(profile: Profile, *, auth_offered: str) -> Failure:
     said = f"The relay at {profile.host}:{profile.port} offers no STARTTLS"
-    return failure(profile, Phase.STARTTLS, Reason.TLS_NOT_OFFERED, _C, said)
+    return failure(profile, Phase.STARTTLS, Reason.TLS_NOT_OFFERED, _C, said, facts={"offered": auth_offered})
 
 
-def auth_not_offered(profile: Profile) -> Failure:
+def auth_not_offered(profile: Profile, *, before_starttls: bool) -> Failure:
     said = f"There are credentials, but the relay at {profile.host}:{profile.port} offers no AUTH"
-    return failure(profile, Phase.AUTH, Reason.AUTH_NOT_OFFERED, _C, said)
+    facts = {"starttls": "offered"} if before_starttls else {}
+    return failure(profile, Phase.AUTH, Reason.AUTH_NOT_OFFERED, _C, said, facts=facts)
 
 
 def auth_mechanism_unsupported(profile: Profile, offered: str) -> Failure:

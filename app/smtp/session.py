@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from base64 import b64encode
 from contextlib import suppress
 from typing import cast
 
@@ -142,7 +143,6 @@ class _Opening:
             await self._upgrade(client)
         self._note_tls(client)
         extensions = {key.upper(): value for key, value in client.esmtp_extensions.items()}
-        self._attempt.extensions = [f"{key} {value}".rstrip() for key, value in extensions.items()]
         if self._profile.wants_login:
             await self._log_in(client, extensions)
         # uvloop's transports are no subclass of asyncio's, but they are transports.
@@ -225,6 +225,7 @@ class _Opening:
         try:
             reply = await client.ehlo(timeout=timeout)
             self._attempt.hear(_reply(reply.code, reply.message))
+            self._attempt.extensions = [f"{k.upper()} {v}".rstrip() for k, v in client.esmtp_extensions.items()]
             return
         except aiosmtplib.SMTPHeloError as error:
             if not 500 <= error.code < 600:
@@ -245,7 +246,8 @@ class _Opening:
             if optional:
                 return
             self._attempt.enter(Phase.STARTTLS)
-            raise TransactionError(classify.tls_not_offered(self._profile))
+            offered = client.esmtp_extensions.get("auth", "")
+            raise TransactionError(classify.tls_not_offered(self._profile, auth_offered=offered))
         self._attempt.enter(Phase.STARTTLS)
         self._attempt.say("STARTTLS")
         timeouts = self._profile.timeouts
@@ -273,7 +275,8 @@ class _Opening:
         profile = self._profile
         self._attempt.enter(Phase.AUTH)
         if "AUTH" not in extensions:
-            raise TransactionError(classify.auth_not_offered(profile))
+            before_starttls = "STARTTLS" in extensions and not self._attempt.tls
+            raise TransactionError(classify.auth_not_offered(profile, before_starttls=before_starttls))
         if not (self._attempt.tls or profile.allow_cleartext_auth or is_loopback(self._attempt.ip or "")):
             raise TransactionError(classify.auth_needs_tls(profile))
         offered = extensions["AUTH"].upper()
@@ -287,7 +290,7 @@ class _Opening:
             reply = await log_in(profile.username, profile.password, timeout=profile.timeouts.auth)
         except (aiosmtplib.SMTPException, OSError) as error:
             raise self._refused(Phase.AUTH, error) from error
-        self._attempt.hear(_reply(reply.code, reply.message))
+        self._attempt.hear(_reply(reply.code, _masked(reply.message, profile)))
 
     def _context(self) -> ssl.SSLContext:
         try:
@@ -323,9 +326,10 @@ class _Opening:
         self._attempt.phase = phase
         profile = self._profile
         if isinstance(error, aiosmtplib.SMTPResponseException):
+            message = _masked(error.message, profile) if phase is Phase.AUTH else error.message
             if error.code < 200:
-                return TransactionError(classify.malformed(profile, phase, error.message.partition(": ")[2]))
-            said = _reply(error.code, error.message)
+                return TransactionError(classify.malformed(profile, phase, message.partition(": ")[2]))
+            said = _reply(error.code, message)
             self._attempt.hear(said)
             offered = client.esmtp_extensions.get("auth", "") if (client := self._client) else ""
             return TransactionError(classify.opening(profile, phase, said, offered=offered))
@@ -336,6 +340,15 @@ def choose_mechanism(mode: AuthMode, offered: list[str]) -> str | None:
     """Pick the one mechanism of this attempt: the pinned one, else the strongest in common; None = none."""
     wanted = (mode.value.upper(),) if mode in (AuthMode.PLAIN, AuthMode.LOGIN) else _MECHANISMS
     return next((mechanism for mechanism in wanted if mechanism in offered), None)
+
+
+def _masked(text: str, profile: Profile) -> str:
+    """Relays that do not understand a line quote it: the credentials must not come back into a transcript."""
+    password = profile.password.encode()
+    both = b"\0" + profile.username.encode() + b"\0" + password
+    for secret in (b64encode(both).decode(), b64encode(password).decode(), profile.password):
+        text = text.replace(secret, "***")
+    return text
 
 
 def _reply(code: int, message: str) -> Reply:

@@ -208,12 +208,11 @@ class _Transaction:
             self._report.verdicts[address] = (Phase.RCPT, reply)
 
     def _closes(self, reply: Reply, phase: Phase) -> bool:
-        """RFC 5321 §3.8: after 421 the relay closes, whatever else was asked; nobody was refused by name."""
+        """RFC 5321 §3.8: after 421 the relay closes, whatever else was asked; who was refused by name stays so."""
         if reply.code != 421:
             return False
         self._attempt.phase = phase
         self._report.failure = classify.transaction(self._session.profile, self._attempt, phase, reply)
-        self._report.verdicts.clear()
         self._wire.close()
         return True
 
