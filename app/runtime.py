@@ -68,6 +68,7 @@ class Runtime:
         self.metrics = Metrics(__version__)
         self.callers = Callers(settings.api_key)
         self._parts = AsyncExitStack()
+        self._hurried = asyncio.Event()
         self._name: str | bool | None = False  # False = not looked up yet
 
     async def open(self) -> None:
@@ -86,6 +87,10 @@ class Runtime:
     async def close(self) -> None:
         """Drain and close everything, in the reverse order of its start."""
         await self._parts.aclose()
+
+    def hurry(self) -> None:
+        """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
+        self._hurried.set()
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -121,7 +126,7 @@ class Runtime:
             clock=perf_counter,
             random_bits=secrets.randbits,
         )
-        self._closes(lambda: self.worker.drain(GRACE))
+        self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
         self.intake = Intake(
             Policy(
                 profiles=self.profiles,

@@ -17,6 +17,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -29,6 +30,7 @@ from app.runtime import Runtime
 from app.settings import Settings
 
 SHUTDOWN_SECONDS = 10  # that requests under way get, before attempts get theirs (app.runtime.GRACE)
+BACKLOG = 2048  # connections that wait to be taken
 _LONGEST_PATH = 107  # bytes of a Unix socket's path, sun_path less its NUL
 
 log = structlog.get_logger()
@@ -52,6 +54,7 @@ def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     server = _Server(config, runtime, lambda: say(start_up_text(settings, listener.getsockname()[1])))
@@ -80,6 +83,12 @@ class _Server(uvicorn.Server):
             self.should_exit = True
             return
         self._announce()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            self._runtime.hurry()
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self.failure is None:
@@ -123,6 +132,7 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((where.host, where.port))
+        listener.listen(BACKLOG)  # now: SO_REUSEADDR lets two of us bind, and the second to listen is refused
     except OSError as error:
         listener.close()
         raise ConfigError(

@@ -103,8 +103,8 @@ class Worker:
             self._lanes.setdefault(name, _Lane(stand_in(name), 8))
         self._loops = [asyncio.create_task(self._claim_loop(lane)) for lane in self._lanes.values()]
 
-    async def drain(self, grace: float) -> None:
-        """Claim no more; give what is under way `grace` seconds, then stop it. Idempotent.
+    async def drain(self, grace: float, *, hurried: asyncio.Event) -> None:
+        """Claim no more; give what is under way `grace` seconds, or until `hurried`, then stop it. Idempotent.
 
         What is stopped before its mark goes back to the queue with no attempt burnt; after it, it is in doubt.
         """
@@ -112,11 +112,15 @@ class Worker:
         for lane in self._lanes.values():
             lane.wake.set()
         await asyncio.gather(*self._loops, return_exceptions=True)  # what they had claimed has begun
-        if self._attempts:
-            await asyncio.wait(self._attempts, timeout=grace)
-        for attempt in self._attempts:
+        attempts = list(self._attempts)
+        if attempts:
+            over = asyncio.create_task(hurried.wait())
+            all_done = asyncio.gather(*attempts, return_exceptions=True)
+            await asyncio.wait((asyncio.ensure_future(all_done), over), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            over.cancel()
+        for attempt in attempts:
             attempt.cancel()
-        await asyncio.gather(*self._attempts, return_exceptions=True)
+        await asyncio.gather(*attempts, return_exceptions=True)
 
     # the hand-off of what was just accepted
 

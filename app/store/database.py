@@ -169,6 +169,9 @@ def schema_of(database: Path) -> str | None:
     try:
         connection = connect(database, read_only=True)
         try:
+            names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            if names and "alembic_version" not in names:
+                raise ConfigError(f"{database} is another program's database; it was not touched")
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         finally:
             connection.close()
@@ -196,6 +199,7 @@ def migrate(database: Path) -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
     from sqlalchemy import create_engine
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import StaticPool
 
     from alembic import command
@@ -209,19 +213,23 @@ def migrate(database: Path) -> None:
             f"{database} was written by a newer version of Mailchute (schema {current}, this one serves {SCHEMA}); "
             "it was not touched"
         )
-    if current is None:
-        # Mail is nobody else's business; SQLite gives its log the mode of the file.
-        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = connect(database, read_only=False)
     try:
-        engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
-        with engine.begin() as begun:
-            begun.exec_driver_sql("BEGIN IMMEDIATE")
-            config.attributes["connection"] = begun
-            command.upgrade(config, "head")
-            begun.exec_driver_sql("COMMIT")
-    finally:
-        connection.close()
+        if current is None:
+            # Mail is nobody else's business; SQLite gives its log the mode of the file.
+            os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = connect(database, read_only=False)
+        try:
+            engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+            with engine.begin() as begun:
+                begun.exec_driver_sql("BEGIN IMMEDIATE")
+                config.attributes["connection"] = begun
+                command.upgrade(config, "head")
+                begun.exec_driver_sql("COMMIT")
+        finally:
+            connection.close()
+    except (OSError, sqlite3.Error, DBAPIError) as error:
+        why = getattr(error, "orig", None) or error
+        raise ConfigError(f"{database} cannot be brought to schema {SCHEMA}: {why}") from error
 
 
 def migrations_folder() -> Path:

@@ -95,7 +95,11 @@ class Journal:
         """
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
-        await self._opened
+        try:
+            await self._opened
+        except BaseException:
+            self._thread = None
+            raise
 
     def commit(self, make: MakeOperation[T]) -> asyncio.Future[T]:
         """Hand an operation in; the future is done after the COMMIT that holds it.

@@ -17,13 +17,13 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, column, delete, insert, select, table, update
 
 from app.mail.attempt import Attempt
-from app.mail.errors import LeaseLost
+from app.mail.errors import LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Snapshot
 from app.mail.outcome import Failure, MessageState
-from app.store.database import PART_BYTES, attempts, bodies, messages, recipients
+from app.store.database import PART_BYTES, SCHEMA, attempts, bodies, messages, recipients
 from app.store.journal import Journal, Operation
 from app.store.reader import Reader
 from app.store.records import (
@@ -99,8 +99,9 @@ _LEASED = (
         (attempts.c.message_id == messages.c.id) & (attempts.c.number == messages.c.attempts),
     )
     .where(messages.c.lease_token.is_not(None))
-    .order_by(messages.c.id)
 )
+_SCHEMA_ROW = table("alembic_version", column("version_num"))
+_TOUCH = update(_SCHEMA_ROW).values(version_num=_SCHEMA_ROW.c.version_num).returning(_SCHEMA_ROW.c.version_num)
 _RECIPIENTS_OF = (
     select(recipients.c.address, recipients.c.state, recipients.c.failure)
     .where(recipients.c.message_id == bindparam("of_message"))
@@ -158,7 +159,7 @@ class Outbox:
     async def claim(
         self, profile: str, *, lease: Lease, at_most: int, now: datetime
     ) -> tuple[list[Claim], datetime | None]:
-        """Claim what is due for a profile, the longest due first, each attempt counted and its row begun.
+        """Claim what is longest due for a profile, each attempt counted and its row begun; in order of acceptance.
 
         Also gives when the next message of this profile is due, None where none waits.
         """
@@ -195,7 +196,7 @@ class Outbox:
         return await self._journal.commit(_interrupted)
 
     async def check(self) -> None:
-        """Take the write lock and commit nothing: raises `StoreUnavailable` where a message could not be taken."""
+        """Write a row as it is: raises `StoreUnavailable` where a message could not be taken, or by another schema."""
         await self._journal.commit(_check)
 
     async def content(self, message_id: UUID) -> bytes | None:
@@ -282,7 +283,7 @@ def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation
         },
     )
     claims = []
-    for *row, smtputf8 in claimed.rows:
+    for *row, smtputf8 in sorted(claimed.rows):  # by id, that is by time
         whom = yield (_RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
         yield (
@@ -360,7 +361,9 @@ def _attempt_params(id_: bytes, attempt: Attempt) -> dict[str, object]:
 
 
 def _check() -> Operation[None]:
-    yield (_NEXT_DUE, {"of_profile": ""})
+    touched = yield (_TOUCH, {})
+    if touched.rows != [(SCHEMA,)]:
+        raise StoreUnavailable(f"the store's schema is {touched.rows}, not {SCHEMA}")
 
 
 def _interrupted() -> Operation[list[tuple[Claim, datetime, bool]]]:

@@ -84,32 +84,22 @@ class Service:
         folder: Path | None = None,
         command: Sequence[str] = (MAILCHUTE, "serve"),
     ) -> None:
-        # Not pytest's tmp_path: a socket's path has at most 107 bytes.
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="mailchute-"))
-        self._is_ours = folder is None
+        self.folder = folder or Path()  # a temporary one is made at the start
         self.text = ""  # the start-up text
         self.errors: list[str] = []  # stderr's lines
+        self._is_temporary = folder is None
         self._command = command
         self._settings = settings
         self._more = asyncio.Event()
+        self._has_ended = False
+        self._rest: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        pipe = asyncio.subprocess.PIPE
-        self.process = await asyncio.create_subprocess_exec(
-            *self._command,
-            cwd=self.folder,
-            env=environment(self._settings),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=pipe,
-            stderr=pipe,
-            limit=LONGEST_LINE,
-        )
-        self._listening = asyncio.create_task(self._read_errors())
+        if self._is_temporary:
+            self.folder = Path(tempfile.mkdtemp(prefix="mailchute-"))  # short: a socket's path has at most 107 bytes
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._read_text()
+            await self._start()
         except BaseException:
-            await self.kill()
             self._clean_up()
             raise
         local = httpx2.AsyncHTTPTransport(uds=str(self.operator_path), verify=False)
@@ -179,13 +169,35 @@ class Service:
         await self._end()
 
     def _clean_up(self) -> None:
-        if self._is_ours:
+        if self._is_temporary:
             shutil.rmtree(self.folder)
 
+    async def _start(self) -> None:
+        pipe = asyncio.subprocess.PIPE
+        self.process = await asyncio.create_subprocess_exec(
+            *self._command,
+            cwd=self.folder,
+            env=environment(self._settings),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            limit=LONGEST_LINE,
+        )
+        self._listening = asyncio.create_task(self._read_errors())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._read_text()
+        except BaseException:
+            await self.kill()
+            raise
+
     async def _end(self) -> int:
-        assert self.process.stdout is not None
-        self.text += (await self.process.stdout.read()).decode()
-        await self._listening  # to the end of stderr, which whoever traces the child holds too
+        """Read both streams to their ends, which whoever traces the child holds too; several may wait here."""
+        if self._rest is None:
+            self._rest = asyncio.create_task(self._read_rest())
+        done, _ = await asyncio.wait([self._rest, self._listening])
+        for task in done:
+            task.result()
         return await self.process.wait()
 
     async def _read_text(self) -> None:
@@ -198,16 +210,23 @@ class Service:
                 raise NotStarted("\n".join(self.errors))
             self.text += said.decode()
 
+    async def _read_rest(self) -> None:
+        assert self.process.stdout is not None
+        self.text += (await self.process.stdout.read()).decode()
+
     async def _read_errors(self) -> None:
         assert self.process.stderr is not None
         async for line in self.process.stderr:
             self.errors.append(line.decode().rstrip("\n"))
             self._more.set()
+        self._has_ended = True
+        self._more.set()
 
     async def _until(self, holds: Callable[[], bool], wanted: str) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
                 while not holds():
+                    assert not self._has_ended, f"it ended without {wanted}; the log: {self.errors}"
                     self._more.clear()
                     await self._more.wait()
         except TimeoutError:

@@ -1,0 +1,653 @@
+"""The durable queue, on the real journal and a real file: append, claim, mark, record, and what a crash leaves."""
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from app.mail.attempt import Attempt
+from app.mail.codes import ErrorCode, Reason
+from app.mail.errors import LeaseLost, StoreUnavailable
+from app.mail.ids import uuid7
+from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Snapshot
+from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
+from app.mail.reply import Reply
+from app.store import database
+from app.store.database import PART_BYTES
+from app.store.history import History
+from app.store.journal import Journal
+from app.store.outbox import Outbox
+from app.store.reader import Reader
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+LEASE = Lease(token=4711, until=NOW + timedelta(hours=1))
+OTHER_LEASE = Lease(token=4712, until=NOW + timedelta(hours=1))
+MB = 1024 * 1024
+
+FAILURE = Failure(
+    code=ErrorCode.EENVELOPE,
+    reason=Reason.RECIPIENT_DEFERRED,
+    cls=FailureClass.TEMPORARY,
+    phase=Phase.RCPT,
+    message="The relay says »später« to <ann@theirs.test>",
+    hint="Wait",
+    smtp_code=451,
+    enhanced_code="4.2.0",
+    reply="451 4.2.0 später",
+)
+
+
+def seconds(n: float) -> timedelta:
+    return timedelta(seconds=n)
+
+
+def message(n: int = 1, *, profile: str = "one", created_at: datetime = NOW, content: bytes = b"Hello\r\n") -> Message:
+    """Make message number `n`: numbers sort as ids do."""
+    id_ = uuid7(NOW, n)
+    return Message(
+        id=id_,
+        message_id=f"<{id_}@ours.test>",
+        content=content,
+        envelope=Envelope("bot@ours.test", ("ann@theirs.test", "bob@theirs.test")),
+        subject=f"No. {n} · »Grüße«",
+        profile=profile,
+        created_at=created_at,
+        expires_at=created_at + timedelta(days=1),
+        caller="typebot",
+        tags=("order",),
+        metadata={"shop": "4711"},
+        warnings=("mind the gap",),
+    )
+
+
+@dataclass(slots=True)
+class Store:
+    """The outbox with all that is behind it; `connections` are the live ones, in the order of their opening."""
+
+    file: Path
+    connections: list[sqlite3.Connection]
+    statements: list[str]  # every one that a live connection ran, its parameters filled in
+    journal: Journal
+    reader: Reader
+    outbox: Outbox
+    history: History
+
+    def rows(self, sql: str, *params: object) -> list[tuple[object, ...]]:
+        """Ask over a connection of our own, which sees only what was committed."""
+        with closing(sqlite3.connect(self.file)) as other:
+            return other.execute(sql, params).fetchall()
+
+    def dump(self) -> list[str]:
+        with closing(sqlite3.connect(self.file)) as other:
+            return list(other.iterdump())
+
+    async def found(self, id_: UUID) -> Snapshot:
+        snapshot = await self.history.find(id_)
+        assert snapshot is not None
+        return snapshot
+
+    async def appended(self, *several: Message) -> None:
+        for one in several:
+            await self.outbox.append(one, lease=None, now=one.created_at)
+
+    async def leased(self, one: Message | None = None, lease: Lease = LEASE) -> Claim:
+        receipt = await self.outbox.append(one or message(), lease=lease, now=NOW)
+        assert receipt.claim is not None
+        return receipt.claim
+
+    async def claimed(self, *, profile: str = "one", lease: Lease = LEASE, at_most: int = 10) -> list[Claim]:
+        claims, _ = await self.outbox.claim(profile, lease=lease, at_most=at_most, now=NOW)
+        return claims
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated file without rows, to be copied: cheaper than to migrate for each test."""
+    path = tmp_path_factory.mktemp("outbox") / "empty.db"
+    database.migrate(path)
+    return path
+
+
+@pytest.fixture
+def opens(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Store]:
+    """Give what opens a store on one and the same file, as often as it is called."""
+    file = tmp_path / "mailchute.db"
+    shutil.copy(empty, file)
+    connect = database.connect
+
+    def open_store() -> Store:
+        live: list[sqlite3.Connection] = []
+        statements: list[str] = []
+
+        def connect_and_note(file: Path, *, read_only: bool) -> sqlite3.Connection:
+            live.append(connection := connect(file, read_only=read_only))
+            connection.set_trace_callback(statements.append)
+            return connection
+
+        for room in ("journal", "reader"):
+            monkeypatch.setattr(f"app.store.{room}.connect", connect_and_note)
+        journal, reader = Journal(file), Reader(file)
+        return Store(file, live, statements, journal, reader, Outbox(journal, reader), History(reader))
+
+    return open_store
+
+
+async def close(store: Store) -> None:
+    await store.journal.close()
+    await store.reader.close()
+
+
+@pytest.fixture
+async def store(opens: Callable[[], Store]) -> AsyncIterator[Store]:
+    store = opens()
+    await store.journal.open()
+    yield store
+    await close(store)
+
+
+def ended(claim: Claim, *, failure: Failure | None = None, handover: bool = False) -> Attempt:
+    """Make the attempt of a claim, as it is when it has ended."""
+    attempt = Attempt(claim.snapshot.attempts, claim.snapshot.profile, NOW, lambda: 0.0)
+    attempt.host, attempt.ip, attempt.port = "relay.test", "127.0.0.1", 25
+    attempt.handover, attempt.failure = handover, failure
+    attempt.verdict = None if failure else Reply(250, ("2.0.0 Ok: queued as R1",))
+    attempt.say("MAIL FROM:<bot@ours.test>")
+    attempt.end()
+    return attempt
+
+
+def after(claim: Claim, *states: RecipientState, failure: Failure | None = None) -> tuple[Recipient, ...]:
+    return tuple(
+        replace(recipient, state=state, failure=failure)
+        for recipient, state in zip(claim.snapshot.recipients, states, strict=True)
+    )
+
+
+async def record_sent(store: Store, claim: Claim) -> Snapshot:
+    return await store.outbox.record(
+        claim,
+        ended(claim, handover=True),
+        state=MessageState.SENT,
+        after=after(claim, RecipientState.SENT, RecipientState.SENT),
+        failure=None,
+        next_attempt_at=None,
+    )
+
+
+async def record_deferred(store: Store, claim: Claim, *, at: datetime) -> Snapshot:
+    return await store.outbox.record(
+        claim,
+        ended(claim, failure=FAILURE),
+        state=MessageState.DEFERRED,
+        after=after(claim, RecipientState.SENT, RecipientState.PENDING, failure=None),
+        failure=FAILURE,
+        next_attempt_at=at,
+    )
+
+
+class TestAppend:
+    async def test_the_receipt_comes_after_the_commit(self, store: Store) -> None:
+        counts: list[object] = []
+        appending = asyncio.ensure_future(store.outbox.append(message(), lease=None, now=NOW))
+        appending.add_done_callback(lambda _: counts.extend(store.rows("SELECT count(*) FROM messages")))
+        await appending
+        await asyncio.sleep(0)  # the callback
+        assert counts == [(1,)]
+
+    async def test_without_a_lease_it_waits_in_the_queue_and_is_due_at_once(self, store: Store) -> None:
+        receipt = await store.outbox.append(message(), lease=None, now=NOW)
+        assert receipt.claim is None
+        assert (receipt.snapshot.state, receipt.snapshot.attempts) == (MessageState.QUEUED, 0)
+        assert receipt.snapshot.next_attempt_at == NOW
+        assert await store.history.attempts(receipt.snapshot.id) == []
+        assert [claim.snapshot.id for claim in await store.claimed()] == [receipt.snapshot.id]
+
+    async def test_with_a_lease_it_is_claimed_in_the_same_commit(self, store: Store) -> None:
+        before = store.journal.commits
+        claim = await store.leased()
+        assert store.journal.commits == before + 1
+        assert (claim.snapshot.state, claim.snapshot.attempts) == (MessageState.SENDING, 1)
+        assert claim.lease == LEASE
+        assert claim.content == b"Hello\r\n"
+        assert claim.pending == ("ann@theirs.test", "bob@theirs.test")
+        assert await store.claimed(lease=OTHER_LEASE) == []
+        (attempt,) = await store.history.attempts(claim.snapshot.id)
+        assert (attempt.number, attempt.started_at, dict(attempt.facts)) == (1, NOW, {})
+
+    @pytest.mark.parametrize("lease", [None, LEASE], ids=["queued", "leased"])
+    async def test_the_store_gives_back_what_the_receipt_says(self, store: Store, lease: Lease | None) -> None:
+        receipt = await store.outbox.append(message(), lease=lease, now=NOW)
+        found = await store.found(receipt.snapshot.id)
+        assert replace(found, tags=tuple(found.tags), warnings=tuple(found.warnings)) == receipt.snapshot
+
+    async def test_message_recipients_and_content_are_one_commit(self, store: Store) -> None:
+        before = store.journal.commits
+        await store.outbox.append(message(content=bytes(MB)), lease=None, now=NOW)
+        assert store.journal.commits == before + 1
+
+    async def test_the_same_id_is_not_taken_twice(self, store: Store) -> None:
+        await store.appended(message())
+        before = store.dump()
+        with pytest.raises(sqlite3.IntegrityError):
+            await store.outbox.append(message(content=b"another"), lease=None, now=NOW)
+        assert store.dump() == before
+
+    @pytest.mark.parametrize(
+        "size",
+        [1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, MB, 3 * MB],
+        ids=["1 B", "a part less 1 B", "a part", "a part and 1 B", "1 MB", "3 MB"],
+    )
+    async def test_content_comes_back_byte_for_byte_out_of_parts_of_256_kb(self, store: Store, size: int) -> None:
+        content = (bytes(range(256)) * (size // 256 + 1))[:size]
+        await store.appended(message(content=content), message(2))
+        assert await store.outbox.content(message().id) == content
+        sizes = store.rows("SELECT length(bytes) FROM bodies WHERE message_id = ? ORDER BY part", message().id.bytes)
+        full, rest = divmod(size, 256 * 1024)
+        assert sizes == [(256 * 1024,)] * full + ([(rest,)] if rest else [])
+        assert (await store.found(message().id)).size == size
+
+    async def test_a_message_that_is_not_there_has_no_content(self, store: Store) -> None:
+        assert await store.outbox.content(message().id) is None
+
+
+class TestClaim:
+    async def test_a_claim_counts_the_attempt_and_begins_its_row(self, store: Store) -> None:
+        await store.appended(message())
+        (claim,) = await store.claimed()
+        assert (claim.snapshot.state, claim.snapshot.attempts) == (MessageState.SENDING, 1)
+        assert (claim.lease, claim.content) == (LEASE, None)
+        found = await store.found(claim.snapshot.id)
+        assert (found.state, found.attempts) == (MessageState.SENDING, 1)
+        (attempt,) = await store.history.attempts(claim.snapshot.id)
+        assert (attempt.number, attempt.profile, attempt.started_at) == (1, "one", NOW)
+        assert (attempt.handover, attempt.error_code, dict(attempt.facts)) == (False, None, {})
+
+    async def test_while_it_is_sending_the_end_of_the_lease_is_nobodys_business(self, store: Store) -> None:
+        await store.appended(message())
+        (claim,) = await store.claimed()
+        assert claim.snapshot.next_attempt_at is None
+        assert (await store.found(claim.snapshot.id)).next_attempt_at is None
+
+    async def test_the_longest_due_are_taken_where_not_all_can_be(self, store: Store) -> None:
+        ages = {1: 30, 2: 10, 3: 40, 4: 20}
+        await store.appended(*(message(n, created_at=NOW - seconds(age)) for n, age in ages.items()))
+        claims = await store.claimed(at_most=2)
+        assert {claim.snapshot.id for claim in claims} == {message(3).id, message(1).id}
+
+    async def test_only_messages_of_the_profile_are_claimed(self, store: Store) -> None:
+        await store.appended(message(1), message(2, profile="two"), message(3))
+        assert [c.snapshot.id for c in await store.claimed()] == [message(1).id, message(3).id]
+        assert [c.snapshot.id for c in await store.claimed(profile="two")] == [message(2).id]
+        assert await store.claimed(profile="three") == []
+
+    async def test_what_is_not_due_yet_is_left_and_its_time_is_given(self, store: Store) -> None:
+        await store.appended(message(1), message(2, created_at=NOW + seconds(90)), message(3, created_at=NOW))
+        claims, due = await store.outbox.claim("one", lease=LEASE, at_most=10, now=NOW)
+        assert len(claims) == 2
+        assert due == NOW + seconds(90)
+
+    async def test_what_is_due_but_was_not_taken_is_given_as_due(self, store: Store) -> None:
+        await store.appended(*(message(n, created_at=NOW - seconds(n)) for n in (1, 2, 3)))
+        _, due = await store.outbox.claim("one", lease=LEASE, at_most=2, now=NOW)
+        assert due == NOW - seconds(1)
+
+    async def test_nothing_waiting_is_none(self, store: Store) -> None:
+        await store.appended(message(1, profile="two"))
+        assert await store.outbox.claim("one", lease=LEASE, at_most=10, now=NOW) == ([], None)
+
+    async def test_a_leased_message_waits_for_nobody_even_after_its_lease(self, store: Store) -> None:
+        """The file's lock proves that nobody else is there; what is leased is under way, however long."""
+        await store.leased()
+        later = LEASE.until + seconds(1)
+        assert await store.outbox.claim("one", lease=OTHER_LEASE, at_most=10, now=later) == ([], None)
+
+    async def test_claims_at_the_same_time_never_give_the_same_message(self, store: Store) -> None:
+        await store.appended(*(message(n) for n in range(20)))
+        leases = [Lease(token, LEASE.until) for token in range(1, 6)]
+        both = await asyncio.gather(*(store.claimed(lease=lease, at_most=6) for lease in leases))
+        ids = [claim.snapshot.id for claims in both for claim in claims]
+        assert len(ids) == len(set(ids)) == 20
+        for lease, claims in zip(leases, both, strict=True):
+            for claim in claims:
+                assert store.rows("SELECT lease_token FROM messages WHERE id = ?", claim.snapshot.id.bytes) == [
+                    (lease.token,)
+                ]
+
+
+class TestMark:
+    async def test_the_mark_is_committed_when_the_future_is_done(self, store: Store) -> None:
+        claim = await store.leased()
+        await store.outbox.mark(claim)
+        assert store.rows("SELECT handover FROM messages") == [(1,)]
+
+    @pytest.mark.parametrize("state", ["leased to another", "recorded", "queued", "unknown"])
+    async def test_a_mark_needs_the_lease(self, store: Store, state: str) -> None:
+        claim = replace(await store.leased(), lease=OTHER_LEASE)
+        match state:
+            case "recorded":
+                claim = replace(claim, lease=LEASE)
+                await record_sent(store, claim)
+            case "queued":
+                await store.appended(message(2))
+                claim = replace(claim, snapshot=replace(claim.snapshot, id=message(2).id))
+            case "unknown":
+                claim = replace(claim, snapshot=replace(claim.snapshot, id=message(3).id))
+        before = store.dump()
+        with pytest.raises(LeaseLost):
+            await store.outbox.mark(claim)
+        assert store.dump() == before
+
+    async def test_a_lost_lease_does_not_harm_other_marks(self, store: Store) -> None:
+        claims = [await store.leased(message(n)) for n in range(5)]
+        claims[2] = replace(claims[2], lease=OTHER_LEASE)
+        ends = await asyncio.gather(*(store.outbox.mark(claim) for claim in claims), return_exceptions=True)
+        assert [type(end) for end in ends] == [type(None), type(None), LeaseLost, type(None), type(None)]
+        assert store.rows("SELECT handover FROM messages ORDER BY id") == [(1,), (1,), (0,), (1,), (1,)]
+
+
+class TestRecord:
+    async def test_message_recipients_and_attempt_are_written_in_one_commit(self, store: Store) -> None:
+        claim = await store.leased()
+        before = store.journal.commits
+        snapshot = await record_deferred(store, claim, at=NOW + seconds(30))
+        assert store.journal.commits == before + 1
+        found = await store.found(claim.snapshot.id)
+        assert replace(found, tags=tuple(found.tags), warnings=tuple(found.warnings)) == snapshot
+        assert (found.state, found.failure, found.attempts) == (MessageState.DEFERRED, FAILURE, 1)
+        assert found.next_attempt_at == NOW + seconds(30)
+        assert [r.state for r in found.recipients] == [RecipientState.SENT, RecipientState.PENDING]
+        (attempt,) = await store.history.attempts(claim.snapshot.id)
+        assert (attempt.error_code, attempt.reason) == ("EENVELOPE", "recipient_deferred")
+        assert attempt.facts["reply"] == "451 4.2.0 später"
+        assert attempt.facts["transcript"] == [[0.0, "C", "MAIL FROM:<bot@ours.test>"]]
+
+    async def test_what_was_recorded_as_sent_is_never_claimed_again(self, store: Store) -> None:
+        claim = await store.leased()
+        snapshot = await record_sent(store, claim)
+        assert (snapshot.state, snapshot.next_attempt_at) == (MessageState.SENT, None)
+        far = NOW + timedelta(days=1000)
+        assert await store.outbox.claim("one", lease=OTHER_LEASE, at_most=10, now=far) == ([], None)
+
+    async def test_a_deferred_message_is_claimed_again_when_it_is_due_for_whom_is_pending(self, store: Store) -> None:
+        await record_deferred(store, await store.leased(), at=NOW + seconds(30))
+        early = await store.outbox.claim("one", lease=OTHER_LEASE, at_most=10, now=NOW + seconds(29))
+        assert early == ([], NOW + seconds(30))
+        (claim,), _ = await store.outbox.claim("one", lease=OTHER_LEASE, at_most=10, now=NOW + seconds(30))
+        assert claim.pending == ("bob@theirs.test",)
+        assert claim.snapshot.attempts == 2
+        assert [a.number for a in await store.history.attempts(claim.snapshot.id)] == [1, 2]
+
+    async def test_a_stale_token_writes_nothing(self, store: Store) -> None:
+        claim = replace(await store.leased(), lease=OTHER_LEASE)
+        before = store.dump()
+        with pytest.raises(LeaseLost):
+            await record_sent(store, claim)
+        assert store.dump() == before
+
+    async def test_an_end_is_recorded_once(self, store: Store) -> None:
+        claim = await store.leased()
+        await record_deferred(store, claim, at=NOW + seconds(30))
+        before = store.dump()
+        with pytest.raises(LeaseLost):
+            await record_sent(store, claim)
+        assert store.dump() == before
+
+    async def test_an_attempt_that_did_not_take_place_is_not_counted(self, store: Store) -> None:
+        claim = await store.leased()
+        snapshot = await store.outbox.record(
+            claim,
+            None,
+            state=MessageState.QUEUED,
+            after=claim.snapshot.recipients,
+            failure=None,
+            next_attempt_at=NOW,
+        )
+        assert snapshot.attempts == 0
+        assert (await store.found(claim.snapshot.id)).attempts == 0
+        assert await store.history.attempts(claim.snapshot.id) == []
+        (again,) = await store.claimed(lease=OTHER_LEASE)
+        assert again.snapshot.attempts == 1
+
+    async def test_the_mark_of_an_attempt_that_has_a_verdict_is_forgotten(self, store: Store) -> None:
+        """A 451 to the final dot: taken by nobody, so the next crash without a mark must not mean in doubt."""
+        claim = await store.leased()
+        await store.outbox.mark(claim)
+        await record_deferred(store, claim, at=NOW)
+        await store.claimed(lease=OTHER_LEASE)
+        ((_, _, marked),) = await store.outbox.interrupted()
+        assert not marked
+
+    async def test_what_is_in_doubt_is_final(self, store: Store) -> None:
+        claim = await store.leased()
+        await store.outbox.mark(claim)
+        await store.outbox.record(
+            claim,
+            ended(claim, failure=FAILURE, handover=True),
+            state=MessageState.IN_DOUBT,
+            after=after(claim, RecipientState.IN_DOUBT, RecipientState.REJECTED, failure=FAILURE),
+            failure=FAILURE,
+            next_attempt_at=None,
+        )
+        found = await store.found(claim.snapshot.id)
+        assert [r.state for r in found.recipients] == [RecipientState.IN_DOUBT, RecipientState.REJECTED]
+        assert await store.outbox.interrupted() == []
+        far = NOW + timedelta(days=1000)
+        assert await store.outbox.claim("one", lease=OTHER_LEASE, at_most=10, now=far) == ([], None)
+        assert (await store.history.waiting()).in_doubt == 1
+
+
+class TestInterrupted:
+    async def test_a_crash_leaves_the_leased_with_their_marks_and_nothing_else(
+        self, opens: Callable[[], Store]
+    ) -> None:
+        store = opens()
+        await store.journal.open()
+        marked, unmarked = await store.leased(message(1)), await store.leased(message(2))
+        await store.outbox.mark(marked)
+        await record_sent(store, await store.leased(message(3)))
+        await store.appended(message(4))
+        await close(store)
+
+        store = opens()
+        await store.journal.open()
+        found = sorted(await store.outbox.interrupted(), key=lambda entry: entry[0].snapshot.id)
+        assert [(claim.snapshot.id, started_at, mark) for claim, started_at, mark in found] == [
+            (marked.snapshot.id, NOW, True),
+            (unmarked.snapshot.id, NOW, False),
+        ]
+        assert [claim.pending for claim, _, _ in found] == [marked.pending, unmarked.pending]
+        await close(store)
+
+    async def test_what_was_interrupted_can_be_recorded_by_its_old_lease(self, store: Store) -> None:
+        await store.leased()
+        ((claim, _, _),) = await store.outbox.interrupted()
+        await record_deferred(store, claim, at=NOW)
+        assert await store.outbox.interrupted() == []
+        assert len(await store.claimed(lease=OTHER_LEASE)) == 1
+
+
+class TestCheck:
+    async def test_a_store_that_can_be_written_passes(self, store: Store) -> None:
+        await store.outbox.check()
+
+    async def test_a_store_that_somebody_else_holds_does_not_pass(
+        self, opens: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.store.database.BUSY_SECONDS", 0.02)
+        store = opens()
+        await store.journal.open()
+        with closing(sqlite3.connect(store.file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable):
+                await store.outbox.check()
+        await store.outbox.check()
+        await close(store)
+
+    async def test_a_store_that_takes_no_writes_does_not_pass(
+        self, opens: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file that may only be read opens all the same, and SQLite then gives a BEGIN IMMEDIATE that writes not."""
+
+        def connect_to_a_read_only_file(file: Path, *, read_only: bool) -> sqlite3.Connection:
+            uri = f"file:{file}?mode=ro"
+            return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+        store = opens()
+        monkeypatch.setattr("app.store.journal.connect", connect_to_a_read_only_file)
+        await store.journal.open()
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            await store.outbox.append(message(), lease=None, now=NOW)
+        try:
+            with pytest.raises(StoreUnavailable, match="readonly"):
+                await store.outbox.check()
+        finally:
+            await close(store)
+
+
+class TestConnections:
+    async def test_the_writer_syncs_every_commit(self, store: Store) -> None:
+        (writer,) = store.connections
+        pragmas = {
+            name: writer.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous", "foreign_keys", "query_only", "busy_timeout")
+        }
+        assert pragmas == {
+            "journal_mode": "wal",
+            "synchronous": 2,  # FULL
+            "foreign_keys": 1,
+            "query_only": 0,
+            "busy_timeout": 5000,
+        }
+
+    async def test_foreign_keys_hold_on_the_writer(self, store: Store) -> None:
+        (writer,) = store.connections
+        with pytest.raises(sqlite3.IntegrityError):
+            writer.execute("INSERT INTO bodies (message_id, part, bytes) VALUES (x'00', 0, x'00')")
+
+    async def test_readers_are_read_only(self, store: Store) -> None:
+        await store.reader.rows(text("SELECT 1"))
+        _, reader = store.connections
+        assert reader.execute("PRAGMA query_only").fetchone() == (1,)
+        assert reader.execute("PRAGMA foreign_keys").fetchone() == (1,)
+        assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    @pytest.mark.parametrize(
+        "sql", ["DELETE FROM messages", "UPDATE messages SET state = 'sent'", "CREATE TABLE mine (x)"]
+    )
+    async def test_a_write_through_the_reader_fails(self, store: Store, sql: str) -> None:
+        await store.appended(message())
+        before = store.dump()
+        with pytest.raises(StoreUnavailable, match="readonly database"):
+            await store.reader.rows(text(sql))
+        assert store.dump() == before
+
+    async def test_a_reader_sees_what_was_committed_before_it_asked(self, store: Store) -> None:
+        for n in range(20):
+            await store.appended(message(n))
+            assert len(await store.history.newest(at_most=100)) == n + 1
+
+
+class TestHistory:
+    async def test_pages_go_on_behind_the_last_one_seen(self, store: Store) -> None:
+        await store.appended(*(message(n) for n in range(10)))
+        pages: list[list[UUID]] = []
+        before = None
+        while page := await store.history.newest(at_most=4, before=before):
+            pages.append([snapshot.id for snapshot in page])
+            before = page[-1].id
+        assert pages == [[message(n).id for n in numbers] for numbers in ((9, 8, 7, 6), (5, 4, 3, 2), (1, 0))]
+
+    async def test_a_page_may_be_of_one_profile(self, store: Store) -> None:
+        await store.appended(*(message(n, profile="one" if n % 2 else "two") for n in range(6)))
+        found = await store.history.newest(at_most=2, before=message(5).id, profile="one")
+        assert [snapshot.id for snapshot in found] == [message(3).id, message(1).id]
+
+    async def test_what_waits_is_counted_by_state_with_its_oldest(self, store: Store) -> None:
+        await store.appended(message(1, created_at=NOW - seconds(5)), message(2), message(3, profile="two"))
+        await record_sent(store, await store.leased(message(4, created_at=NOW - seconds(99))))
+        await store.leased(message(5))
+        waiting = await store.history.waiting()
+        assert (waiting.by_state, waiting.oldest) == ({"queued": 3, "sending": 1}, NOW - seconds(5))
+        assert await store.history.profiles_waiting() == {"one", "two"}
+
+
+class TestPlans:
+    """What SQLite does for the statements it is really given: no walk over the table, no sort."""
+
+    @pytest.fixture
+    async def store(self, store: Store) -> Store:
+        await store.appended(*(message(n, profile=f"p{n % 3}") for n in range(60)))
+        store.statements.clear()
+        return store
+
+    def plans(self, store: Store, word: str) -> list[str]:
+        """Give the plans of the statements with `word` in them."""
+        statements = {sql for sql in store.statements if word in sql}
+        assert statements, f"no statement with {word!r} among {store.statements}"
+        with closing(sqlite3.connect(store.file)) as other:
+            return [step for sql in statements for *_, step in other.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()]
+
+    def assert_searches(self, store: Store, word: str, *through: str) -> None:
+        steps = self.plans(store, word)
+        assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], steps
+        for index in through:
+            assert [step for step in steps if index in step], steps
+
+    async def test_a_claim_walks_the_due_index(self, store: Store) -> None:
+        await store.claimed(profile="p1")
+        self.assert_searches(store, "UPDATE messages", "messages_due (profile=? AND due_at")
+
+    async def test_the_next_due_time_is_the_index_first_entry(self, store: Store) -> None:
+        await store.claimed(profile="p1")
+        self.assert_searches(store, "SELECT messages.due_at", "messages_due (profile=? AND due_at")
+
+    async def test_mark_and_record_touch_one_row_by_its_key(self, store: Store) -> None:
+        claim, *_ = await store.claimed(profile="p1")
+        await store.outbox.mark(claim)
+        await record_sent(store, claim)
+        for word in ("UPDATE messages SET handover", "UPDATE messages SET state='sent'", "UPDATE recipients"):
+            self.assert_searches(store, word, "PRIMARY KEY" if "recipients" in word else "messages")
+        self.assert_searches(store, "UPDATE attempts", "(message_id=? AND number=?)")
+
+    async def test_a_look_up_is_by_key(self, store: Store) -> None:
+        await store.found(message(7).id)
+        await store.history.attempts(message(7).id)
+        await store.outbox.content(message(7).id)
+        self.assert_searches(store, "FROM messages", "(id=?)")
+        self.assert_searches(store, "FROM recipients", "(message_id=?)")
+        self.assert_searches(store, "FROM attempts", "(message_id=?)")
+        self.assert_searches(store, "FROM bodies", "(message_id=?)")
+
+    @pytest.mark.parametrize("before", [None, 40], ids=["first page", "further page"])
+    async def test_the_newest_page_is_read_off_the_key(self, store: Store, before: int | None) -> None:
+        await store.history.newest(at_most=20, before=None if before is None else message(before).id)
+        self.assert_searches(store, "ORDER BY messages.id DESC", "(id<?)")
+
+    async def test_the_newest_page_of_a_profile_is_not_sorted(self, store: Store) -> None:
+        await store.history.newest(at_most=20, profile="p1")
+        self.assert_searches(store, "ORDER BY messages.id DESC", "(id<?)")
+
+    async def test_what_a_crash_left_is_found_by_its_lease(self, store: Store) -> None:
+        await store.outbox.interrupted()
+        steps = self.plans(store, "lease_token IS NOT NULL")
+        assert [step for step in steps if "messages_leased" in step], steps
+        assert not [step for step in steps if step.startswith("SCAN messages") and "messages_leased" not in step], steps
+
+    async def test_figures_look_only_at_what_waits(self, store: Store) -> None:
+        await store.history.waiting()
+        await store.history.profiles_waiting()
+        for word, index in (
+            ("GROUP BY", "messages_due"),
+            ("'in_doubt'", "messages_doubt"),
+            ("DISTINCT", "messages_due"),
+        ):
+            steps = self.plans(store, word)
+            assert not [step for step in steps if "messages" in step and index not in step], steps

@@ -1,0 +1,125 @@
+"""kill -9 at the three moments that matter: after the handover, before it, and between two tries.
+
+RFC 1047: what was let go without a verdict must not be sent again behind the caller's back; RFC 5321 §4.2.5: what
+was answered with 2xx must not be lost.
+"""
+
+from datetime import UTC, datetime
+
+from tests.support.relay import EXTENSIONS, Relay, Stall
+from tests.support.service import Service
+
+NO_PIPELINING = tuple(extension for extension in EXTENSIONS if extension != "PIPELINING")
+
+
+def through(relay: Relay, **settings: str) -> dict[str, str]:
+    """Give the settings that send through this relay."""
+    return {"SMTP_HOST": relay.host, "SMTP_PORT": f"{relay.port}", **settings}
+
+
+def subjects(relay: Relay) -> list[str]:
+    """Name every content that came to the relay whole, whatever was answered."""
+    return [
+        line.decode().removeprefix("Subject: ")
+        for mail in relay.mails
+        for line in mail.content.split(b"\r\n")
+        if line.startswith(b"Subject: ")
+    ]
+
+
+class TestAfterTheHandover:
+    async def test_a_message_whose_verdict_was_lost_is_in_doubt_and_not_sent_again(self) -> None:
+        async with Relay() as relay:
+            relay.on("CONTENT", Stall(), times=1)
+            async with Service(through(relay)) as service:
+                accepted = await service.send(subject="once", prefer="respond-async")
+                assert (accepted.status_code, accepted.json()["final"]) == (202, False)
+                await relay.mail()
+                await service.kill()
+                async with Service(through(relay), folder=service.folder) as second:
+                    found = await second.message(accepted.json()["id"])
+                    assert (found["state"], found["final"], found["ok"]) == ("in_doubt", True, False)
+                    assert (found["error_code"], found["reason"]) == ("EINDOUBT", "outcome_unknown")
+                    assert found["class"] == "unknown"
+                    assert found["hint"]
+                    assert found["next_attempt_at"] is None
+                    assert [recipient["state"] for recipient in found["recipients"]] == ["in_doubt"]
+                    (attempt,) = found["attempts"]
+                    assert (attempt["handover"], attempt["reason"]) == (True, "outcome_unknown")
+                    await second.logged("delivery.in_doubt", message_id=found["id"])
+
+                    later = await second.send(subject="later")
+                    assert later.json()["state"] == "sent"
+                    assert subjects(relay) == ["once", "later"]
+                    assert "in_doubt" in (await second.http.get("/health")).text
+
+
+class TestBeforeTheHandover:
+    async def test_a_message_that_was_not_let_go_is_sent_after_the_restart_and_once(self) -> None:
+        """Without PIPELINING no mark is begun before the envelope is through."""
+        async with Relay(extensions=NO_PIPELINING) as relay:
+            relay.on("RCPT", Stall(), times=1)
+            async with Service(through(relay)) as service:
+                accepted = await service.send(subject="once", prefer="respond-async")
+                assert accepted.status_code == 202
+                id_ = accepted.json()["id"]
+                await relay.seen("RCPT")
+                await service.kill()
+                async with Service(through(relay), folder=service.folder) as second:
+                    restarted = datetime.now(UTC)
+                    await second.logged("delivery.sent", message_id=id_)
+                    found = await second.message(id_)
+                    assert (found["state"], found["ok"], found["error_code"]) == ("sent", True, None)
+                    first, last = found["attempts"]
+                    assert (first["number"], first["reason"]) == (1, "worker_crashed")
+                    assert (first["handover"], last["handover"]) == (False, True)
+                    assert (last["number"], last["error_code"]) == (2, None)
+                    again_after = datetime.fromisoformat(last["started_at"]) - restarted
+                    assert again_after.total_seconds() < 5, "not when the schedule says, but at once"
+        assert subjects(relay) == ["once"]
+
+    async def test_all_that_was_answered_with_202_is_sent(self) -> None:
+        async with Relay(extensions=NO_PIPELINING) as relay:
+            relay.on("MAIL", Stall(), times=10)
+            async with Service(through(relay, MAILCHUTE_PROFILES__DEFAULT__MAX_CONNECTIONS="2")) as service:
+                answers = [await service.send(subject=f"no. {n}", prefer="respond-async") for n in range(20)]
+                assert {answer.status_code for answer in answers} == {202}
+                await relay.seen("MAIL", 2)
+                await service.kill()
+                relay.on("MAIL", "250 2.1.0 Ok")
+                async with Service(through(relay), folder=service.folder) as second:
+                    for answer in answers:
+                        await second.logged("delivery.sent", message_id=answer.json()["id"])
+        assert sorted(subjects(relay)) == sorted(f"no. {n}" for n in range(20))
+
+
+class TestBetweenTwoTries:
+    async def test_a_deferred_message_is_tried_again_by_the_schedule(self) -> None:
+        async with Relay() as relay:
+            relay.on("RCPT", "451 4.2.0 Try later", times=1)
+            settings = through(relay, MAILCHUTE_RETRY__SCHEDULE="1s")
+            async with Service(settings) as service:
+                answer = await service.send(subject="later")
+                deferred = answer.json()
+                assert (answer.status_code, deferred["state"]) == (202, "deferred")
+                assert (deferred["will_retry"], deferred["smtp_code"]) == (True, 451)
+                await service.kill()
+                async with Service(settings, folder=service.folder) as second:
+                    await second.logged("delivery.sent", message_id=deferred["id"])
+                    found = await second.message(deferred["id"])
+                    assert (found["state"], len(found["attempts"])) == ("sent", 2)
+                    due = datetime.fromisoformat(deferred["next_attempt_at"])
+                    assert datetime.fromisoformat(found["attempts"][1]["started_at"]) >= due
+        assert subjects(relay) == ["later"]
+
+    async def test_what_failed_for_good_stays_failed(self) -> None:
+        async with Relay() as relay:
+            relay.on("RCPT", "550 5.1.1 User unknown")
+            async with Service(through(relay)) as service:
+                answer = await service.send()
+                assert (answer.status_code, answer.json()["state"]) == (424, "failed")
+                await service.kill()
+                async with Service(through(relay), folder=service.folder) as second:
+                    found = await second.message(answer.json()["id"])
+                    assert (found["state"], len(found["attempts"])) == ("failed", 1)
+        assert relay.connections == 1

@@ -1,0 +1,329 @@
+"""Starting and stopping the real program: with nothing said, with everything wrong, and what it prints."""
+
+import json
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from time import perf_counter
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from tests.support.service import MAIL, MAILCHUTE, Ended, Service, run
+
+ROOT = Path(__file__).parents[2]
+KEY = "a-key-of-sixteen-characters-or-more"
+
+in_one_loop = pytest.mark.asyncio(loop_scope="module")  # tests that look at one and the same service
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def sandbox() -> AsyncIterator[Service]:
+    """One zero-config start, for all tests that change nothing another one looks at."""
+    async with Service() as service:
+        yield service
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def keyed() -> AsyncIterator[Service]:
+    async with Service({"MAILCHUTE_API_KEY": KEY}) as service:
+        yield service
+
+
+def curl_line(service: Service) -> str:
+    (line,) = (line for line in service.text.splitlines() if line.startswith("curl "))
+    return line
+
+
+async def answer_to_curl(line: str, folder: Path) -> object:
+    """Run the printed line in a shell; where there is no curl, send what it says."""
+    if shutil.which("curl"):
+        said = await run("sh", "-c", line, folder=folder)
+        assert said.code == 0, said.err
+        return json.loads(said.out)
+    _, url, *options = shlex.split(line)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    name, _, value = given["-H"].partition(": ")
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        answer = await client.post(url, content=given["-d"], headers={name: value})
+    return answer.json()
+
+
+class TestZeroConfig:
+    pytestmark = in_one_loop
+
+    async def test_the_printed_curl_line_works_as_it_stands(self, sandbox: Service, tmp_path: Path) -> None:
+        answer = await answer_to_curl(curl_line(sandbox), tmp_path)
+        assert isinstance(answer, dict)
+        assert (answer["state"], answer["ok"], answer["sandbox"]) == ("sent", True, True)
+        assert "kept in the sandbox, not sent" in answer["message"]
+
+    async def test_the_start_up_text_says_that_nothing_leaves_the_machine(self, sandbox: Service) -> None:
+        assert "nothing leaves this machine" in sandbox.text
+        assert f"{sandbox.base}/sandbox" in sandbox.text
+        assert f"{sandbox.base}/docs" in sandbox.text
+        port = sandbox.base.rpartition(":")[2]
+        assert f"ssh -L {port}:127.0.0.1:{port} " in sandbox.text
+
+    async def test_the_sandbox_lists_a_message_and_shows_its_text_and_source(self, sandbox: Service) -> None:
+        answer = (await sandbox.send(subject="Für Änne", text="Liebe Änne,\n<b>auf bald</b>")).json()
+        listed = await sandbox.http.get("/sandbox")
+        assert listed.status_code == 200
+        assert f'href="/sandbox/{answer["id"]}"' in listed.text
+        assert "Für Änne" in listed.text
+        shown = (await sandbox.http.get(f"/sandbox/{answer['id']}")).text.replace("\r\n", "\n")
+        assert "Liebe Änne,\n&lt;b&gt;auf bald&lt;/b&gt;" in shown
+        assert f"Message-ID: {answer['message_id']}".replace("<", "&lt;").replace(">", "&gt;") in shown
+        assert "Content-Transfer-Encoding: " in shown
+
+    async def test_logs_are_json_lines_on_stderr(self, sandbox: Service) -> None:
+        answer = (await sandbox.send()).json()
+        line = await sandbox.logged("delivery.sent", message_id=answer["id"])
+        assert {"event", "level", "timestamp", "message_id", "profile", "attempt"} <= line.keys()
+        assert all("event" in line for line in sandbox.log)
+
+    async def test_health_warns_of_the_sandbox(self, sandbox: Service) -> None:
+        answer = await sandbox.http.get("/health")
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "warn"
+        assert "sandbox" in answer.text
+
+    async def test_the_files_are_their_owners_alone(self, sandbox: Service) -> None:
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in sandbox.database.parent.iterdir()}
+        assert modes.pop("mailchute.sock") == 0o600
+        assert set(modes.values()) == {0o600}, modes
+        assert "mailchute.db" in modes
+
+    async def test_a_second_process_on_the_same_file_is_refused_and_harms_nothing(self, sandbox: Service) -> None:
+        second = await run(MAILCHUTE, "serve", folder=sandbox.folder)
+        assert_refused(second, "mailchute.db is in use by another Mailchute process")
+        assert (await sandbox.operator.get("/livez")).status_code == 200, "its operator socket is still there"
+        assert (await sandbox.send()).json()["state"] == "sent"
+
+    async def test_a_migration_of_a_file_in_use_is_refused(self, sandbox: Service) -> None:
+        second = await run(MAILCHUTE, "migrate", folder=sandbox.folder)
+        assert_refused(second, "mailchute.db is in use by another Mailchute process")
+
+    async def test_a_port_in_use_is_refused(self, sandbox: Service, tmp_path: Path) -> None:
+        listen = sandbox.base.removeprefix("http://")
+        second = await run(MAILCHUTE, "serve", folder=tmp_path, settings={"MAILCHUTE_LISTEN": listen})
+        assert_refused(second, f"{listen} cannot be listened on", "MAILCHUTE_LISTEN")
+        assert list(tmp_path.iterdir()) == [], "nothing was made for a service that never was"
+
+
+class TestKey:
+    pytestmark = in_one_loop
+
+    async def test_the_operator_socket_is_the_owners_alone_and_needs_no_key(self, keyed: Service) -> None:
+        mode = keyed.operator_path.stat().st_mode
+        assert stat.S_ISSOCK(mode)
+        assert stat.S_IMODE(mode) == 0o600
+        answer = await keyed.operator.post("/send", json=dict(MAIL))
+        assert (answer.status_code, answer.json()["state"]) == (200, "sent")
+        assert (await keyed.operator.get("/messages")).status_code == 200
+
+    @pytest.mark.parametrize("path", ["/messages", "/health", "/metrics", "/sandbox"])
+    async def test_without_the_key_nothing_is_shown(self, keyed: Service, path: str) -> None:
+        answer = await keyed.http.get(path)
+        assert answer.status_code == 401
+        assert answer.json()["type"] == "/errors/unauthenticated"
+
+    async def test_without_the_key_nothing_is_taken(self, keyed: Service) -> None:
+        assert (await keyed.send()).status_code == 401
+
+    @pytest.mark.parametrize(
+        "key", ["wrong", KEY + "x", KEY[:-1], KEY.upper()], ids=["wrong", "longer", "shorter", "shouted"]
+    )
+    async def test_another_key_is_no_key(self, keyed: Service, key: str) -> None:
+        answer = await keyed.http.get("/messages", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 401
+
+    @pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {KEY}"}, {"X-API-Key": KEY}], ids=["bearer", "own"])
+    async def test_with_the_key_all_is_open(self, keyed: Service, headers: dict[str, str]) -> None:
+        answer = await keyed.http.post("/send", json=dict(MAIL), headers=headers)
+        assert answer.status_code == 200
+        assert (await keyed.http.get("/messages", headers=headers)).status_code == 200
+
+    async def test_a_key_in_the_query_string_is_no_key(self, keyed: Service) -> None:
+        assert (await keyed.http.get("/messages", params={"api_key": KEY, "key": KEY})).status_code == 401
+
+    @pytest.mark.parametrize("path", ["/livez", "/readyz", "/docs", "/redoc", "/openapi.json"])
+    async def test_what_says_nothing_of_mail_is_open(self, keyed: Service, path: str) -> None:
+        assert (await keyed.http.get(path)).status_code == 200
+
+    async def test_the_printed_curl_line_takes_the_key_from_the_environment(
+        self, keyed: Service, tmp_path: Path
+    ) -> None:
+        assert KEY not in keyed.text
+        if not shutil.which("curl"):
+            pytest.skip("there is no curl")
+        said = await run("sh", "-c", curl_line(keyed), folder=tmp_path, settings={"MAILCHUTE_API_KEY": KEY})
+        assert json.loads(said.out)["state"] == "sent"
+
+
+def assert_refused(ended: Ended, *words: str) -> None:
+    """A start-up error: exit code 2, plain sentences on stderr, nothing on stdout."""
+    assert ended.code == 2, ended
+    assert ended.out == ""
+    assert ended.err
+    for line in ended.err.splitlines():
+        assert line.startswith("mailchute: "), ended.err
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err
+
+
+RELAY = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": "2525"}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            pytest.param({"MAILCHUTE_LISTN": "127.0.0.1:0"}, ["MAILCHUTE_LISTN", "LISTEN?"], id="unknown key"),
+            pytest.param({**RELAY, "SMTP_PASWORD": "x"}, ["SMTP_PASWORD", "SMTP_PASSWORD?"], id="unknown relay key"),
+            pytest.param({**RELAY, "SMTP_USERNAME": "bot"}, ["SMTP_PASSWORD is missing"], id="no password"),
+            pytest.param({**RELAY, "SMTP_PASSWORD": "secret"}, ["SMTP_USERNAME is missing"], id="no user name"),
+            pytest.param({"SMTP_PORT": "25"}, ["SMTP_HOST"], id="no host"),
+            pytest.param(
+                {"MAILCHUTE_LISTEN": "0.0.0.0:0"}, ["export MAILCHUTE_API_KEY="], id="beyond loopback without a key"
+            ),
+            pytest.param(
+                {"MAILCHUTE_LISTEN": "0.0.0.0:0", "MAILCHUTE_API_KEY": KEY},
+                ["SMTP_HOST", "MAILCHUTE_SANDBOX=true"],
+                id="beyond loopback without a relay",
+            ),
+            pytest.param({"MAILCHUTE_API_KEY": "short"}, ["MAILCHUTE_API_KEY", "16"], id="short key"),
+            pytest.param(
+                {"MAILCHUTE_DATABASE_URL": "postgresql://bot:secret@db/mail"}, ["PostgreSQL"], id="PostgreSQL URL"
+            ),
+            pytest.param({"MAILCHUTE_ROLE": "worker"}, ["MAILCHUTE_ROLE=worker", "PostgreSQL"], id="role worker"),
+            pytest.param({"MAILCHUTE_CONFIG": "none.toml"}, ["none.toml cannot be read"], id="no such file"),
+        ],
+    )
+    @pytest.mark.parametrize("command", [["serve"], ["serve", "--check"]], ids=["serve", "check"])
+    async def test_settings_that_cannot_work_are_refused_in_plain_words(
+        self, tmp_path: Path, command: list[str], settings: dict[str, str], words: list[str]
+    ) -> None:
+        ended = await run(MAILCHUTE, *command, folder=tmp_path, settings=settings)
+        assert_refused(ended, *words)
+        assert "secret" not in ended.err
+        assert list(tmp_path.iterdir()) == [], "nothing was made for a service that never was"
+
+    async def test_a_file_that_is_no_database_is_refused_untouched(self, tmp_path: Path) -> None:
+        file = tmp_path / "letters.txt"
+        file.write_text("Dear Ann,\n" * 500)
+        ended = await run(MAILCHUTE, "serve", folder=tmp_path, settings={"MAILCHUTE_DATABASE_URL": "letters.txt"})
+        assert_refused(ended, "letters.txt is not a SQLite database", "not touched")
+        assert file.read_text() == "Dear Ann,\n" * 500
+
+    async def test_a_folder_too_deep_for_the_operator_socket_is_named(self, tmp_path: Path) -> None:
+        path = f"{'deep' * 30}/mailchute.db"
+        ended = await run(MAILCHUTE, "serve", folder=tmp_path, settings={"MAILCHUTE_DATABASE_URL": path})
+        assert_refused(ended, "mailchute.sock", "too long")
+
+
+class TestCommands:
+    async def test_a_check_of_good_settings_makes_nothing(self, tmp_path: Path) -> None:
+        ended = await run(MAILCHUTE, "serve", "--check", folder=tmp_path, settings=RELAY)
+        assert (ended.code, ended.err) == (0, "")
+        assert "127.0.0.1:2525" in ended.out
+        assert list(tmp_path.iterdir()) == []
+
+    async def test_migrate_makes_the_file_and_names_its_schema(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            ended = await run(MAILCHUTE, "migrate", folder=tmp_path)
+            assert (ended.code, ended.out, ended.err) == (0, "var/mailchute.db is at schema 0001\n", "")
+        assert stat.S_IMODE((tmp_path / "var" / "mailchute.db").stat().st_mode) == 0o600
+
+    async def test_python_m_app_is_the_same_program(self) -> None:
+        program = (sys.executable, "-m", "app", "serve")
+        async with Service({"MAILCHUTE_DOCS": "false"}, command=program) as service:
+            assert (await service.send()).json()["state"] == "sent"
+            assert "docs = false" in service.text
+            assert (await service.http.get("/docs")).status_code == 404
+
+    @pytest.mark.parametrize("changed", [False, True], ids=["current", "changed"])
+    async def test_openapi_check_says_whether_a_file_is_current(self, tmp_path: Path, changed: bool) -> None:
+        text = (ROOT / "openapi.json").read_text("utf-8")
+        (tmp_path / "openapi.json").write_text(text.replace("Send a message", "Send it") if changed else text, "utf-8")
+        ended = await run(MAILCHUTE, "openapi", "--check", "openapi.json", folder=tmp_path)
+        assert ended.code == int(changed)
+        assert ("make openapi" in ended.err) == changed
+
+    async def test_the_served_document_is_the_committed_file(self) -> None:
+        async with Service() as service:
+            served = await service.http.get("/openapi.json")
+        assert served.json() == json.loads((ROOT / "openapi.json").read_text("utf-8"))
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        "url", ["mail.db", "sqlite:///mail.db", "sqlite+aiosqlite:///mail.db", "sqlite:///{folder}/mail.db"]
+    )
+    async def test_a_database_may_be_written_as_a_path_or_a_url(self, tmp_path: Path, url: str) -> None:
+        settings = {"MAILCHUTE_DATABASE_URL": url.format(folder=tmp_path)}
+        ended = await run(MAILCHUTE, "migrate", folder=tmp_path, settings=settings)
+        assert (ended.code, ended.err) == (0, "")
+        assert (tmp_path / "mail.db").is_file()
+
+    async def test_a_console_log_leaves_the_start_up_text_alone(self) -> None:
+        async with Service({"MAILCHUTE_LOG": "console"}) as service:
+            assert "nothing leaves this machine" in service.text
+            await service.send()
+            await service.kill()
+            assert not [line for line in service.errors if line.startswith("{")]
+            assert "delivery.sent" in "\n".join(service.errors)
+
+    async def test_what_kubernetes_injects_is_ignored(self, tmp_path: Path) -> None:
+        injected = {
+            "MAILCHUTE_SERVICE_HOST": "10.0.0.1",
+            "MAILCHUTE_SERVICE_PORT": "8587",
+            "MAILCHUTE_SERVICE_PORT_HTTP": "8587",
+            "MAILCHUTE_PORT": "tcp://10.0.0.1:8587",
+            "MAILCHUTE_PORT_8587_TCP_ADDR": "10.0.0.1",
+        }
+        assert (await run(MAILCHUTE, "serve", "--check", folder=tmp_path, settings=injected)).code == 0
+
+
+class TestStop:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+    async def test_with_nothing_under_way_it_ends_at_once_and_well(self, number: signal.Signals) -> None:
+        async with Service() as service:
+            assert (await service.send()).json()["state"] == "sent"
+            began = perf_counter()
+            assert await service.stop(number) == 0
+            assert perf_counter() - began < 2
+            assert [line for line in service.log if line["level"] not in ("info", "warning")] == []
+            assert not service.operator_path.exists()
+            assert service.text.count("listens on") == 1
+            left = {path.name for path in service.database.parent.iterdir()}
+            assert left == {"mailchute.db", "mailchute.db.lock"}, "the log was written back"
+
+    async def test_what_was_sent_is_there_after_a_restart(self) -> None:
+        async with Service() as service:
+            id_ = (await service.send()).json()["id"]
+            await service.stop()
+            async with Service(folder=service.folder) as second:
+                assert (await second.message(id_))["state"] == "sent"
+
+    async def test_a_socket_that_a_crash_left_is_replaced(self) -> None:
+        async with Service() as service:
+            await service.kill()
+            assert service.operator_path.exists()
+            async with Service(folder=service.folder) as second:
+                assert (await second.operator.get("/livez")).status_code == 200
+
+
+class TestListen:
+    @pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="there is no IPv6")
+    async def test_it_listens_on_ipv6(self) -> None:
+        async with Service({"MAILCHUTE_LISTEN": "[::1]:0"}) as service:
+            assert service.base.startswith("http://[::1]:")
+            assert (await service.send()).json()["state"] == "sent"

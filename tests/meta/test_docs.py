@@ -1,0 +1,126 @@
+"""What is public is documented, by the names that the code has; a name without a home in docs/ fails here.
+
+A name counts where it stands as code, in backticks or in a fenced block: prose is full of words like "host".
+"""
+
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from app.mail.codes import ErrorCode, Reason
+from app.mail.outcome import FailureClass, MessageState, RecipientState
+from app.mail.profile import AuthMode, TlsMode
+from app.settings import LogFormat, _Written
+
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+PREFIX = "MAILCHUTE_"
+SMTP_NAMES = [
+    "SMTP_HOST",
+    "SMTP_PORT",
+    "SMTP_USERNAME",
+    "SMTP_PASSWORD",
+    "SMTP_PASSWORD_FILE",
+    "SMTP_SECURE",
+    "SMTP_IGNORE_TLS",
+    "SMTP_FROM",
+    "NEXT_PUBLIC_SMTP_FROM",
+    "SMTP_TLS",
+    "SMTP_AUTH",
+    "SMTP_CA_FILE",
+    "SMTP_VERIFY",
+    "SMTP_AUTH_DISABLED",
+]
+
+
+def code_words(document: Path) -> set[str]:
+    """Give every word that stands as code in a document."""
+    return set(re.findall(r"[A-Za-z0-9_]+", " ".join(CODE.findall(document.read_text("utf-8")))))
+
+
+def model_within(annotation: Any) -> type[BaseModel] | None:
+    """Find the section that a setting's type holds: itself, or the values of a table of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := model_within(part))), None)
+
+
+def settings(model: type[BaseModel] = _Written, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Walk every setting as a path; `*` stands for a name that the user gives."""
+    for name, field in model.model_fields.items():
+        at = (*above, field.alias or name)
+        yield at
+        section = model_within(field.annotation)
+        if section is not None:
+            is_table = not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+            yield from settings(section, (*at, "*") if is_table else at)
+
+
+SETTINGS = tuple(settings())
+
+
+def test_the_walk_finds_settings_of_every_depth() -> None:
+    assert {("listen",), ("retry", "schedule"), ("profiles", "*", "from"), ("profiles", "*", "timeouts", "tls")} <= set(
+        SETTINGS
+    )
+
+
+@pytest.mark.parametrize("at", SETTINGS, ids=".".join)
+def test_every_setting_is_documented(at: tuple[str, ...]) -> None:
+    words = code_words(CONFIGURATION)
+    if "*" in at or at[0] in ("profiles", "retry"):
+        assert at[-1] in words, f"docs/configuration.md does not name {'.'.join(at)}"
+    else:
+        assert PREFIX + at[0].upper() in words, f"docs/configuration.md does not name {PREFIX}{at[0].upper()}"
+
+
+@pytest.mark.parametrize("name", [f"{PREFIX}CONFIG", *SMTP_NAMES])
+def test_every_further_variable_is_documented(name: str) -> None:
+    assert name in code_words(CONFIGURATION)
+
+
+@pytest.mark.parametrize("choice", [*TlsMode, *AuthMode, *LogFormat], ids=lambda c: f"{type(c).__name__}.{c}")
+def test_every_choice_of_a_setting_is_documented(choice: StrEnum) -> None:
+    assert choice.value in code_words(CONFIGURATION)
+
+
+def variables_named() -> set[str]:
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    return {
+        name
+        for document in documents
+        for name in re.findall(rf"\b{PREFIX}[A-Z0-9_]*[A-Z0-9]\b", document.read_text("utf-8"))
+    }
+
+
+def test_no_document_names_a_variable_that_is_no_setting() -> None:
+    known = [re.compile("__".join("[A-Z0-9_-]+?" if part == "*" else part.upper() for part in at)) for at in SETTINGS]
+    unknown = {
+        name
+        for name in variables_named() - {f"{PREFIX}CONFIG"}
+        if not any(pattern.fullmatch(name.removeprefix(PREFIX)) for pattern in known)
+    }
+    assert not unknown
+
+
+@pytest.mark.parametrize("name", [*ErrorCode, *Reason], ids=lambda name: f"{type(name).__name__}.{name}")
+def test_every_error_code_and_reason_is_documented(name: StrEnum) -> None:
+    assert name.value in code_words(ROOT / "docs" / "errors.md")
+
+
+def test_no_document_names_an_error_code_that_is_none() -> None:
+    named = {word for word in code_words(ROOT / "docs" / "errors.md") if re.fullmatch(r"E[A-Z0-9]{3,}", word)}
+    assert named <= set(ErrorCode)
+
+
+@pytest.mark.parametrize(
+    "name", [*MessageState, *RecipientState, *FailureClass], ids=lambda name: f"{type(name).__name__}.{name}"
+)
+def test_every_state_and_class_is_documented(name: StrEnum) -> None:
+    assert name.value in code_words(ROOT / "docs" / "states.md")
