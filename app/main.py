@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import docs, messages, operate, send
+from app.api.document import document
 from app.api.edge import App, Gate, MethodNotAllowed, answer_to
 from app.api.routes import headers_in, to_response
 from app.inspector import views
@@ -65,6 +67,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    api.openapi = partial(document, api)  # type: ignore[method-assign]
     api.state.runtime = runtime
     for router in (send.router, messages.router, operate.router, *([docs.router] if settings.docs else [])):
         api.include_router(router)

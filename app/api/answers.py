@@ -59,6 +59,15 @@ class MessageAnswer(_MessageFacts):
     attempts: int = Field(description="how many there were")
 
 
+class MessageNotSent(MessageAnswer):
+    """Refused for good: the flat shape, with RFC 9457's fields before it."""
+
+    type: str = Field(description="/errors/{code}")
+    title: str
+    status: int
+    detail: str
+
+
 class RecipientAnswer(BaseModel):
     """One recipient and what became of it."""
 

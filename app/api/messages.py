@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from base64 import b64decode, urlsafe_b64encode
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api import answers
 from app.api.answers import MessageDetails, MessageList
-from app.api.edge import Answer, Problem, answer_json
+from app.api.document import KEYS, problems
+from app.api.edge import Answer, answer_json
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import Fault, InvalidMessage, NotFound
 
 MAX_PAGE = 100
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "Who is calling is not known"},
-    404: {"model": Problem, "description": "No such message"},
-}
-
-router = APIRouter(tags=["messages"], dependencies=[Depends(caller_of)])
+router = APIRouter(tags=["messages"], dependencies=[Depends(caller_of), *KEYS])
 
 
 @router.get(
@@ -29,10 +25,7 @@ router = APIRouter(tags=["messages"], dependencies=[Depends(caller_of)])
     operation_id="listMessages",
     summary="List messages, newest first",
     response_model=MessageList,
-    responses={
-        401: _REFUSALS[401],
-        422: {"model": Problem, "description": "A limit or cursor that cannot be"},
-    },
+    responses=problems(401, 422, 503),
 )
 async def list_messages(
     request: Request,
@@ -63,7 +56,7 @@ async def list_messages(
     operation_id="getMessage",
     summary="Look a message up",
     response_model=MessageDetails,
-    responses=_REFUSALS,
+    responses=problems(401, 404, 503),
 )
 async def get_message(request: Request, id: str) -> Response:
     """Give everything that is known of a message: its state, its recipients, and every attempt with its transcript."""
@@ -81,7 +74,7 @@ async def get_message(request: Request, id: str) -> Response:
     summary="Get a message's source",
     response_class=Response,
     responses={
-        **_REFUSALS,
+        **problems(401, 404, 503),
         200: {"content": {"message/rfc822": {"schema": {"type": "string", "format": "binary"}}}},
     },
 )

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from app import __version__
-from app.api.edge import Answer, Problem, answer_json
+from app.api.document import KEYS, problems
+from app.api.edge import Answer, answer_json
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import StoreUnavailable
 from app.mail.profile import TlsMode
@@ -37,6 +38,9 @@ class Health(BaseModel):
     status: Literal["pass", "warn", "fail"]
     version: str
     checks: dict[str, list[dict[str, Any]]]
+
+
+_HEALTH_JSON = {"application/health+json": {"schema": {"$ref": "#/components/schemas/Health"}}}
 
 
 @router.get("/livez", operation_id="isAlive", summary="Is the process alive?", response_model=Alive)
@@ -67,11 +71,15 @@ async def readyz(request: Request) -> Response:
     summary="Is all well?",
     response_class=Response,
     responses={
-        200: {"model": Health, "content": {"application/health+json": {}}},
-        401: {"model": Problem, "description": "Who is calling is not known"},
-        503: {"model": Health, "description": "The store cannot be written"},
+        200: {"model": Health, "content": _HEALTH_JSON},
+        503: {
+            "model": Health,
+            "content": _HEALTH_JSON,
+            "description": "The store cannot be written",
+        },
+        **problems(401),
     },
-    dependencies=[Depends(caller_of)],
+    dependencies=[Depends(caller_of), *KEYS],
 )
 async def health(request: Request) -> Response:
     """Say what an operator should know: the store, the queue, and every profile that deserves a second look."""
@@ -105,9 +113,9 @@ async def health(request: Request) -> Response:
     response_class=Response,
     responses={
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
-        401: {"model": Problem, "description": "Who is calling is not known"},
+        **problems(401, 503),
     },
-    dependencies=[Depends(caller_of)],
+    dependencies=[Depends(caller_of), *KEYS],
 )
 async def metrics(request: Request) -> Response:
     """Give all figures in Prometheus' text format."""

@@ -10,13 +10,13 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.answers import MessageAnswer
+from app.api.answers import MessageAnswer, MessageNotSent
 from app.api.body import SendRequest, draft_of, example, json_fault
+from app.api.document import KEYS, in_both_types, problems
 from app.api.edge import (
     Answer,
     App,
     Headers,
-    Problem,
     Receive,
     Scope,
     Send,
@@ -63,21 +63,10 @@ class HotRoute:
     response_model=MessageAnswer,
     responses={
         202: {"model": MessageAnswer, "description": "We have it; not sent yet, or in doubt. Look at `ok`."},
-        424: {
-            "model": MessageAnswer,
-            "description": "Refused for good: the flat shape with RFC 9457's fields.",
-        },
-        **{
-            status: {"model": Problem, "description": text}
-            for status, text in (
-                (401, "Who is calling is not known"),
-                (413, "Too large"),
-                (415, "Not application/json"),
-                (422, "Not a message that can be sent; `errors` has a pointer for each fault"),
-                (503, "The store cannot take it now: send it again"),
-            )
-        },
+        424: in_both_types(MessageNotSent, "Refused for good: the flat shape with RFC 9457's fields"),
+        **problems(401, 413, 415, 422, 503),
     },
+    dependencies=KEYS,
     openapi_extra={
         "parameters": [
             {

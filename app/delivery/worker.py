@@ -37,6 +37,7 @@ from app.telemetry import Metrics
 LEASE = timedelta(hours=1)  # longer than any attempt; on SQLite the file's lock ends a dead process's leases
 MOST_CLAIMS = 50  # at once
 LONGEST_NAP = 30.0  # seconds between two looks at the queue, however far the next due time: clocks jump
+CANCEL_AGAIN = 1.0  # seconds
 PAUSE_WITHOUT_STORE = 1.0  # seconds
 
 log = structlog.get_logger()
@@ -112,15 +113,17 @@ class Worker:
         for lane in self._lanes.values():
             lane.wake.set()
         await asyncio.gather(*self._loops, return_exceptions=True)  # what they had claimed has begun
-        attempts = list(self._attempts)
-        if attempts:
+        going = set(self._attempts)
+        if going:
             over = asyncio.create_task(hurried.wait())
-            all_done = asyncio.gather(*attempts, return_exceptions=True)
-            await asyncio.wait((asyncio.ensure_future(all_done), over), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            all_done = asyncio.ensure_future(asyncio.gather(*going, return_exceptions=True))
+            await asyncio.wait((all_done, over), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
             over.cancel()
-        for attempt in attempts:
-            attempt.cancel()
-        await asyncio.gather(*attempts, return_exceptions=True)
+        while going := {attempt for attempt in going if not attempt.done()}:
+            for attempt in going:
+                attempt.cancel()
+            # Again, if need be: Python 3.11's wait_for, which aiosmtplib uses, can swallow a cancellation.
+            await asyncio.wait(going, timeout=CANCEL_AGAIN)
 
     # the hand-off of what was just accepted
 
