@@ -41,6 +41,10 @@ def _duration(value: object) -> object:
     return parse_duration(value) if isinstance(value, str) else value
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _written_address(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError("write an address: Name <name@example.org>")  # noqa: TRY004 (pydantic wants it)
@@ -81,8 +85,8 @@ class ProfileSettings(_Strict):
 
     host: str | None = None
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    tls: TlsMode | None = None
-    auth: AuthMode | None = None
+    tls: Annotated[TlsMode, BeforeValidator(_lower)] | None = None
+    auth: Annotated[AuthMode, BeforeValidator(_lower)] | None = None
     username: str | None = None
     password: SecretStr | None = None
     password_file: Path | None = None

@@ -6,8 +6,10 @@ come from closed sets: profiles, states, codes, routes; never an address.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -20,7 +22,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def set_up_logs(*, as_json: bool) -> None:
     """Send our events, and what libraries log, to stderr."""
     render: Any = (
-        structlog.processors.JSONRenderer(serializer=lambda event, **_: to_json(event, fallback=str).decode())
+        structlog.processors.JSONRenderer(serializer=lambda event, **_: _json_line(event))
         if as_json
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
@@ -36,6 +38,15 @@ def set_up_logs(*, as_json: bool) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Forward()], force=True)
+
+
+def _json_line(event: Mapping[str, Any]) -> str:
+    """Write one line of printable ASCII where it is not that anyway: no byte of a peer's reaches a terminal."""
+    try:
+        text = to_json(event, fallback=str).decode()
+    except ValueError:  # a lone surrogate, or bytes that are no text
+        text = ""
+    return text if text and text.isascii() else json.dumps(event, default=str)
 
 
 class _Forward(logging.Handler):

@@ -24,6 +24,7 @@ _HOST = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z"
 )
 _ANGLE = re.compile(r"(?:\"((?:[^\"\\]|\\.)*)\"|([^\"<>]*))\s*<([^<>]*)>\Z", re.DOTALL)
+_RESERVED_LABEL = re.compile(r"(?:\A|\.)[^.]{2}--")  # RFC 5890 §2.3.1: A-labels, and what may be one some day
 _SEPARATORS = frozenset(",;\r\n")
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
@@ -133,7 +134,7 @@ def shown(text: str) -> str:
 
 def _parse_spec(spec: str, *, name: str) -> Address:
     local, at, domain = spec.rpartition("@")
-    if at and len(local) <= MAX_LOCAL and len(spec) <= MAX_SPEC and _DOT_ATOM.match(local) and _is_host(domain):
+    if at and len(local) <= MAX_LOCAL and len(spec) <= MAX_SPEC and _is_plain(local) and _is_host(domain):
         return Address(local, domain.lower(), name)
     fault = _fault(spec)
     if fault is not None:
@@ -141,9 +142,16 @@ def _parse_spec(spec: str, *, name: str) -> Address:
     return _parse_international(spec, name=name)
 
 
+def _is_plain(local: str) -> bool:
+    # "=?" is made of atext, but parsers decode an encoded word wherever it stands, and then it is another address.
+    return bool(_DOT_ATOM.match(local)) and "=?" not in local
+
+
 def _is_host(domain: str) -> bool:
-    """A host name that needs no second look; `--` may be the mark of an A-label, which has rules of its own."""
-    return bool(_HOST.match(domain)) and "--" not in domain and not domain.rpartition(".")[2].isdecimal()
+    """A host name that needs no second look; an A-label has rules of its own."""
+    return (
+        bool(_HOST.match(domain)) and not _RESERVED_LABEL.search(domain) and not domain.rpartition(".")[2].isdecimal()
+    )
 
 
 def _fault(spec: str) -> str | None:  # noqa: PLR0912 (a table of slips)
@@ -156,6 +164,8 @@ def _fault(spec: str) -> str | None:  # noqa: PLR0912 (a table of slips)
         return f"there is no @ in it; {cure}"
     if not local or not domain:
         return "something is missing beside the @; write name@example.org"
+    if "=?" in local:
+        return "an encoded word is not taken before the @; write it out: name@example.org"
     if '"' in local:
         return "quoted local parts are not taken; write name@example.org"
     if domain.startswith("["):

@@ -26,10 +26,7 @@ def parse_duration(text: str) -> float:
     found = _DURATION.match(text.strip())
     if found is None:
         raise ValueError(f"{text!r} is not a duration; write a number with ms, s, m, h, d or w, such as 30s")
-    seconds = float(found[1]) * _SECONDS[found[2]]
-    if seconds > LONGEST:
-        raise ValueError(f"{text!r} is too long a duration; at most 30d are taken")
-    return seconds
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class Schedule:
         """Read `30s, 1m*3, 5m*3, 2h`: durations, each perhaps with a count.
 
         Raises:
-            ValueError: nothing in it, a wait of 0, a count that is no number from 1 to 1000.
+            ValueError: nothing in it, a wait of 0 or over 30 days, a count that is no number from 1 to 1000.
         """
         waits: list[float] = []
         for piece in filter(None, (piece.strip() for piece in text.split(","))):
@@ -53,6 +50,8 @@ class Schedule:
             waits.extend([parse_duration(wait)] * (int(count) if star else 1))
         if not waits or min(waits) <= 0:
             raise ValueError(f"{text!r} is not a schedule; write waits such as {DEFAULT_SCHEDULE!r}")
+        if max(waits) > LONGEST:
+            raise ValueError(f"{text!r} has a wait that is too long; at most 30d are taken")
         return cls(tuple(waits))
 
     def wait_after(self, attempt: int) -> float:

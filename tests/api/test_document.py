@@ -1,0 +1,165 @@
+"""/openapi.json is true: every answer has a documented status, media type and shape; a key can be said."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.app import MESSAGE, Application, running
+from tests.support.relay import Close
+
+KEY = "a-key-of-the-tests-0123456789"
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+    "null": type(None),
+}
+
+
+@pytest.mark.parametrize("end", ["sent", "partial", "deferred", "in_doubt", "failed", "sending", "refused", "stranger"])
+async def test_answers_of_send_are_as_documented(end: str, service: Application) -> None:
+    relay = service.relay
+    match end:
+        case "partial":
+            relay.on("RCPT", "550 5.1.1 No such mailbox", match="bob@")
+        case "failed":
+            relay.on("RCPT", "550 5.1.1 No such mailbox")
+        case "deferred":
+            relay.on("RCPT", "451 4.3.0 Later")
+        case "in_doubt":
+            relay.on("CONTENT", Close())
+    client = service.visitor(peer="192.0.2.7" if end == "stranger" else "127.0.0.1")
+    answer = await client.post(
+        "/send",
+        json={**MESSAGE, "to": "ann" if end == "refused" else "ann@theirs.test, bob@theirs.test"},
+        headers={"Prefer": "wait=0"} if end == "sending" else {},
+    )
+    assert_documented(await document(service), "/send", "post", answer)
+
+
+@pytest.mark.parametrize("content_type", ["text/html", "application/json; charset=latin1"])
+async def test_a_refusal_of_the_type_is_as_documented(content_type: str, service: Application) -> None:
+    answer = await service.client.post("/send", json=MESSAGE, headers={"Content-Type": content_type})
+    assert_documented(await document(service), "/send", "post", answer)
+
+
+async def test_lookups_are_as_documented(service: Application) -> None:
+    service.relay.on("RCPT", "550 5.1.1 No such mailbox", match="bob@")
+    sent = (await service.send(to="ann@theirs.test, bob@theirs.test", tags=["a"], metadata={"b": "c"})).json()
+    whole = await document(service)
+    for url, path in (
+        ("/messages", "/messages"),
+        ("/messages?limit=0", "/messages"),
+        (f"/messages/{sent['id']}", "/messages/{id}"),
+        ("/messages/x", "/messages/{id}"),
+        (f"/messages/{sent['id']}/raw", "/messages/{id}/raw"),
+        ("/messages/x/raw", "/messages/{id}/raw"),
+        ("/livez", "/livez"),
+        ("/readyz", "/readyz"),
+        ("/health", "/health"),
+        ("/metrics", "/metrics"),
+    ):
+        assert_documented(whole, path, "get", await service.client.get(url))
+
+
+async def test_a_stranger_is_told_what_is_documented(service: Application) -> None:
+    whole, stranger = await document(service), service.visitor(peer="192.0.2.7")
+    for path in ("/messages", "/messages/{id}", "/messages/{id}/raw", "/health", "/metrics"):
+        assert_documented(whole, path, "get", await stranger.get(path))
+
+
+async def test_no_status_and_no_shape_is_documented_that_never_comes(service: Application) -> None:
+    whole = await document(service)
+    statuses = {status for _, _, operation in operations(whole) for status in operation["responses"]}
+    assert statuses <= {"200", "202", "401", "404", "413", "415", "422", "424", "503"}
+    assert "HTTPValidationError" not in whole["components"]["schemas"]  # FastAPI's, which we never send
+
+
+async def test_a_key_can_be_said_where_one_is_needed(service: Application) -> None:
+    whole = await document(service)
+    schemes = whole["components"].get("securitySchemes", {})
+    assert {(scheme["type"], scheme.get("scheme"), scheme.get("name")) for scheme in schemes.values()} == {
+        ("http", "bearer", None),
+        ("apiKey", None, "X-API-Key"),
+    }
+    for path, _, operation in operations(whole):
+        said = {name for way in operation.get("security", whole.get("security", [])) for name in way}
+        assert said == (set() if path in ("/livez", "/readyz") else set(schemes)), path
+
+
+async def test_every_operation_says_what_it_does(service: Application) -> None:
+    names = []
+    for path, method, operation in operations(await document(service)):
+        assert operation["summary"], path
+        assert operation["description"], path
+        assert operation["tags"], (method, path)
+        names.append(operation["operationId"])
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch("[a-z][A-Za-z]+", name) for name in names)
+
+
+async def test_the_example_of_the_document_works_as_it_stands(tmp_path: Path) -> None:
+    async with running(tmp_path, sandbox=True) as service:
+        body = (await document(service))["paths"]["/send"]["post"]["requestBody"]["content"]["application/json"]
+        answer = await service.client.post("/send", json=body["example"])
+        assert set(body["example"]) <= set(body["schema"]["properties"])
+    assert (answer.status_code, answer.json()["ok"]) == (200, True)
+
+
+async def document(service: Application) -> dict[str, Any]:
+    answer = await service.client.get("/openapi.json")
+    assert answer.status_code == 200
+    whole: dict[str, Any] = answer.json()
+    return whole
+
+
+def operations(whole: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in whole["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def assert_documented(whole: dict[str, Any], path: str, method: str, answer: httpx2.Response) -> None:
+    responses = whole["paths"][path][method]["responses"]
+    assert str(answer.status_code) in responses, f"{method} {path} never gives {answer.status_code}"
+    contents = responses[str(answer.status_code)]["content"]
+    kind = answer.headers["content-type"].partition(";")[0]
+    assert kind in contents, f"{method} {path} gives {answer.status_code} as {kind}, not as {list(contents)}"
+    if kind.endswith("json"):
+        assert "schema" in contents[kind], f"{method} {path} {answer.status_code} as {kind} has no shape"
+        faults = list(wrong(answer.json(), contents[kind]["schema"], whole["components"]["schemas"], "$"))
+        assert not faults, f"{method} {path} {answer.status_code}"
+
+
+def wrong(value: Any, schema: dict[str, Any], schemas: dict[str, Any], at: str) -> Iterator[str]:
+    """Say where a value is not as its schema says; stricter than JSON Schema: a key must be known."""
+    if "$ref" in schema:
+        schema = schemas[schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        attempts = [list(wrong(value, way, schemas, at)) for way in schema["anyOf"]]
+        yield from min(attempts, key=len)
+        return
+    kind = schema.get("type")
+    if kind and (not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        yield f"{at} is {value!r}, not of type {kind}"
+        return
+    if "enum" in schema and value not in schema["enum"]:
+        yield f"{at} is {value!r}, not of {schema['enum']}"
+    if isinstance(value, dict):
+        known, rest = schema.get("properties", {}), schema.get("additionalProperties", False)
+        yield from (f"{at}.{name} is missing" for name in schema.get("required", ()) if name not in value)
+        for name, below in value.items():
+            if name in known or isinstance(rest, dict):
+                yield from wrong(below, known.get(name, rest), schemas, f"{at}.{name}")
+            elif rest is not True:
+                yield f"{at}.{name} is not documented"
+    if isinstance(value, list):
+        for number, below in enumerate(value):
+            yield from wrong(below, schema.get("items", {}), schemas, f"{at}[{number}]")

@@ -1,0 +1,335 @@
+"""For whoever runs it: alive, ready, healthy, the figures; and what every answer has in common."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app import __version__
+from tests.api.shapes import JSON, PROBLEM_JSON, problem
+from tests.support.app import MESSAGE, Application, running
+from tests.support.relay import Close, Relay, Stall
+from tests.support.tls import certificates
+
+METRICS = {
+    "mailchute_messages_total": {"profile", "state"},
+    "mailchute_attempts_total": {"profile", "error_code", "reason"},
+    "mailchute_queue_messages": {"state"},
+    "mailchute_queue_oldest_seconds": set(),
+    "mailchute_circuit_open": {"profile", "reason"},
+    "mailchute_smtp_phase_seconds": {"profile", "phase"},
+    "mailchute_in_doubt": set(),
+    "mailchute_http_request_seconds": {"route", "status"},
+    "mailchute_build_info": {"version"},
+}
+
+# --- alive, ready, healthy -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_a_running_service_is_alive_and_ready(path: str, service: Application) -> None:
+    answer = await service.client.get(path)
+    assert (answer.status_code, answer.json()) == (200, {"status": "pass"})
+
+
+async def test_a_relay_that_is_down_is_no_reason_to_be_unready(service: Application) -> None:
+    service.relay.on("GREETING", "554 5.3.2 Closed")
+    assert (await service.send()).json()["state"] == "deferred"
+    answer = await service.client.get("/readyz")
+    assert answer.status_code == 200
+    assert service.relay.connections == 1  # readiness asked nobody
+
+
+async def test_a_sandbox_is_a_warning(tmp_path: Path) -> None:
+    async with running(tmp_path, sandbox=True) as service:
+        said = await health(service)
+    assert said["status"] == "warn"
+    (profile,) = said["checks"]["profiles"]
+    assert (profile["componentId"], profile["status"]) == ("sandbox", "warn")
+    assert "not sent" in profile["output"]
+
+
+@pytest.mark.parametrize(
+    ("tls", "verify", "status", "says"),
+    [
+        ("none", "", "warn", "not encrypted"),
+        ("opportunistic", "", "warn", "in clear"),
+        ("starttls", "", "pass", None),
+        ("implicit", "", "pass", None),
+        ("starttls", "false", "warn", "not verified"),
+    ],
+)
+async def test_a_way_in_clear_or_unverified_is_a_warning(
+    tls: str, verify: str, status: str, says: str | None, tmp_path: Path
+) -> None:
+    environ = {"MAILCHUTE_PROFILES__RELAY__TLS": tls, "MAILCHUTE_PROFILES__RELAY__VERIFY": verify}
+    async with running(tmp_path, environ=environ) as service:
+        said = await health(service)
+    (profile,) = said["checks"]["profiles"]
+    assert (profile["componentId"], profile["status"]) == ("relay", status)
+    assert says is None or says in profile["output"]
+    assert said["status"] == status
+
+
+async def test_a_message_in_doubt_is_a_warning(tmp_path: Path) -> None:
+    environ = {
+        "MAILCHUTE_PROFILES__RELAY__TLS": "starttls",
+        "MAILCHUTE_PROFILES__RELAY__HOST": "localhost",
+        "MAILCHUTE_PROFILES__RELAY__CA_FILE": str(certificates().ca_file),
+    }
+    async with running(tmp_path, Relay(tls=certificates().server()), environ=environ) as service:
+        before = await health(service)
+        service.relay.on("CONTENT", Close())
+        assert (await service.send()).json()["state"] == "in_doubt"
+        after = await health(service)
+    assert (before["status"], before["checks"]["in_doubt"][0]["observedValue"]) == ("pass", 0)
+    assert (after["status"], after["checks"]["in_doubt"][0]["observedValue"]) == ("warn", 1)
+    assert after["checks"]["in_doubt"][0]["status"] == "warn"
+
+
+async def test_health_tells_the_version_the_store_and_the_queue(service: Application) -> None:
+    service.relay.on("RCPT", "451 4.3.0 Later")
+    await service.send()
+    said = await health(service)
+    assert said["version"] == __version__
+    assert said["checks"]["store"] == [{"status": "pass"}]
+    assert re.fullmatch(r"3\.\d+\.\d+", said["checks"]["sqlite"][0]["observedValue"])
+    assert said["checks"]["queue"][0]["observedValue"] == 1
+
+
+# --- figures ---------------------------------------------------------------------------------------------------
+
+
+async def test_every_figure_is_there_with_its_labels(service: Application) -> None:
+    await some_of_everything(service)
+    families = await figures(service)
+    told = set((await service.client.get("/metrics")).text.split())
+    for name, labels in METRICS.items():
+        assert name in told  # behind # TYPE, as the contract spells it
+        samples = families[name]
+        assert samples or name == "mailchute_circuit_open"
+        assert all(set(of) - {"le"} == labels for of, _ in samples)
+
+
+async def test_figures_count_what_happened(service: Application) -> None:
+    await some_of_everything(service)
+    families = await figures(service)
+    assert value(families, "mailchute_messages_total", profile="relay", state="sent") == 1
+    assert value(families, "mailchute_messages_total", profile="relay", state="deferred") == 1
+    assert value(families, "mailchute_messages_total", profile="relay", state="failed") == 1
+    assert value(families, "mailchute_messages_total", profile="relay", state="in_doubt") == 1
+    assert value(families, "mailchute_attempts_total", profile="relay", error_code="", reason="") == 1
+    refused = {"profile": "relay", "error_code": "EENVELOPE", "reason": "mailbox_unknown"}
+    assert value(families, "mailchute_attempts_total", **refused) == 1
+    assert value(families, "mailchute_queue_messages", state="deferred") == 1
+    assert value(families, "mailchute_queue_messages", state="sending") == 1
+    assert value(families, "mailchute_queue_messages", state="queued") == 0
+    assert 0 < value(families, "mailchute_queue_oldest_seconds") < 60
+    assert value(families, "mailchute_in_doubt") == 1
+    assert value(families, "mailchute_build_info", version=__version__) == 1
+
+
+async def test_an_empty_queue_has_no_age(service: Application) -> None:
+    await service.send()
+    families = await figures(service)
+    assert value(families, "mailchute_queue_oldest_seconds") == 0
+    assert value(families, "mailchute_in_doubt") == 0
+
+
+async def test_no_address_and_no_id_is_in_a_figure(service: Application) -> None:
+    sent = (await service.send()).json()
+    for path in (f"/messages/{sent['id']}", "/messages/ann@theirs.test", "/ann@theirs.test", "/messages?q=ann@x.test"):
+        await service.client.get(path)
+    text = (await service.client.get("/metrics")).text
+    assert "@" not in text
+    assert ".test" not in text
+    assert sent["id"] not in text
+
+
+async def test_routes_are_counted_by_their_pattern(service: Application) -> None:
+    sent = (await service.send()).json()
+    for path in (f"/messages/{sent['id']}", f"/messages/{sent['id']}/raw", "/messages", "/nowhere", "/elsewhere"):
+        await service.client.get(path)
+    routes = {of["route"]: of["status"] for of, _ in (await figures(service))["mailchute_http_request_seconds"]}
+    assert routes == {
+        "/send": "200",
+        "/messages": "200",
+        "/messages/{id}": "200",
+        "/messages/{id}/raw": "200",
+        "other": "404",
+    }
+
+
+# --- what all answers have in common ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/send/", "/messages/", "/docs/", "/livez/", "//send", "/Send", "/favicon.ico"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_unknown_path_is_404_as_a_problem_and_never_redirected(
+    method: str, path: str, service: Application
+) -> None:
+    answer = await service.client.request(method, f"http://127.0.0.1:8587{path}")
+    said = problem(answer, status=404)
+    assert said["type"] == "/errors/not-found"
+    assert answer.headers["content-type"] == PROBLEM_JSON
+    assert "location" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/send", "POST"),
+        ("PUT", "/send", "POST"),
+        ("POST", "/messages", "GET"),
+        ("DELETE", "/messages", "GET"),
+        ("DELETE", "/messages/01a20bf8-4943-7bad-bcb1-d9c2726ad315", "GET"),
+        ("POST", "/livez", "GET"),
+        ("POST", "/metrics", "GET"),
+        ("PATCH", "/docs", "GET"),
+    ],
+)
+async def test_another_method_is_405_and_says_which_are_allowed(
+    method: str, path: str, allow: str, service: Application
+) -> None:
+    answer = await service.client.request(method, path)
+    said = problem(answer, status=405)
+    assert said["type"] == "/errors/method-not-allowed"
+    assert allow in answer.headers["allow"].split(", ")
+    assert method not in answer.headers["allow"].split(", ")
+    assert allow in said["detail"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/send", 405)])
+async def test_who_names_only_plain_json_gets_it(path: str, status: int, service: Application) -> None:
+    answer = await service.client.get(path, headers={"Accept": JSON})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, JSON)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/send", 200),
+        ("POST", "/send/", 404),
+        ("GET", "/send", 405),
+        ("GET", "/messages", 200),
+        ("GET", "/messages/x", 404),
+        ("GET", "/livez", 200),
+        ("GET", "/health", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/openapi.json", 200),
+        ("GET", "/docs", 200),
+        ("GET", "/redoc", 200),
+        ("GET", "/docs/static/docs.js", 200),
+    ],
+)
+async def test_every_answer_has_the_security_headers(method: str, path: str, status: int, service: Application) -> None:
+    answer = await service.client.request(method, path, json=MESSAGE if method == "POST" else None)
+    assert answer.status_code == status
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cache-control"] in ("no-store", "max-age=3600")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert "http" not in answer.headers["content-security-policy"]
+    assert len(answer.headers.get_list("content-security-policy")) == 1
+    assert "server" not in answer.headers
+
+
+async def test_a_refusal_of_a_stranger_has_the_security_headers_too(service: Application) -> None:
+    answer = await service.visitor(peer="192.0.2.7").get("/messages")
+    assert answer.status_code == 401
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"]
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("given", ["a", "4711", "a.b:c-d_e", "0123456789abcdef" * 8])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/send"), ("GET", "/livez"), ("GET", "/nowhere")])
+async def test_a_request_id_is_given_back(method: str, path: str, given: str, service: Application) -> None:
+    answer = await service.client.request(method, path, headers={"X-Request-Id": given})
+    assert answer.headers.get_list("x-request-id") == [given]
+
+
+@pytest.mark.parametrize("given", [None, "", "a b", "a" * 129, "<script>", "é", "a,b"])
+async def test_a_request_id_is_made_where_there_is_none_that_can_be_used(
+    given: str | None, service: Application
+) -> None:
+    headers = [] if given is None else [(b"x-request-id", given.encode())]
+    ids = {(await service.client.get("/livez", headers=headers)).headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert all(re.fullmatch("[0-9a-f]{16}", made) for made in ids)
+
+
+async def test_the_openapi_document_names_every_route_and_loads_nothing_else(service: Application) -> None:
+    document = (await service.client.get("/openapi.json")).json()
+    assert {"/send", "/messages", "/messages/{id}", "/messages/{id}/raw", "/health", "/metrics"} <= set(
+        document["paths"]
+    )
+    for page in ("/docs", "/redoc"):
+        html = (await service.client.get(page)).text
+        links = re.findall(r'(?:src|href)="([^"]*)"', html)
+        assert links
+        assert all(link.startswith("/") and not link.startswith("//") for link in links)
+        for link in links:
+            assert (await service.client.get(link)).status_code == 200, link
+
+
+async def test_docs_can_be_closed(tmp_path: Path) -> None:
+    async with running(tmp_path, environ={"MAILCHUTE_DOCS": "false"}) as service:
+        for path in ("/docs", "/redoc", "/openapi.json", "/docs/static/docs.js"):
+            problem(await service.client.get(path), status=404)
+        assert (await service.send()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["", "nothing.js", "..%2f..%2fmain.py", "%2e%2e%2fdocs.py", "docs.html", "VERSIONS.md"]
+)
+async def test_only_the_pages_own_files_are_served(name: str, service: Application) -> None:
+    problem(await service.client.get(f"/docs/static/{name}"), status=404)
+
+
+async def health(service: Application) -> dict[str, Any]:
+    answer = await service.client.get("/health")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/health+json"
+    said: dict[str, Any] = answer.json()
+    return said
+
+
+async def some_of_everything(service: Application) -> None:
+    for verb, answer in (
+        ("CONTENT", "250 2.0.0 Ok"),
+        ("RCPT", "451 4.3.0 Later"),
+        ("RCPT", "550 5.1.1 No such mailbox"),
+        ("CONTENT", Close()),
+    ):
+        service.relay.on(verb, answer, times=1)
+        await service.send()
+    service.relay.on("CONTENT", Stall())
+    await service.send(prefer="respond-async")
+
+
+Samples = list[tuple[dict[str, str], float]]
+
+
+async def figures(service: Application) -> dict[str, Samples]:
+    """Give the samples of every figure by its name, as the contract spells it."""
+    answer = await service.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families: dict[str, Samples] = {name: [] for name in METRICS}
+    for family in text_string_to_metric_families(answer.text):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        if name in METRICS:
+            families[name] = [(s.labels, s.value) for s in family.samples if not s.name.endswith("_created")]
+    return families
+
+
+def value(families: dict[str, Samples], name: str, **labels: str) -> float:
+    (found,) = (number for of, number in families[name] if of == labels)
+    return found

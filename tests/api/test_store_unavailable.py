@@ -1,0 +1,93 @@
+"""The store cannot take a write: 503, send it again; nothing was taken, and it works again when it can."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.store import database
+from tests.api.shapes import JSON, flat, problem
+from tests.support.app import MESSAGE, Application, running
+
+
+@pytest.fixture
+async def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Application]:
+    """A service that waits next to nothing for somebody else's lock."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    async with running(tmp_path) as service:
+        yield service
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the database's write lock, as a backup or a stray shell does."""
+    stray = sqlite3.connect(folder / "mailchute.db", isolation_level=None)
+    stray.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        stray.execute("ROLLBACK")
+        stray.close()
+
+
+async def test_a_message_is_503_with_retry_after_and_nothing_is_taken(impatient: Application, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        answer = await impatient.send()
+    said = problem(answer, status=503)
+    assert said["type"] == "/errors/store-unavailable"
+    assert "nothing was taken" in said["detail"]
+    assert int(answer.headers["retry-after"]) > 0
+    assert (await impatient.client.get("/messages")).json()["data"] == []
+    assert impatient.relay.connections == 0
+
+
+async def test_a_bot_that_shows_only_plain_json_can_read_it(impatient: Application, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        answer = await impatient.client.post("/send", json=MESSAGE, headers={"Accept": JSON})
+    problem(answer, status=503)
+    assert answer.headers["content-type"] == JSON
+
+
+async def test_who_would_not_wait_is_refused_as_well(impatient: Application, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        problem(await impatient.send(prefer="respond-async"), status=503)
+    assert (await impatient.client.get("/messages")).json()["data"] == []
+
+
+async def test_it_is_not_ready_but_alive(impatient: Application, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        ready = await impatient.client.get("/readyz")
+        alive = await impatient.client.get("/livez")
+        health = await impatient.client.get("/health")
+    assert (ready.status_code, ready.json()) == (503, {"status": "fail"})
+    assert (alive.status_code, alive.json()) == (200, {"status": "pass"})
+    assert (health.status_code, health.json()["status"]) == (503, "fail")
+    assert health.headers["content-type"] == "application/health+json"
+    assert health.json()["checks"]["store"][0]["status"] == "fail"
+    assert (await impatient.client.get("/readyz")).status_code == 200
+
+
+async def test_what_was_taken_before_can_still_be_read(impatient: Application, tmp_path: Path) -> None:
+    sent = (await impatient.send()).json()
+    with locked(tmp_path):
+        assert (await impatient.client.get("/messages")).json()["data"] == [sent]
+        assert (await impatient.look_up(sent["id"]))["state"] == "sent"
+        assert (await impatient.client.get(f"/messages/{sent['id']}/raw")).status_code == 200
+        assert (await impatient.client.get("/metrics")).status_code == 200
+
+
+async def test_it_works_again_when_the_lock_is_gone(impatient: Application, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        # More than the worker's window: every place that it had reserved must be free again.
+        for answer in await asyncio.gather(*(impatient.send() for _ in range(50))):
+            problem(answer, status=503)
+    assert flat(await impatient.send(), status=200)["attempts"] == 1
+    assert len(impatient.relay.mails) == 1
+
+
+async def test_a_refusal_of_the_request_needs_no_store(impatient: Application, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        problem(await impatient.send(to="ann"), status=422, at="/to")

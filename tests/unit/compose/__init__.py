@@ -1,0 +1,1 @@
+"""Drafts become bytes that every parser reads alike."""

@@ -1,0 +1,1 @@
+"""The way in: who is calling, and what is taken."""

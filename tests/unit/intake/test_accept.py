@@ -1,0 +1,214 @@
+"""What is taken becomes a message: profile, sender, recipients and bytes are settled once, before anything is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.intake.accept import MAX_RECIPIENTS, HandOff, Intake, Policy
+from app.intake.callers import Caller
+from app.mail.address import Address
+from app.mail.errors import InvalidMessage, TooLarge
+from app.mail.message import Claim, Draft, Lease, Message
+from app.mail.profile import Dialect, ProfileFacts
+from app.store.journal import Journal
+from app.store.outbox import Outbox
+from app.store.reader import Reader
+from tests.unit.factories import ID, NOW, profile
+from tests.unit.strategies import addresses
+
+ANN, BOB, CARL = (Address(name, "example.org") for name in ("ann", "bob", "carl"))
+BOT, CORP_BOT, ANY_BOT = Address("bot", "ours.example"), Address("bot", "corp.example"), Address("bot", "any.example")
+CORP = profile(ProfileFacts(name="corp", dialect=Dialect.FILE, host="mail.corp.example", from_address=CORP_BOT))
+CLOUD = profile(ProfileFacts(name="cloud", dialect=Dialect.FILE, host="smtp.cloud.example"))
+DRAFT = Draft(to=(ANN,), sender=BOT, subject="Hi", text="Hello")
+
+
+def _no_place(_: str) -> Lease | None:
+    pytest.fail("nothing is stored here")
+
+
+def _no_claim(_: Claim) -> None:
+    pytest.fail("nothing is sent here")
+
+
+def _no_call(_: str) -> None:
+    pytest.fail("nobody is woken here")
+
+
+def _intake(**policy: Any) -> Intake:
+    known: dict[str, Any] = {
+        "profiles": {"corp": CORP, "cloud": CLOUD},
+        "default_profile": "corp",
+        "default_from": ANY_BOT,
+        "max_message_bytes": 10_000,
+        "expires_after": 3600.0,
+    }
+    return Intake(Policy(**known | policy), _outbox(), HandOff(_no_place, _no_claim, _no_call, _no_call))
+
+
+@cache
+def _outbox() -> Outbox:
+    """Make an outbox that is never opened."""
+
+    async def make() -> Outbox:
+        nowhere = Path("/nonexistent/mail.db")
+        return Outbox(Journal(nowhere), Reader(nowhere))
+
+    return asyncio.run(make())  # a journal belongs to a loop
+
+
+def _prepared(draft: Draft, **policy: Any) -> Message:
+    return _intake(**policy).prepare(draft, Caller(name="shop"), id=ID, now=NOW)
+
+
+def _faults(draft: Draft, **policy: Any) -> dict[str, str]:
+    with pytest.raises(InvalidMessage) as refused:
+        _prepared(draft, **policy)
+    return {fault.pointer: fault.detail for fault in refused.value.faults}
+
+
+def test_a_message_has_everything_that_was_settled() -> None:
+    message = _prepared(replace(DRAFT, tags=("a",), metadata={"order": "1"}, warnings=("careful",)))
+    assert message.id == ID
+    assert message.message_id == f"<{ID}@ours.example>"
+    assert f"Message-ID: {message.message_id}\r\n".encode() in message.content
+    assert (message.profile, message.caller, message.sandbox) == ("corp", "shop", False)
+    assert (message.created_at, message.expires_at) == (NOW, NOW + timedelta(hours=1))
+    assert (message.tags, message.metadata, message.warnings) == (("a",), {"order": "1"}, ("careful",))
+
+
+def test_the_same_draft_gives_the_same_bytes() -> None:
+    assert _prepared(DRAFT) == _prepared(DRAFT)
+
+
+@pytest.mark.parametrize(
+    ("draft", "policy", "sender"),
+    [
+        (DRAFT, {}, "bot@ours.example"),
+        (replace(DRAFT, sender=None), {}, "bot@corp.example"),
+        (replace(DRAFT, sender=None, profile="cloud"), {}, "bot@any.example"),
+        (replace(DRAFT, sender=None), {"default_from": None}, "bot@corp.example"),
+    ],
+)
+def test_the_sender_is_the_requests_then_the_profiles_then_the_default(
+    draft: Draft, policy: dict[str, Any], sender: str
+) -> None:
+    message = _prepared(draft, **policy)
+    assert message.envelope.sender == sender
+    assert f"From: {sender}\r\n".encode() in message.content
+
+
+def test_mail_from_is_the_profiles_where_it_has_one() -> None:
+    bounces = replace(CORP, envelope_from="bounces@corp.example")
+    message = _prepared(DRAFT, profiles={"corp": bounces})
+    assert message.envelope.sender == "bounces@corp.example"
+    assert b"From: bot@ours.example\r\n" in message.content
+
+
+def test_a_missing_sender_is_told_with_its_settings() -> None:
+    faults = _faults(replace(DRAFT, sender=None, profile="cloud"), default_from=None)
+    assert list(faults) == ["/from"]
+    assert "SMTP_FROM" in faults["/from"]
+
+
+@pytest.mark.parametrize(("name", "said"), [("crop", "do you mean corp?"), ("xyzzy", "there are: corp, cloud")])
+def test_an_unknown_profile_is_told_with_the_known_ones(name: str, said: str) -> None:
+    faults = _faults(replace(DRAFT, profile=name))
+    assert list(faults) == ["/profile"]
+    assert said in faults["/profile"]
+
+
+def test_every_fault_of_a_draft_is_told_at_once() -> None:
+    assert set(_faults(Draft(profile="xyzzy"))) == {"/profile", "/to", "/text"}
+
+
+def test_a_message_without_anybody_or_anything_is_refused() -> None:
+    assert set(_faults(Draft(sender=BOT))) == {"/to", "/text"}
+    assert _prepared(Draft(bcc=(ANN,), sender=BOT, html="<p>")).envelope.recipients == ("ann@example.org",)
+
+
+@pytest.mark.parametrize(
+    ("draft", "recipients"),
+    [
+        (Draft(to=(ANN, BOB), cc=(CARL,)), ["ann", "bob", "carl"]),
+        (Draft(to=(ANN,), bcc=(BOB,)), ["ann", "bob"]),
+        (Draft(to=(ANN, ANN)), ["ann"]),
+        (Draft(to=(ANN, BOB, ANN)), ["ann", "bob"]),
+        (Draft(to=(ANN, BOB), cc=(ANN,), bcc=(BOB, CARL)), ["ann", "bob", "carl"]),
+        (Draft(to=(ANN, Address("ANN", "example.org", "Ann"))), ["ann"]),
+        (Draft(to=(Address("ANN", "example.org"), BOB, ANN)), ["ANN", "bob"]),
+    ],
+)
+def test_each_mailbox_is_once_in_the_envelope_in_the_order_of_first_mention(
+    draft: Draft, recipients: list[str]
+) -> None:
+    envelope = _prepared(replace(draft, sender=BOT, text="x")).envelope
+    assert list(envelope.recipients) == [f"{name}@example.org" for name in recipients]
+
+
+@given(st.lists(addresses, min_size=1, max_size=30), st.integers(0, 5))
+def test_everybody_is_in_the_envelope_exactly_once(people: list[Address], times: int) -> None:
+    draft = Draft(to=tuple(people), cc=tuple(people * times), sender=BOT, text="x")
+    envelope = _prepared(draft, max_message_bytes=10**9).envelope
+    assert len(envelope.recipients) == len({a.lower() for a in envelope.recipients})
+    assert {a.lower() for a in envelope.recipients} == {a.key for a in people}
+
+
+def test_a_thousand_recipients_are_taken_and_no_more() -> None:
+    people = tuple(Address(f"r{at}", "example.org") for at in range(MAX_RECIPIENTS + 1))
+    taken = _prepared(Draft(bcc=people[:-1], sender=BOT, text="x"))
+    assert len(taken.envelope.recipients) == MAX_RECIPIENTS
+    faults = _faults(Draft(to=people, sender=BOT, text="x"))
+    assert list(faults) == ["/to"]
+    assert "1000" in faults["/to"]
+    assert len(_prepared(Draft(bcc=people[:-1] * 10, sender=BOT, text="x")).envelope.recipients) == MAX_RECIPIENTS
+
+
+def test_ten_thousand_recipients_are_refused() -> None:
+    people = tuple(Address(f"r{at}", "example.org") for at in range(10_000))
+    assert "10000 recipients" in _faults(Draft(bcc=people, sender=BOT, text="x"))["/to"]
+
+
+def test_bcc_is_in_the_envelope_and_never_in_the_bytes() -> None:
+    message = _prepared(replace(DRAFT, bcc=(Address("hidden", "secret.example", "Hidden"),)))
+    assert "hidden@secret.example" in message.envelope.recipients
+    assert b"hidden" not in message.content.lower()
+    assert b"bcc" not in message.content.lower()
+
+
+def test_the_limit_is_on_the_composed_message_and_both_numbers_are_told() -> None:
+    size = len(_prepared(DRAFT).content)
+    assert len(_prepared(DRAFT, max_message_bytes=size).content) == size
+    with pytest.raises(TooLarge, match=rf"{size} bytes.*at most {size - 1}"):
+        _prepared(DRAFT, max_message_bytes=size - 1)
+
+
+@pytest.mark.parametrize(
+    ("draft", "needed"),
+    [
+        (DRAFT, False),
+        (replace(DRAFT, to=(Address("ann", "xn--bcher-kva.example", "Änn"),)), False),
+        (replace(DRAFT, to=(Address("jürgen", "example.org"),)), True),
+        (replace(DRAFT, bcc=(Address("jürgen", "example.org"),)), True),
+        (replace(DRAFT, sender=Address("jürgen", "example.org")), True),
+        (replace(DRAFT, reply_to=(Address("jürgen", "example.org"),)), True),
+        (replace(DRAFT, subject="Grüße", text="Grüße"), False),
+    ],
+)
+def test_smtputf8_is_needed_only_where_a_local_part_is_not_ascii(draft: Draft, needed: bool) -> None:
+    assert _prepared(draft).envelope.smtputf8 is needed
+
+
+@pytest.mark.parametrize(("expires_in", "seconds"), [(None, 3600), (600, 600), (1, 1)])
+def test_a_message_expires_when_it_was_asked_to_or_by_default(expires_in: float | None, seconds: float) -> None:
+    message = _prepared(replace(DRAFT, expires_in=expires_in))
+    assert message.expires_at - message.created_at == timedelta(seconds=seconds)

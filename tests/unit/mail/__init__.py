@@ -1,0 +1,1 @@
+"""The vocabulary: addresses, replies, profiles, schedules, ids, states, hints."""

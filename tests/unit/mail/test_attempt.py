@@ -1,0 +1,60 @@
+"""An attempt notes what it saw, by a clock that is given to it."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.mail.attempt import Attempt
+from app.mail.outcome import Phase
+from app.mail.reply import Reply
+from tests.unit.factories import NOW
+
+
+def _attempt(*ticks: float) -> Attempt:
+    return Attempt(1, "corp", NOW, iter(ticks).__next__)
+
+
+def test_the_time_between_two_phases_belongs_to_the_first() -> None:
+    attempt = _attempt(0.0, 0.010, 0.035, 0.036)
+    attempt.enter(Phase.CONNECT)
+    attempt.enter(Phase.GREETING)
+    attempt.end()
+    assert attempt.phases == {"resolve": 10.0, "connect": 25.0, "greeting": 1.0}
+    assert attempt.duration_ms == 36.0
+
+
+def test_a_phase_entered_twice_is_one_sum() -> None:
+    attempt = _attempt(0.0, 0.010, 0.020, 0.040, 0.050)
+    attempt.enter(Phase.CONNECT)
+    attempt.enter(Phase.RESOLVE)
+    attempt.enter(Phase.CONNECT)
+    attempt.end()
+    assert attempt.phases == {"resolve": 30.0, "connect": 20.0}
+
+
+def test_an_attempt_that_runs_has_no_duration() -> None:
+    assert _attempt(0.0).duration_ms is None
+
+
+def test_a_transcript_has_one_wire_line_an_entry() -> None:
+    attempt = _attempt(1.0, 1.5, 2.0)
+    attempt.say("EHLO us.example")
+    attempt.hear(Reply(250, ("relay.example", "SIZE 1000")))
+    assert attempt.transcript == [
+        (500.0, "C", "EHLO us.example"),
+        (1000.0, "S", "250-relay.example"),
+        (1000.0, "S", "250 SIZE 1000"),
+    ]
+
+
+@given(st.lists(st.sampled_from(Phase), max_size=20))
+def test_the_phases_add_up_to_the_whole(phases: list[Phase]) -> None:
+    attempt = Attempt(1, "corp", NOW, count().__next__)
+    for phase in phases:
+        attempt.enter(phase)
+    attempt.end()
+    assert sum(attempt.phases.values()) == attempt.duration_ms
+    assert attempt.phase is (phases[-1] if phases else Phase.RESOLVE)

@@ -1,0 +1,299 @@
+"""What was said about a relay becomes a whole profile, or an error that names the setting as its writer knows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.mail.errors import ConfigError
+from app.mail.profile import (
+    AuthMode,
+    Dialect,
+    ProfileFacts,
+    Timeouts,
+    TlsMode,
+    is_loopback,
+    resolve_profile,
+    setting,
+    stand_in,
+)
+
+NONE, OPPORTUNISTIC, STARTTLS, IMPLICIT = TlsMode
+ENVIRONMENT, NESTED, FILE = Dialect
+CANARY = "canary-s3cret"
+LOGIN: dict[str, Any] = {"username": "bot", "password": CANARY}
+
+
+def _said(dialect: Dialect = FILE, **said: Any) -> ProfileFacts:
+    return ProfileFacts(**{"name": "default", "dialect": dialect, "host": "mail.corp.example"} | said)
+
+
+def _error(said: ProfileFacts) -> str:
+    with pytest.raises(ConfigError) as refused:
+        resolve_profile(said)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "port", "tls", "logs_in"),
+    [
+        ({}, None, OPPORTUNISTIC, False),
+        ({"port": 25}, 25, OPPORTUNISTIC, False),
+        ({"port": 587}, 587, OPPORTUNISTIC, False),
+        ({"port": 2525}, 2525, OPPORTUNISTIC, False),
+        ({"port": 465}, 465, IMPLICIT, False),
+        ({**LOGIN}, None, STARTTLS, True),
+        ({**LOGIN, "port": 25}, 25, STARTTLS, True),
+        ({**LOGIN, "port": 587}, 587, STARTTLS, True),
+        ({**LOGIN, "port": 465}, 465, IMPLICIT, True),
+        ({**LOGIN, "port": 465, "tls": STARTTLS}, 465, STARTTLS, True),
+        ({**LOGIN, "port": 587, "auth": AuthMode.REQUIRED}, 587, STARTTLS, True),
+        ({**LOGIN, "port": 587, "auth": AuthMode.PLAIN}, 587, STARTTLS, True),
+        ({**LOGIN, "port": 587, "auth": AuthMode.LOGIN}, 587, STARTTLS, True),
+        ({**LOGIN, "port": 587, "auth": AuthMode.NONE}, 587, OPPORTUNISTIC, False),
+        ({**LOGIN, "port": 465, "auth": AuthMode.NONE}, 465, IMPLICIT, False),
+        ({"username": "", "password": "", "port": 587}, 587, OPPORTUNISTIC, False),
+        ({"username": "", "password": None, "port": 465}, 465, IMPLICIT, False),
+        ({"auth": AuthMode.NONE, "port": 587}, 587, OPPORTUNISTIC, False),
+        ({"tls": IMPLICIT}, 465, IMPLICIT, False),
+        ({"tls": IMPLICIT, "port": 8465}, 8465, IMPLICIT, False),
+        ({"tls": STARTTLS}, None, STARTTLS, False),
+        ({"tls": NONE}, None, NONE, False),
+        ({"tls": NONE, "port": 465}, 465, NONE, False),
+        ({"tls": OPPORTUNISTIC, "port": 465}, 465, OPPORTUNISTIC, False),
+        ({**LOGIN, "tls": NONE, "host": "127.0.0.1", "port": 25}, 25, NONE, True),
+        ({**LOGIN, "tls": NONE, "host": "localhost", "port": 25}, 25, NONE, True),
+        ({**LOGIN, "tls": NONE, "host": "::1", "port": 25}, 25, NONE, True),
+        ({**LOGIN, "tls": NONE, "allow_cleartext_auth": True, "port": 25}, 25, NONE, True),
+        ({**LOGIN, "tls": NONE, "auth": AuthMode.NONE, "port": 25}, 25, NONE, False),
+        ({**LOGIN, "tls": OPPORTUNISTIC, "auth": AuthMode.NONE, "port": 25}, 25, OPPORTUNISTIC, False),
+    ],
+)
+@pytest.mark.parametrize("dialect", Dialect)
+def test_what_is_not_said_is_filled_in(
+    said: dict[str, Any], port: int | None, tls: TlsMode, logs_in: bool, dialect: Dialect
+) -> None:
+    profile, _ = resolve_profile(_said(dialect, **said))
+    assert profile.port == (port or (25 if dialect is ENVIRONMENT else 587))  # 25 is Typebot's default
+    assert profile.tls is tls
+    assert profile.wants_login is logs_in
+    assert (profile.username, profile.password) == (("bot", CANARY) if logs_in else ("", ""))
+    assert profile.verify
+
+
+# Each contradiction with the settings its text must name: as in SMTP_…, behind MAILCHUTE_PROFILES__…, in the file.
+_CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[tuple[str, str | None]]]] = {
+    "no host": ({"host": None}, [("host", None)]),
+    "an empty host": ({"host": ""}, [("host", None)]),
+    "a user name without a password": ({"username": "bot"}, [("password", None)]),
+    "an empty password": ({"username": "bot", "password": ""}, [("password", None)]),
+    "a password without a user name": ({"password": CANARY}, [("username", None)]),
+    "half a pair and auth required": ({"username": "bot", "auth": AuthMode.REQUIRED}, [("password", None)]),
+    "auth required without credentials": (
+        {"auth": AuthMode.REQUIRED},
+        [("auth", "required"), ("username", None), ("password", None), ("auth", "none")],
+    ),
+    "auth plain without credentials": (
+        {"auth": AuthMode.PLAIN},
+        [("auth", "plain"), ("username", None), ("password", None)],
+    ),
+    "auth login without credentials": (
+        {"auth": AuthMode.LOGIN},
+        [("auth", "login"), ("username", None), ("password", None)],
+    ),
+    "opportunistic with credentials": (
+        {**LOGIN, "tls": OPPORTUNISTIC},
+        [("tls", "opportunistic"), ("tls", "starttls")],
+    ),
+    "opportunistic with credentials on loopback": (
+        {**LOGIN, "tls": OPPORTUNISTIC, "host": "127.0.0.1"},
+        [("tls", "opportunistic"), ("tls", "starttls")],
+    ),
+    "opportunistic with credentials and leave to send them": (
+        {**LOGIN, "tls": OPPORTUNISTIC, "allow_cleartext_auth": True},
+        [("tls", "opportunistic"), ("tls", "starttls")],
+    ),
+    "a password in clear": (
+        {**LOGIN, "tls": NONE},
+        [("tls", "none"), ("tls", "starttls"), ("allow_cleartext_auth", "true")],
+    ),
+    "a password in clear to a name like loopback": (
+        {**LOGIN, "tls": NONE, "host": "localhost.corp.example"},
+        [("tls", "none"), ("allow_cleartext_auth", "true")],
+    ),
+    "a CA that is not asked": (
+        {"tls": STARTTLS, "ca_file": "/ca.pem", "verify": False},
+        [("ca_file", None), ("verify", "false")],
+    ),
+    "a CA with opportunistic by default": (
+        {"ca_file": "/ca.pem", "port": 587},
+        [("ca_file", None), ("tls", "opportunistic"), ("tls", "starttls")],
+    ),
+    "a CA without TLS": ({"ca_file": "/ca.pem", "tls": NONE}, [("ca_file", None), ("tls", "none")]),
+    "verifying with opportunistic": (
+        {"verify": True, "tls": OPPORTUNISTIC},
+        [("verify", "true"), ("tls", "opportunistic"), ("tls", "starttls")],
+    ),
+    "verifying without TLS": ({"verify": True, "tls": NONE}, [("verify", "true"), ("tls", "none")]),
+}
+
+
+@pytest.mark.parametrize(("said", "named"), _CONTRADICTIONS.values(), ids=_CONTRADICTIONS.keys())
+def test_a_contradiction_names_the_smtp_settings(said: dict[str, Any], named: list[tuple[str, str | None]]) -> None:
+    text = _error(_said(ENVIRONMENT, **said))
+    for key, value in named:
+        own = key != "allow_cleartext_auth"
+        name = f"SMTP_{key.upper()}" if own else f"MAILCHUTE_PROFILES__DEFAULT__{key.upper()}"
+        assert (name if value is None else f"{name}={value}") in text
+
+
+@pytest.mark.parametrize(("said", "named"), _CONTRADICTIONS.values(), ids=_CONTRADICTIONS.keys())
+def test_a_contradiction_names_the_nested_settings(said: dict[str, Any], named: list[tuple[str, str | None]]) -> None:
+    text = _error(_said(NESTED, name="corp", **said))
+    for key, value in named:
+        name = f"MAILCHUTE_PROFILES__CORP__{key.upper()}"
+        assert (name if value is None else f"{name}={value}") in text
+    assert "SMTP_" not in text
+
+
+@pytest.mark.parametrize(("said", "named"), _CONTRADICTIONS.values(), ids=_CONTRADICTIONS.keys())
+def test_a_contradiction_names_the_keys_of_the_file(said: dict[str, Any], named: list[tuple[str, str | None]]) -> None:
+    text = _error(_said(FILE, name="corp", **said))
+    assert "profile corp" in text
+    for key, value in named:
+        shown = value if value in ("true", "false") else f'"{value}"'
+        assert (key if value is None else f"{key} = {shown}") in text
+    assert "SMTP_" not in text
+    assert "MAILCHUTE_" not in text
+
+
+@pytest.mark.parametrize(
+    ("said", "warnings"),
+    [
+        ({}, []),
+        ({**LOGIN}, []),
+        ({"verify": False, "port": 25}, []),
+        ({**LOGIN, "auth": AuthMode.NONE}, ["SMTP_AUTH=none"]),
+        ({"username": "bot", "auth": AuthMode.NONE}, ["SMTP_AUTH=none"]),
+        ({**LOGIN, "verify": False}, ["SMTP_VERIFY=false"]),
+        ({"port": 465, "verify": False}, ["SMTP_VERIFY=false"]),
+        ({**LOGIN, "auth": AuthMode.NONE, "port": 465, "verify": False}, ["SMTP_AUTH=none", "SMTP_VERIFY=false"]),
+    ],
+)
+def test_what_is_unsafe_or_ignored_gives_a_warning(said: dict[str, Any], warnings: list[str]) -> None:
+    _, given_ = resolve_profile(_said(ENVIRONMENT, **said))
+    assert len(given_) == len(warnings)
+    assert all(name in text for name, text in zip(warnings, given_, strict=True))
+    assert CANARY not in "".join(given_)
+
+
+@st.composite
+def _any_facts(draw: st.DrawFn) -> ProfileFacts:
+    return ProfileFacts(
+        name=draw(st.sampled_from(["default", "corp"])),
+        dialect=draw(st.sampled_from(Dialect)),
+        host=draw(st.sampled_from([None, "", "mail.example", "localhost", "127.0.0.1"])),
+        port=draw(st.sampled_from([None, 25, 465, 587])),
+        tls=draw(st.sampled_from([None, *TlsMode])),
+        auth=draw(st.sampled_from([None, *AuthMode])),
+        username=draw(st.sampled_from([None, "", "bot"])),
+        password=draw(st.sampled_from([None, "", CANARY])),
+        verify=draw(st.sampled_from([None, True, False])),
+        ca_file=draw(st.sampled_from([None, "", "/ca.pem"])),
+        allow_cleartext_auth=draw(st.booleans()),
+    )
+
+
+@given(_any_facts())
+def test_no_profile_can_send_a_password_in_clear_unasked(said: ProfileFacts) -> None:
+    try:
+        profile = resolve_profile(said)[0]
+    except ConfigError:
+        return
+    assert profile.wants_login is (bool(said.username and said.password) and said.auth is not AuthMode.NONE)
+    if profile.wants_login:
+        assert profile.tls is not OPPORTUNISTIC
+        assert profile.tls is not NONE or profile.allow_cleartext_auth or is_loopback(profile.host)
+    else:
+        assert not profile.username
+        assert not profile.password
+    if profile.auth in (AuthMode.REQUIRED, AuthMode.PLAIN, AuthMode.LOGIN):
+        assert profile.wants_login
+    if profile.ca_file or said.verify:
+        assert profile.tls in (STARTTLS, IMPLICIT)
+
+
+@given(_any_facts())
+def test_no_secret_is_in_an_error_or_in_a_repr(said: ProfileFacts) -> None:
+    assert CANARY not in repr(said)
+    try:
+        text = repr(resolve_profile(said))
+    except ConfigError as error:
+        text = str(error)
+    assert CANARY not in text
+
+
+@pytest.mark.parametrize(
+    ("host", "is_it"),
+    [
+        ("localhost", True),
+        ("LocalHost", True),
+        ("localhost.", True),
+        ("127.0.0.1", True),
+        ("127.255.0.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("127.1", False),
+        ("2130706433", False),
+        ("10.0.0.1", False),
+        ("mail.example", False),
+    ],
+)
+def test_loopback_is_told_by_its_spelling_alone(host: str, is_it: bool) -> None:
+    assert is_loopback(host) is is_it
+
+
+@pytest.mark.parametrize(
+    ("dialect", "profile", "key", "value", "line"),
+    [
+        (FILE, "corp", "host", None, "host"),
+        (FILE, "corp", "auth", "none", 'auth = "none"'),
+        (FILE, "corp", "verify", False, "verify = false"),
+        (FILE, "corp", "port", 465, "port = 465"),
+        (ENVIRONMENT, "default", "host", None, "SMTP_HOST"),
+        (ENVIRONMENT, "default", "auth", "none", "SMTP_AUTH=none"),
+        (ENVIRONMENT, "default", "verify", False, "SMTP_VERIFY=false"),
+        (ENVIRONMENT, "default", "port", 465, "SMTP_PORT=465"),
+        (ENVIRONMENT, "default", "helo_name", None, "MAILCHUTE_PROFILES__DEFAULT__HELO_NAME"),
+        (NESTED, "default", "host", None, "MAILCHUTE_PROFILES__DEFAULT__HOST"),
+        (NESTED, "corp", "host", None, "MAILCHUTE_PROFILES__CORP__HOST"),
+        (NESTED, "corp", "auth", "none", "MAILCHUTE_PROFILES__CORP__AUTH=none"),
+    ],
+)
+def test_a_setting_is_named_in_the_words_of_its_writer(
+    dialect: Dialect, profile: str, key: str, value: str | int | bool | None, line: str
+) -> None:
+    assert setting(dialect, profile, key, value) == line
+
+
+def test_a_stand_in_reaches_nothing() -> None:
+    profile = stand_in("gone")
+    assert profile.name == "gone"
+    assert not profile.host
+    assert not profile.wants_login
+
+
+@pytest.mark.parametrize(
+    ("phase", "at_least"),
+    [("auth", 60), ("mail", 300), ("rcpt", 300), ("data", 120), ("block", 180), ("content", 600)],
+)
+def test_the_time_limits_of_a_transaction_are_those_of_rfc_5321(phase: str, at_least: float) -> None:
+    assert getattr(Timeouts(), phase) >= at_least

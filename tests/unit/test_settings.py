@@ -1,0 +1,748 @@
+"""What is written in the environment and the file becomes one whole, or errors that say what to set instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.mail.address import Address
+from app.mail.errors import ConfigError
+from app.mail.profile import AuthMode, Dialect, Profile, TlsMode
+from app.settings import LogFormat, Settings, load
+
+CANARY = "canary-s3cret-0123456789"
+RELAY = {"SMTP_HOST": "mail.corp.example"}
+LOGIN = {"SMTP_USERNAME": "bot", "SMTP_PASSWORD": CANARY}
+KEY = {"MAILCHUTE_API_KEY": CANARY}
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n"
+
+
+def _load(environ: Mapping[str, str], *files: Path) -> Settings:
+    return load(environ, files=files)
+
+
+def _error(environ: Mapping[str, str], *files: Path) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load(environ, files=files)
+    return str(refused.value)
+
+
+def _default(environ: Mapping[str, str]) -> Profile:
+    return _load(RELAY | dict(environ)).profiles["default"]
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    """A place for a settings file."""
+    return tmp_path / "mailchute.toml"
+
+
+# Without anything, and the sandbox.
+
+
+def test_without_any_setting_it_is_the_sandbox_on_loopback() -> None:
+    settings = _load({})
+    assert settings.sandbox
+    assert settings.default_profile == "sandbox"
+    assert not settings.profiles
+    assert (settings.listen.host, settings.listen.port) == ("127.0.0.1", 8587)
+    assert settings.database == Path("var/mailchute.db")
+    assert settings.default_wait == 8
+    assert settings.max_message_bytes == 25 * 1024 * 1024
+    assert settings.expires_after == 86400
+    assert settings.docs
+    assert settings.log is None
+    assert settings.api_key is None
+    assert not settings.warnings
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    names = ("SMTP_HOST", "SMTP_PORT", "SMTP_TLS", "MAILCHUTE_LISTEN", "MAILCHUTE_API_KEY", "MAILCHUTE_ROLE")
+    assert _load(dict.fromkeys(names, "")) == _load({})
+    assert _default({"SMTP_USERNAME": "", "SMTP_PASSWORD": "", "SMTP_PORT": ""}) == _default({})
+
+
+def test_with_a_relay_it_is_no_sandbox() -> None:
+    settings = _load(RELAY)
+    assert not settings.sandbox
+    assert settings.default_profile == "default"
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:8587", "localhost:8587", "[::1]:8587", "127.0.0.2:0"])
+def test_any_loopback_address_without_a_relay_is_the_sandbox(listen: str) -> None:
+    assert _load({"MAILCHUTE_LISTEN": listen}).sandbox
+
+
+def test_beyond_loopback_a_missing_relay_is_an_error_that_names_both_ways_out() -> None:
+    text = _error(KEY | {"MAILCHUTE_LISTEN": "0.0.0.0:8587"})
+    assert "SMTP_HOST" in text
+    assert "MAILCHUTE_SANDBOX=true" in text
+
+
+def test_the_sandbox_can_be_had_beyond_loopback_by_name() -> None:
+    assert _load(KEY | {"MAILCHUTE_LISTEN": "0.0.0.0:8587", "MAILCHUTE_SANDBOX": "true"}).sandbox
+
+
+def test_a_sandbox_beside_a_relay_is_a_contradiction() -> None:
+    assert "MAILCHUTE_SANDBOX=true" in _error(RELAY | {"MAILCHUTE_SANDBOX": "true"})
+
+
+@pytest.mark.parametrize("name", ["sandbox", "Corp", "co rp", "-corp", "a" * 64, "ü", "a.b"])
+def test_a_profiles_name_is_short_and_plain_and_not_the_sandboxs(toml: Path, name: str) -> None:
+    toml.write_text(f'[profiles."{name}"]\nhost = "mail.corp.example"\n')
+    assert f"profiles.{name}" in _error({}, toml)
+
+
+# Listening, keys.
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:8587", ":8587", "[::]:8587", "192.0.2.1:80", "mail.example:80"])
+def test_beyond_loopback_without_a_key_the_error_prints_a_line_that_sets_one(listen: str) -> None:
+    environ = RELAY | {"MAILCHUTE_LISTEN": listen}
+    line = _error(environ).splitlines()[-1]
+    found = re.fullmatch(r"export (MAILCHUTE_API_KEY)=([A-Za-z0-9_-]{16,})", line)
+    assert found is not None
+    assert _load(environ | {found[1]: found[2]}).api_key == found[2]
+
+
+def test_every_line_that_sets_a_key_sets_another_one() -> None:
+    environ = RELAY | {"MAILCHUTE_LISTEN": "0.0.0.0:8587"}
+    assert _error(environ) != _error(environ)
+
+
+@pytest.mark.parametrize(
+    "listen", ["8587", "127.0.0.1", "127.0.0.1:", "::1:8587", "127.0.0.1:70000", "127.0.0.1:x", "-"]
+)
+def test_what_is_no_place_to_listen_is_told_with_an_example(listen: str) -> None:
+    text = _error({"MAILCHUTE_LISTEN": listen})
+    assert "MAILCHUTE_LISTEN" in text
+    assert "127.0.0.1:8587" in text
+
+
+def test_a_key_has_at_least_16_characters() -> None:
+    text = _error({"MAILCHUTE_API_KEY": CANARY[:15]})
+    assert "MAILCHUTE_API_KEY" in text
+    assert "15 characters" in text
+    assert CANARY[:15] not in text
+    assert _load({"MAILCHUTE_API_KEY": CANARY[:16]}).api_key == CANARY[:16]
+
+
+# The database.
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("var/other.db", "var/other.db"),
+        ("/srv/mail.db", "/srv/mail.db"),
+        ("sqlite:///var/other.db", "var/other.db"),
+        ("sqlite:////srv/mail.db", "/srv/mail.db"),
+        ("sqlite+aiosqlite:///var/other.db", "var/other.db"),
+        ("sqlite+aiosqlite:////srv/mail.db", "/srv/mail.db"),
+        ("mail box.db", "mail box.db"),
+    ],
+)
+def test_a_database_is_a_path_in_any_of_its_forms(url: str, path: str) -> None:
+    assert _load({"MAILCHUTE_DATABASE_URL": url}).database == Path(path)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+aiosqlite://", ":memory:"])
+def test_a_database_that_would_lose_all_mail_at_the_end_is_refused(url: str) -> None:
+    assert "MAILCHUTE_DATABASE_URL" in _error({"MAILCHUTE_DATABASE_URL": url})
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
+def test_postgresql_is_refused_by_name_and_without_its_password(scheme: str) -> None:
+    text = _error({"MAILCHUTE_DATABASE_URL": f"{scheme}://bot:{CANARY}@db.example/mail?sslmode=require"})
+    assert "PostgreSQL" in text
+    assert "MAILCHUTE_DATABASE_URL" in text
+    assert CANARY not in text
+
+
+def test_another_database_is_refused_without_its_password() -> None:
+    text = _error({"MAILCHUTE_DATABASE_URL": f"mysql://bot:{CANARY}@db.example/mail"})
+    assert "mysql" in text
+    assert CANARY not in text
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_a_role_of_its_own_needs_postgresql(role: str) -> None:
+    text = _error({"MAILCHUTE_ROLE": role})
+    assert f"MAILCHUTE_ROLE={role}" in text
+    assert "PostgreSQL" in text
+
+
+def test_a_role_that_is_not_there_is_refused_with_those_that_are() -> None:
+    text = _error({"MAILCHUTE_ROLE": "both"})
+    assert "MAILCHUTE_ROLE" in text
+    assert "'worker'" in text
+
+
+# One relay by Typebot's names.
+
+
+@pytest.mark.parametrize(
+    ("environ", "port", "tls", "logs_in"),
+    [
+        ({}, 25, TlsMode.OPPORTUNISTIC, False),
+        ({"SMTP_PORT": "587"}, 587, TlsMode.OPPORTUNISTIC, False),
+        ({"SMTP_PORT": "465"}, 465, TlsMode.IMPLICIT, False),
+        ({"SMTP_SECURE": "true"}, 465, TlsMode.IMPLICIT, False),
+        ({"SMTP_SECURE": "true", "SMTP_PORT": "587"}, 587, TlsMode.IMPLICIT, False),
+        ({"SMTP_SECURE": "false", "SMTP_PORT": "587"}, 587, TlsMode.OPPORTUNISTIC, False),
+        ({"SMTP_SECURE": "false", "SMTP_PORT": "465"}, 465, TlsMode.IMPLICIT, False),
+        ({"SMTP_SECURE": "TRUE"}, 465, TlsMode.IMPLICIT, False),
+        ({"SMTP_SECURE": "true", "SMTP_TLS": "implicit"}, 465, TlsMode.IMPLICIT, False),
+        ({"SMTP_SECURE": "false", "SMTP_TLS": "starttls"}, 25, TlsMode.STARTTLS, False),
+        ({"SMTP_IGNORE_TLS": "true"}, 25, TlsMode.NONE, False),
+        ({"SMTP_IGNORE_TLS": "false"}, 25, TlsMode.OPPORTUNISTIC, False),
+        ({"SMTP_IGNORE_TLS": "true", "SMTP_TLS": "none"}, 25, TlsMode.NONE, False),
+        ({**LOGIN, "SMTP_PORT": "587"}, 587, TlsMode.STARTTLS, True),
+        ({**LOGIN, "SMTP_PORT": "465"}, 465, TlsMode.IMPLICIT, True),
+        ({**LOGIN}, 25, TlsMode.STARTTLS, True),
+        ({**LOGIN, "SMTP_PORT": "587", "SMTP_AUTH": "none"}, 587, TlsMode.OPPORTUNISTIC, False),
+        ({**LOGIN, "SMTP_PORT": "587", "SMTP_AUTH": "required"}, 587, TlsMode.STARTTLS, True),
+        ({**LOGIN, "SMTP_PORT": "587", "SMTP_AUTH": "auto"}, 587, TlsMode.STARTTLS, True),
+        ({"SMTP_USERNAME": "", "SMTP_PASSWORD": "", "SMTP_PORT": "587"}, 587, TlsMode.OPPORTUNISTIC, False),
+    ],
+)
+def test_typebots_names_make_the_profile_default(
+    environ: dict[str, str], port: int, tls: TlsMode, logs_in: bool
+) -> None:
+    profile = _default(environ)
+    assert (profile.name, profile.host, profile.dialect) == ("default", "mail.corp.example", Dialect.ENVIRONMENT)
+    assert (profile.port, profile.tls, profile.wants_login) == (port, tls, logs_in)
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"SMTP_USERNAME": "bot"}, ["SMTP_PASSWORD"]),
+        ({"SMTP_PASSWORD": CANARY}, ["SMTP_USERNAME"]),
+        ({"SMTP_AUTH": "required"}, ["SMTP_AUTH=required", "SMTP_USERNAME", "SMTP_PASSWORD", "SMTP_AUTH=none"]),
+        ({"SMTP_AUTH": "plain"}, ["SMTP_AUTH=plain", "SMTP_USERNAME"]),
+        ({"SMTP_AUTH": "maybe"}, ["SMTP_AUTH", "'required'"]),
+        ({"SMTP_TLS": "ssl"}, ["SMTP_TLS", "'starttls'"]),
+        ({"SMTP_PORT": "0"}, ["SMTP_PORT"]),
+        ({"SMTP_PORT": "65536"}, ["SMTP_PORT"]),
+        ({"SMTP_PORT": "smtp"}, ["SMTP_PORT"]),
+        ({"SMTP_SECURE": "ssl"}, ["SMTP_SECURE"]),
+        ({"SMTP_VERIFY": "ssl"}, ["SMTP_VERIFY"]),
+        ({"SMTP_SECURE": "true", "SMTP_TLS": "starttls"}, ["SMTP_SECURE=true", "SMTP_TLS=starttls"]),
+        ({"SMTP_SECURE": "true", "SMTP_IGNORE_TLS": "true"}, ["SMTP_SECURE=true", "SMTP_IGNORE_TLS=true"]),
+        ({"SMTP_IGNORE_TLS": "true", "SMTP_TLS": "implicit"}, ["SMTP_IGNORE_TLS=true", "SMTP_TLS=implicit"]),
+        (
+            {**LOGIN, "SMTP_IGNORE_TLS": "true"},
+            ["SMTP_TLS=none", "MAILCHUTE_PROFILES__DEFAULT__ALLOW_CLEARTEXT_AUTH=true"],
+        ),
+        ({**LOGIN, "SMTP_TLS": "opportunistic"}, ["SMTP_TLS=opportunistic", "SMTP_TLS=starttls"]),
+        ({"SMTP_VERIFY": "true"}, ["SMTP_VERIFY=true", "SMTP_TLS=starttls"]),
+        ({"SMTP_FROM": "Bots"}, ["SMTP_FROM"]),
+        ({"NEXT_PUBLIC_SMTP_FROM": "Bots"}, ["NEXT_PUBLIC_SMTP_FROM"]),
+        ({"SMTP_CA_FILE": "/no/such/ca.pem"}, ["SMTP_CA_FILE", "/no/such/ca.pem"]),
+        ({"SMTP_USERNAME": "bot", "SMTP_PASSWORD_FILE": "/no/such/file"}, ["SMTP_PASSWORD", "/no/such/file"]),
+        ({**LOGIN, "SMTP_PASSWORD_FILE": "/run/secrets/mail"}, ["SMTP_PASSWORD", "SMTP_PASSWORD_FILE"]),
+        ({"MAILCHUTE_PROFILES__DEFAULT__HELO_NAME": "a b"}, ["MAILCHUTE_PROFILES__DEFAULT__HELO_NAME"]),
+    ],
+)
+def test_an_error_names_the_variable_as_it_was_set(environ: dict[str, str], named: list[str]) -> None:
+    text = _error(RELAY | environ)
+    assert all(name in text for name in named)
+    assert CANARY not in text
+
+
+@pytest.mark.parametrize(
+    "environ", [{"SMTP_PORT": "25"}, {**LOGIN}, {"SMTP_TLS": "none"}, {"SMTP_FROM": "a@b.example"}]
+)
+def test_smtp_names_without_smtp_host_are_an_error(environ: dict[str, str]) -> None:
+    text = _error(environ)
+    assert min(environ) in text
+    assert "SMTP_HOST" in text
+
+
+def test_typebots_switch_against_its_sign_in_gives_a_warning_and_changes_nothing() -> None:
+    settings = _load(RELAY | LOGIN | {"SMTP_AUTH_DISABLED": "true"})
+    assert settings.profiles == _load(RELAY | LOGIN).profiles
+    (warning,) = settings.warnings
+    assert "SMTP_AUTH_DISABLED" in warning
+    assert "SMTP_AUTH=none" in warning
+    assert not _load(RELAY | LOGIN | {"SMTP_AUTH_DISABLED": "false"}).warnings
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("bots@corp.example", Address("bots", "corp.example")),
+        ("Bots <bots@corp.example>", Address("bots", "corp.example", "Bots")),
+        ("'Bots' <bots@corp.example>", Address("bots", "corp.example", "Bots")),
+        ("'Bots'<bots@corp.example>", Address("bots", "corp.example", "Bots")),
+        (" 'Corp Bots' <bots@corp.example> ", Address("bots", "corp.example", "Corp Bots")),
+        ("'Corp, Inc.' <bots@corp.example>", Address("bots", "corp.example", "Corp, Inc.")),
+        ("'' <bots@corp.example>", Address("bots", "corp.example")),
+        ('"Corp, Inc." <bots@corp.example>', Address("bots", "corp.example", "Corp, Inc.")),
+        ("'Böts 🤖' <bots@bücher.example>", Address("bots", "xn--bcher-kva.example", "Böts 🤖")),
+        ("O'Brien <bots@corp.example>", Address("bots", "corp.example", "O'Brien")),
+    ],
+)
+@pytest.mark.parametrize("name", ["SMTP_FROM", "NEXT_PUBLIC_SMTP_FROM"])
+def test_a_sender_is_read_in_typebots_form_too(name: str, written: str, address: Address) -> None:
+    assert _default({name: written}).from_address == address
+
+
+def test_smtp_from_beats_the_public_one() -> None:
+    both = {"SMTP_FROM": "a@corp.example", "NEXT_PUBLIC_SMTP_FROM": "b@corp.example"}
+    assert _default(both).from_address == Address("a", "corp.example")
+
+
+def test_the_public_sender_alone_is_no_relay() -> None:
+    assert _load({"NEXT_PUBLIC_SMTP_FROM": "b@corp.example"}).sandbox
+
+
+# Kubernetes.
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"MAILCHUTE_SERVICE_HOST": "10.0.0.1", "MAILCHUTE_SERVICE_PORT": "8587", "MAILCHUTE_SERVICE_PORT_HTTP": "8587"},
+        {"MAILCHUTE_PORT": "tcp://10.0.0.1:8587"},
+        {"MAILCHUTE_PORT": "udp://10.0.0.1:8587"},
+        {
+            "MAILCHUTE_PORT_8587_TCP": "tcp://10.0.0.1:8587",
+            "MAILCHUTE_PORT_8587_TCP_PROTO": "tcp",
+            "MAILCHUTE_PORT_8587_TCP_PORT": "8587",
+            "MAILCHUTE_PORT_8587_TCP_ADDR": "10.0.0.1",
+        },
+        {"MAILCHUTE_API_SERVICE_HOST": "10.0.0.1", "MAILCHUTE_API_PORT": "tcp://10.0.0.1:8587"},
+        {
+            "SMTP_SERVICE_HOST": "10.0.0.2",
+            "SMTP_SERVICE_PORT": "25",
+            "SMTP_SERVICE_PORT_SMTP": "25",
+            "SMTP_PORT_25_TCP": "tcp://10.0.0.2:25",
+            "SMTP_PORT_25_TCP_PROTO": "tcp",
+            "SMTP_PORT_25_TCP_PORT": "25",
+            "SMTP_PORT_25_TCP_ADDR": "10.0.0.2",
+        },
+        {"SMTP_RELAY_SERVICE_HOST": "10.0.0.2", "SMTP_RELAY_SERVICE_PORT": "25"},
+        {"SMTP_RELAY_PORT": "tcp://10.0.0.2:25"},
+    ],
+)
+def test_what_kubernetes_injects_for_a_service_is_ignored(environ: dict[str, str]) -> None:
+    assert _load(environ) == _load({})
+    assert _load(RELAY | environ).profiles == _load(RELAY).profiles
+
+
+@pytest.mark.parametrize("value", ["tcp://10.0.0.2:25", "udp://10.0.0.2:25"])
+def test_a_service_named_smtp_does_not_set_the_port(value: str) -> None:
+    settings = _load(RELAY | {"SMTP_PORT": value})
+    assert settings.profiles["default"].port == 25
+    assert "SMTP_PORT" in settings.warnings[0]
+    assert _load({"SMTP_PORT": value}).sandbox
+
+
+# Unknown keys.
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("MAILCHUTE_LISTN", "LISTEN"),
+        ("MAILCHUTE_API_KEYS", "API_KEY"),
+        ("MAILCHUTE_DATABASE", "DATABASE_URL"),
+        ("MAILCHUTE_PROFILES__CORP__HOTS", "HOST"),
+        ("MAILCHUTE_PROFILES__CORP__PASSWORT", "PASSWORD"),
+        ("MAILCHUTE_PROFILES__CORP__TIMEOUTS__CONNEKT", "CONNECT"),
+        ("MAILCHUTE_RETRY__SHEDULE", "SCHEDULE"),
+        ("SMTP_USER", "SMTP_USERNAME"),
+        ("SMTP_PASS", "SMTP_PASSWORD"),
+        ("SMTP_HOSTNAME", "SMTP_HOST"),
+    ],
+)
+def test_an_unknown_variable_is_named_with_the_nearest_known_one(name: str, near: str) -> None:
+    text = _error({name: CANARY})
+    assert name in text
+    assert f"do you mean {near}?" in text
+    assert CANARY not in text
+
+
+@pytest.mark.parametrize("name", ["MAILCHUTE_XYZZY", "MAILCHUTE_", "MAILCHUTE_LISTEN__X", "MAILCHUTE_RETRY__XYZZY"])
+def test_an_unknown_variable_that_nothing_is_near_to_is_named_too(name: str) -> None:
+    assert name in _error({name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "near"),
+    [
+        ('listne = "x"', "listne", "listen"),
+        ('[profiles.corp]\nhots = "x"', "profiles.corp.hots", "host"),
+        ("[profiles.corp.timeouts]\nconnekt = 3", "profiles.corp.timeouts.connekt", "connect"),
+        ('[retry]\nexpire_after = "1d"', "retry.expire_after", "expires_after"),
+    ],
+)
+def test_an_unknown_key_of_the_file_is_named_with_its_place_and_the_nearest(
+    toml: Path, text: str, place: str, near: str
+) -> None:
+    toml.write_text(text)
+    said = _error({}, toml)
+    assert f"{toml}: {place}" in said
+    assert f"do you mean {near}?" in said
+
+
+def test_every_fault_is_told_at_once_a_line_each(toml: Path) -> None:
+    toml.write_text('listne = "x"\ndefault_wait = 99\n[profiles.corp]\nport = 0\nhots = "x"\n')
+    lines = _error({"MAILCHUTE_ROLE": "both"}, toml).splitlines()
+    assert len(lines) == 5
+    assert all(any(key in line for line in lines) for key in ("listne", "default_wait", "port", "hots", "ROLE"))
+
+
+def test_other_programs_variables_are_nobodys_business() -> None:
+    assert _load({"PATH": "/bin", "HOME": "/root", "NEXTAUTH_URL": "x", "mailchute_listen": "x"}) == _load({})
+
+
+# The file, and both.
+
+
+def test_the_file_of_the_documentation_is_read(toml: Path) -> None:
+    toml.write_text(
+        """
+        default_profile = "intranet"
+        default_from = "Bots <bots@corp.example>"
+        default_wait = "5s"
+        [profiles.intranet]
+        host = "mail.corp.example"
+        port = 587
+        tls = "opportunistic"
+        auth = "none"
+        [profiles.cloud]
+        host = "smtp.cloud.example"
+        port = 465
+        username = "bot"
+        password = "canary-s3cret-0123456789"
+        verify = true
+        max_connections = 5
+        idle_timeout = "1m"
+        helo_name = "bots.corp.example"
+        envelope_from = "bounces@corp.example"
+        [profiles.cloud.timeouts]
+        connect = "3s"
+        content = 900
+        [retry]
+        schedule = "30s, 1m*3"
+        expires_after = "2h"
+        """
+    )
+    settings = _load({}, toml)
+    assert settings.default_profile == "intranet"
+    assert settings.default_from == Address("bots", "corp.example", "Bots")
+    assert settings.default_wait == 5
+    assert settings.schedule.waits == (30, 60, 60, 60)
+    assert settings.expires_after == 7200
+    intranet, cloud = settings.profiles["intranet"], settings.profiles["cloud"]
+    assert (intranet.port, intranet.tls, intranet.auth) == (587, TlsMode.OPPORTUNISTIC, AuthMode.NONE)
+    assert (cloud.port, cloud.tls, cloud.wants_login) == (465, TlsMode.IMPLICIT, True)
+    assert (cloud.max_connections, cloud.idle_timeout) == (5, 60)
+    assert (cloud.helo_name, cloud.envelope_from) == ("bots.corp.example", "bounces@corp.example")
+    assert (cloud.timeouts.connect, cloud.timeouts.content, cloud.timeouts.mail) == (3, 900, 300)
+    assert intranet.dialect is cloud.dialect is Dialect.FILE
+
+
+def test_the_founding_case_is_two_lines(toml: Path) -> None:
+    toml.write_text('[profiles.intranet]\nhost = "mail.corp.example"\n')
+    settings = _load({}, toml)
+    profile = settings.profiles["intranet"]
+    assert settings.default_profile == "intranet"
+    assert (profile.port, profile.tls, profile.wants_login) == (587, TlsMode.OPPORTUNISTIC, False)
+
+
+def test_the_environment_beats_the_file(toml: Path) -> None:
+    toml.write_text('default_wait = 3\n[profiles.corp]\nhost = "a.example"\nport = 25\n')
+    environ = {"MAILCHUTE_PROFILES__CORP__PORT": "2525", "MAILCHUTE_DEFAULT_WAIT": "4"}
+    settings = _load(environ, toml)
+    assert settings.default_wait == 4
+    assert (settings.profiles["corp"].host, settings.profiles["corp"].port) == ("a.example", 2525)
+
+
+def test_nested_variables_beat_typebots_names() -> None:
+    environ = {"SMTP_PORT": "25", "MAILCHUTE_PROFILES__DEFAULT__PORT": "2525"}
+    assert _default(environ).port == 2525
+    assert _default({"MAILCHUTE_PROFILES__DEFAULT__MAX_CONNECTIONS": "2"}).max_connections == 2
+
+
+def test_the_relay_of_the_environment_is_the_default_beside_those_of_the_file(toml: Path) -> None:
+    toml.write_text('[profiles.corp]\nhost = "a.example"\n')
+    settings = _load(RELAY, toml)
+    assert settings.default_profile == "default"
+    assert set(settings.profiles) == {"default", "corp"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"MAILCHUTE_PROFILES__CORP__USERNAME": "bot"}, "MAILCHUTE_PROFILES__CORP__PASSWORD"),
+        ({"MAILCHUTE_PROFILES__CORP__PASSWORD": CANARY}, "MAILCHUTE_PROFILES__CORP__USERNAME"),
+        ({"MAILCHUTE_PROFILES__CORP__AUTH": "required"}, "MAILCHUTE_PROFILES__CORP__AUTH=none"),
+        ({"MAILCHUTE_PROFILES__CORP__VERIFY": "true"}, "MAILCHUTE_PROFILES__CORP__TLS=starttls"),
+        ({"MAILCHUTE_PROFILES__CORP__PORT": "x"}, "MAILCHUTE_PROFILES__CORP__PORT"),
+        ({"MAILCHUTE_PROFILES__CORP__CA_FILE": "/no/such"}, "MAILCHUTE_PROFILES__CORP__CA_FILE"),
+    ],
+)
+def test_an_error_in_a_nested_profile_names_its_variable(environ: dict[str, str], named: str) -> None:
+    text = _error({"MAILCHUTE_PROFILES__CORP__HOST": "a.example"} | environ)
+    assert named in text
+    assert CANARY not in text
+
+
+def test_a_profile_that_was_set_by_nested_variables_is_spoken_of_in_them() -> None:
+    profile = _load({"MAILCHUTE_PROFILES__CORP__HOST": "a.example"}).profiles["corp"]
+    assert profile.setting("auth", "none") == "MAILCHUTE_PROFILES__CORP__AUTH=none"
+    assert profile.port == 587
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('username = "bot"', "password"),
+        ('auth = "required"', 'auth = "none"'),
+        ("verify = true", 'tls = "starttls"'),
+        ("port = 0", "profiles.corp.port"),
+        ('ca_file = "/no/such"', "ca_file"),
+        ('idle_timeout = "soon"', "profiles.corp.idle_timeout"),
+        ("idle_timeout = nan", "profiles.corp.idle_timeout"),
+        ("idle_timeout = inf", "profiles.corp.idle_timeout"),
+        ("max_connections = 0", "profiles.corp.max_connections"),
+        ("[profiles.corp.timeouts]\nconnect = 0", "profiles.corp.timeouts.connect"),
+        ('envelope_from = "nobody"', "profiles.corp.envelope_from"),
+        ("from = 3", "profiles.corp.from"),
+        ("host = 3", "profiles.corp.host"),
+        ("tls = true", "profiles.corp.tls"),
+    ],
+)
+def test_an_error_in_the_file_names_its_key(toml: Path, text: str, named: str) -> None:
+    host = "" if text.startswith("host") else 'host = "a.example"\n'
+    toml.write_text(f"[profiles.corp]\n{host}{text}\n")
+    said = _error({}, toml)
+    assert named in said
+    assert "SMTP_" not in said
+    assert "MAILCHUTE_" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAILCHUTE_RETRY__SCHEDULE", "sometimes"),
+        ("MAILCHUTE_RETRY__SCHEDULE", "99999999999d"),
+        ("MAILCHUTE_RETRY__EXPIRES_AFTER", "0s"),
+        ("MAILCHUTE_RETRY__EXPIRES_AFTER", "never"),
+        ("MAILCHUTE_DEFAULT_WAIT", "31"),
+        ("MAILCHUTE_DEFAULT_WAIT", "nan"),
+        ("MAILCHUTE_MAX_MESSAGE_BYTES", "12"),
+        ("MAILCHUTE_DEFAULT_FROM", "Bots"),
+        ("MAILCHUTE_LOG", "xml"),
+        ("MAILCHUTE_DOCS", "perhaps"),
+        ("MAILCHUTE_SANDBOX", "perhaps"),
+        ("MAILCHUTE_DEFAULT_PROFILE", "corp"),
+        ("MAILCHUTE_PROFILES", "corp"),
+        ("MAILCHUTE_RETRY", "1m"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_with_its_variable(name: str, value: str) -> None:
+    assert name in _error({name: value})
+
+
+def test_a_variable_and_those_below_it_contradict_each_other() -> None:
+    environ = {"MAILCHUTE_RETRY": "1m", "MAILCHUTE_RETRY__SCHEDULE": "1m"}
+    assert "MAILCHUTE_RETRY" in _error(environ)
+    assert "MAILCHUTE_RETRY" in _error(dict(reversed(environ.items())))
+
+
+def test_several_profiles_need_a_default(toml: Path) -> None:
+    toml.write_text('[profiles.a]\nhost = "a.example"\n[profiles.b]\nhost = "b.example"\n')
+    assert "default_profile" in _error({}, toml)
+    assert _load({"MAILCHUTE_DEFAULT_PROFILE": "b"}, toml).default_profile == "b"
+
+
+def test_a_default_profile_that_is_not_there_is_told_with_the_nearest(toml: Path) -> None:
+    toml.write_text('default_profile = "intarnet"\n[profiles.intranet]\nhost = "a.example"\n')
+    assert "do you mean intranet?" in _error({}, toml)
+
+
+@pytest.mark.parametrize("log", LogFormat)
+def test_the_form_of_the_log_is_read(log: LogFormat) -> None:
+    assert _load({"MAILCHUTE_LOG": log.value}).log is log
+
+
+def test_the_first_file_that_exists_is_read_unless_one_is_named(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    second.write_text("default_wait = 2\n")
+    assert _load({}, first, second).default_wait == 2
+    first.write_text("default_wait = 1\n")
+    assert _load({}, first, second).default_wait == 1
+    assert _load({"MAILCHUTE_CONFIG": str(second)}, first).default_wait == 2
+
+
+def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    assert str(missing) in _error({"MAILCHUTE_CONFIG": str(missing)})
+    assert str(tmp_path) in _error({"MAILCHUTE_CONFIG": str(tmp_path)})
+
+
+@pytest.mark.parametrize("content", [b"listen = ", b"[profiles", b"\xff\xfe", b"a = 1\na = 2\n", b"=\n"])
+def test_a_file_that_is_not_toml_is_told_by_name(toml: Path, content: bytes) -> None:
+    toml.write_bytes(content)
+    assert f"{toml} is not valid TOML" in _error({}, toml)
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize("content", [CANARY, CANARY + "\n", CANARY + "\r\n", CANARY + "\n\n"])
+@pytest.mark.parametrize("name", ["SMTP_PASSWORD_FILE", "MAILCHUTE_PROFILES__DEFAULT__PASSWORD_FILE"])
+def test_a_password_is_read_from_its_file_without_the_line_break(tmp_path: Path, content: str, name: str) -> None:
+    (tmp_path / "secret").write_bytes(content.encode())
+    assert _default({"SMTP_USERNAME": "bot", name: str(tmp_path / "secret")}).password == CANARY
+
+
+def test_blanks_belong_to_a_password(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(" two words \n")
+    assert _default({"SMTP_USERNAME": "bot", "SMTP_PASSWORD_FILE": str(tmp_path / "secret")}).password == " two words "
+    assert _default({"SMTP_USERNAME": "bot", "SMTP_PASSWORD": " two words "}).password == " two words "
+
+
+def test_a_key_is_read_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(CANARY + "\n")
+    assert _load({"MAILCHUTE_API_KEY_FILE": str(tmp_path / "key")}).api_key == CANARY
+
+
+def test_an_empty_secret_file_is_half_a_pair(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("\n")
+    text = _error(RELAY | {"SMTP_USERNAME": "bot", "SMTP_PASSWORD_FILE": str(tmp_path / "secret")})
+    assert "SMTP_PASSWORD" in text
+
+
+@pytest.mark.parametrize("name", ["SMTP_PASSWORD", "MAILCHUTE_API_KEY", "MAILCHUTE_PROFILES__DEFAULT__PASSWORD"])
+def test_a_secret_and_its_file_are_one_too_many(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text(CANARY)
+    text = _error(RELAY | {name: CANARY, f"{name}_FILE": str(tmp_path / "secret")})
+    assert name in text
+    assert CANARY not in text
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_a_secret_file_that_cannot_be_read_is_told_by_its_path(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    assert str(file) in _error({"MAILCHUTE_API_KEY_FILE": str(file)})
+
+
+def test_a_ca_file_must_hold_a_certificate(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("-----BEGIN PRIVATE KEY-----\n")
+    text = _error(RELAY | {"SMTP_TLS": "starttls", "SMTP_CA_FILE": str(file)})
+    assert str(file) in text
+    assert "certificate" in text
+    file.write_text(CERTIFICATE)
+    assert _default({"SMTP_TLS": "starttls", "SMTP_CA_FILE": str(file)}).ca_file == str(file)
+
+
+def test_no_secret_is_in_the_repr_of_the_settings() -> None:
+    settings = _load(RELAY | LOGIN | KEY | {"MAILCHUTE_PROFILES__DEFAULT__PORT": "587"})
+    assert settings.api_key == CANARY
+    assert settings.profiles["default"].password == CANARY
+    assert CANARY not in repr(settings)
+    assert CANARY not in repr(settings.profiles["default"])
+    assert CANARY not in str(settings.warnings)
+
+
+_NAMES = [
+    "SMTP_PORT",
+    "SMTP_TLS",
+    "SMTP_AUTH",
+    "SMTP_SECURE",
+    "SMTP_VERIFY",
+    "SMTP_FROM",
+    "MAILCHUTE_LISTEN",
+    "MAILCHUTE_ROLE",
+    "MAILCHUTE_DEFAULT_WAIT",
+    "MAILCHUTE_RETRY__SCHEDULE",
+    "MAILCHUTE_PROFILES",
+    "MAILCHUTE_PROFILES__DEFAULT",
+    "MAILCHUTE_PROFILES__DEFAULT__PASSWORD__X",
+    "MAILCHUTE_PROFILES__DEFAULT__TIMEOUTS",
+    "MAILCHUTE_API_KEY__X",
+    "MAILCHUTE_XYZZY",
+]
+_secret_names = st.sampled_from(
+    ["SMTP_PASSWORD", "MAILCHUTE_API_KEY", "MAILCHUTE_PROFILES__DEFAULT__PASSWORD", "MAILCHUTE_PROFILES__X__PASSWORD"]
+)
+_values = st.one_of(st.sampled_from(["", "true", "none", "0", "x", "25", "0.0.0.0:1", "api"]), st.text(max_size=10))
+
+
+@given(
+    st.dictionaries(_secret_names, st.sampled_from([CANARY, CANARY[:14]])),
+    st.dictionaries(st.sampled_from(_NAMES), _values, max_size=4),
+    st.booleans(),
+)
+def test_no_error_and_no_repr_holds_a_secret(secret: dict[str, str], others: dict[str, str], host: bool) -> None:
+    try:
+        text = repr(_load(secret | others | (RELAY if host else {})))
+    except ConfigError as error:
+        text = repr(error) + repr(error.__cause__) + repr(error.__context__ if not error.__suppress_context__ else "")
+    assert CANARY[:14] not in text
+
+
+@given(st.dictionaries(st.text(max_size=12).map("MAILCHUTE_".__add__), st.text(max_size=12), max_size=3))
+def test_any_environment_is_settings_or_a_config_error(environ: dict[str, str]) -> None:
+    try:
+        settings = _load(environ)
+    except ConfigError:
+        return
+    assert settings.listen.port >= 0
+
+
+_KEYS = ["profiles", "default", "host", "port", "timeouts", "retry", "listen", "x", "tls", "database_url", "from"]
+_toml_values = st.recursive(
+    st.one_of(st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+    lambda below: st.one_of(st.lists(below, max_size=3), st.dictionaries(st.sampled_from(_KEYS), below, max_size=4)),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(_KEYS), _toml_values, max_size=4))
+def test_any_toml_is_settings_or_a_config_error(tree: dict[str, Any]) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "mailchute.toml"
+        file.write_text(_toml(tree), "utf-8")
+        try:
+            settings = _load({}, file)
+        except ConfigError:
+            return
+    assert settings.default_profile
+
+
+def _toml(value: Any) -> str:
+    """Write a tree as TOML, one inline value a key."""
+    return "".join(f"{key} = {_inline(below)}\n" for key, below in value.items())
+
+
+def _inline(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return str(value)
+        case str():
+            return '"' + "".join(f"\\U{ord(c):08x}" for c in value) + '"'
+        case list():
+            return f"[{', '.join(map(_inline, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{key} = {_inline(below)}" for key, below in value.items()) + "}"
+        case _:
+            raise ValueError(value)
