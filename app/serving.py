@@ -15,6 +15,8 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -28,6 +30,7 @@ from app.mail.errors import ConfigError, StoreUnavailable
 from app.main import around
 from app.runtime import Runtime
 from app.settings import Settings
+from app.store.database import SCHEMA, Lock, schema_of
 
 SHUTDOWN_SECONDS = 10  # that requests under way get, before attempts get theirs (app.runtime.GRACE)
 BACKLOG = 2048  # connections that wait to be taken
@@ -45,6 +48,7 @@ def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
     for warning in settings.warnings:
         log.warning("settings.warning", warning=warning)
     listener = _listen(settings)
+    _migrate_apart(settings)
     config = uvicorn.Config(
         around(runtime := Runtime(settings)),
         loop="uvloop",
@@ -64,6 +68,22 @@ def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
     server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure
+
+
+def _migrate_apart(settings: Settings) -> None:
+    """Bring the schema up to date in a process of its own: alembic is 15 MB that serving never needs again."""
+    lock = Lock(settings.database)
+    try:
+        current = schema_of(settings.database)
+    finally:
+        lock.release()
+    if current == SCHEMA:
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "migrate"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise ConfigError(done.stderr.strip().removeprefix("mailchute: "))
 
 
 class _Server(uvicorn.Server):
