@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TypeAlias
 
 from app.mail.attempt import Attempt
@@ -45,7 +44,7 @@ class Pool:
         self._open_session = open_session
         self._loop = asyncio.get_running_loop()
         self._slots: dict[str, _Slots] = {}
-        self._resetting: set[asyncio.Task[None]] = set()
+        self._resetting: dict[asyncio.Task[None], Session] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -81,8 +80,8 @@ class Pool:
             self._free(slots)
         elif session.needs_reset:
             task = self._loop.create_task(self._reset(session, slots))
-            self._resetting.add(task)
-            task.add_done_callback(self._resetting.discard)
+            self._resetting[task] = session
+            task.add_done_callback(self._resetting.pop)
         else:
             self._keep(session, slots)
 
@@ -96,10 +95,9 @@ class Pool:
         self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
-        for task in list(self._resetting):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        for session in self._resetting.values():
+            session.close()  # which ends its reset
+        await asyncio.gather(*self._resetting)
         for slots in self._slots.values():
             while slots.idle:
                 slots.idle.pop().close()
@@ -127,12 +125,7 @@ class Pool:
             raise
 
     async def _reset(self, session: Session, slots: _Slots) -> None:
-        try:
-            usable = await session.reset()
-        except asyncio.CancelledError:
-            session.close()
-            self._free(slots)
-            raise
+        usable = await session.reset()
         if usable and not self._closed:
             self._keep(session, slots)
         else:

@@ -29,7 +29,7 @@ from app.mail.reply import Reply, printable
 from app.smtp import classify
 from app.smtp.network import OwnName, Resolve, SocketAddress, connect_to_any
 from app.smtp.tls import certificate_facts, context_for, read_certificate
-from app.smtp.wire import Breach, Wire
+from app.smtp.wire import Breach, Unexpected, Wire
 
 _MECHANISMS = ("PLAIN", "LOGIN")  # strongest first, of those that we speak
 
@@ -190,10 +190,10 @@ class _Opening:
         except aiosmtplib.SMTPConnectResponseError as error:
             raise self._refused(Phase.GREETING, error) from error
         except (aiosmtplib.SMTPConnectError, aiosmtplib.SMTPResponseException, OSError) as error:
-            sock.close()
             raise self._greeting_failed(error, implicit=implicit) from error
         self._attempt.enter(Phase.GREETING)
         self._attempt.hear(_reply(greeting.code, greeting.message))
+        self._refuse_surplus(client)
         return client
 
     def _greeting_failed(self, error: Exception, *, implicit: bool) -> Exception:
@@ -225,6 +225,7 @@ class _Opening:
         try:
             reply = await client.ehlo(timeout=timeout)
             self._attempt.hear(_reply(reply.code, reply.message))
+            self._refuse_surplus(client)
             self._attempt.extensions = [f"{k.upper()} {v}".rstrip() for k, v in client.esmtp_extensions.items()]
             return
         except aiosmtplib.SMTPHeloError as error:
@@ -239,6 +240,17 @@ class _Opening:
         except (aiosmtplib.SMTPException, OSError) as error:
             raise self._refused(Phase.EHLO, error) from error
         self._attempt.hear(_reply(reply.code, reply.message))
+
+    def _refuse_surplus(self, client: aiosmtplib.SMTP) -> None:
+        """Close where the relay said more than it was asked: aiosmtplib would take it for the next reply.
+
+        It has no public way to ask; without the attribute (another version) the surplus is only not seen here.
+        """
+        surplus = bytes(getattr(client.protocol, "_buffer", b""))
+        if surplus:
+            raise TransactionError(
+                classify.breach(self._profile, self._attempt.phase, Unexpected(printable(surplus[:200])))
+            )
 
     async def _upgrade(self, client: aiosmtplib.SMTP) -> None:
         optional = self._profile.tls is TlsMode.OPPORTUNISTIC
@@ -329,6 +341,8 @@ class _Opening:
             message = _masked(error.message, profile) if phase is Phase.AUTH else error.message
             if error.code < 200:
                 return TransactionError(classify.malformed(profile, phase, message.partition(": ")[2]))
+            if error.code > 599:
+                return TransactionError(classify.malformed(profile, phase, f"{error.code} {message}"))
             said = _reply(error.code, message)
             self._attempt.hear(said)
             offered = client.esmtp_extensions.get("auth", "") if (client := self._client) else ""

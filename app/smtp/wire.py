@@ -150,7 +150,7 @@ class Wire(asyncio.Protocol):
                     return
         except MalformedReply as error:
             self._break(Malformed(error.line))
-        if self._waiter is not None and not self._waiter.done():
+        if self._replies and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _take(self, reply: Reply) -> None:
