@@ -141,6 +141,8 @@ class _Opening:
         await self._ehlo(client)
         if self._profile.tls in (TlsMode.STARTTLS, TlsMode.OPPORTUNISTIC) and not self._in_clear:
             await self._upgrade(client)
+        if not client.is_connected:
+            raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
         self._note_tls(client)
         extensions = {key.upper(): value for key, value in client.esmtp_extensions.items()}
         if self._profile.wants_login:
@@ -303,6 +305,7 @@ class _Opening:
         except (aiosmtplib.SMTPException, OSError) as error:
             raise self._refused(Phase.AUTH, error) from error
         self._attempt.hear(_reply(reply.code, _masked(reply.message, profile)))
+        self._refuse_surplus(client)
 
     def _context(self) -> ssl.SSLContext:
         try:

@@ -77,7 +77,7 @@ async def deliver(
 def _known_refusal(session: Session, envelope: Envelope, size: int) -> Failure | None:
     """What EHLO already told: no content is sent that the relay said it will not take."""
     limit = session.extensions.get("SIZE", "")
-    if limit.isdecimal() and 0 < int(limit) < size:  # RFC 1870 §4: 0 or nothing = no fixed limit
+    if limit.isdecimal() and len(limit) <= 20 and 0 < int(limit) < size:  # RFC 1870 §4: 0 or nothing = no limit
         return classify.too_large(session.profile, size, int(limit))
     if envelope.smtputf8 and "SMTPUTF8" not in session.extensions:
         return classify.smtputf8_not_offered(session.profile)
@@ -129,6 +129,8 @@ class _Transaction:
                 await self._pipelined()
             else:
                 await self._step_by_step()
+            if self._wire.is_out_of_step and not self._attempt.handover:
+                raise Unexpected("more replies than commands")
         except Breach as breach:
             if self._session.is_warm and not self._heard_anything and isinstance(breach, Lost):
                 raise StaleSession from breach
@@ -140,6 +142,8 @@ class _Transaction:
     def _broke(self, breach: Breach) -> None:
         self._wire.close()
         profile, attempt = self._session.profile, self._attempt
+        if isinstance(breach, Unexpected) and not attempt.handover:
+            self._report.verdicts.clear()  # whose they were is not sure any more
         self._report.failure = classify.breach(profile, attempt.phase, breach, handed_over=attempt.handover)
 
     # envelope
@@ -158,6 +162,9 @@ class _Transaction:
         mail = await self._reply(self._timeouts.mail)
         if self._closes(mail, Phase.MAIL):
             return
+        if not mail.is_positive:
+            # Already now: many relays close behind it, and that takes nothing back.
+            self._report.verdicts = dict.fromkeys(self._envelope.recipients, (Phase.MAIL, mail))
         self._attempt.enter(Phase.RCPT)
         for address in self._envelope.recipients:
             reply = await self._reply(self._timeouts.rcpt)
@@ -200,6 +207,8 @@ class _Transaction:
         return line
 
     def _note_recipient(self, address: str, mail: Reply, reply: Reply) -> None:
+        if 354 in (mail.code, reply.code):
+            raise Unexpected(f"354 before DATA: {reply}")
         if not mail.is_positive:
             self._report.verdicts[address] = (Phase.MAIL, mail)
         elif reply.is_positive:
@@ -261,7 +270,7 @@ class _Transaction:
         verdict = await self._reply(self._timeouts.content)
         if verdict.code == 421:
             self._wire.close()
-        elif 300 <= verdict.code < 400:
+        elif verdict.code == 354:
             raise Unexpected(f"{verdict} after the content")
         self._settle(Phase.CONTENT, verdict)
 
@@ -286,6 +295,8 @@ class _Transaction:
     async def _reply(self, timeout: float) -> Reply:
         reply = await self._wire.next_reply(timeout)
         self._heard_anything = True
+        if 300 <= reply.code < 400 and reply.code != 354:
+            raise Unexpected(str(reply))
         return reply
 
 

@@ -64,6 +64,11 @@ class Wire(asyncio.Protocol):
         return self._breach is None and not self._transport.is_closing()
 
     @property
+    def is_out_of_step(self) -> bool:
+        """Whether the relay said more than it was asked: then no reply since is surely whose it seems."""
+        return isinstance(self._breach, Unexpected)
+
+    @property
     def local_address(self) -> tuple[str, int] | None:
         """Our end of the connection, as (address, port)."""
         address = self._transport.get_extra_info("sockname")
@@ -75,7 +80,8 @@ class Wire(asyncio.Protocol):
         Writing to a broken connection does nothing; the next `next_reply()` says why.
         """
         self._outstanding += replies
-        self._transport.write(data)
+        if self._breach is None:  # uvloop raises where asyncio would drop it
+            self._transport.write(data)
 
     async def send_content(self, data: bytes, *, timeout: float) -> bool:
         """Write a large body in blocks; `timeout` seconds is the bound for each that the peer takes.
@@ -162,6 +168,8 @@ class Wire(asyncio.Protocol):
                 return
             self._outstanding += 1
             self.is_content_refused = True
+            if self._writable is not None and not self._writable.done():
+                self._writable.set_result(None)  # nothing more is written, whether or not the peer reads
         self._last_code = reply.code
         self._replies.append(reply)
 
