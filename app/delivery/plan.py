@@ -103,7 +103,9 @@ def _after(recipient: Recipient, outcome: Outcome | None, step: Step) -> Recipie
 
 
 def expired(last: Failure) -> Failure:
-    """The end of a message that was never taken: its text names the last failure."""
+    """The end of a message that was never taken: its text names the last failure, its hint what mends that."""
+    if last.reason is Reason.EXPIRED:
+        return last  # it was never tried
     return replace(
         last,
         code=ErrorCode.EEXPIRED,

@@ -45,10 +45,10 @@ class Attempt:
     handover: bool = False  # the content's end was let go
     transcript: list[tuple[float, str, str]] = field(default_factory=list)
     _start: float = 0.0
-    _since: float = 0.0
+    _since: float | None = None  # when the running phase began; None = none has begun
 
     def __post_init__(self) -> None:
-        self._start = self._since = self.clock()
+        self._start = self.clock()
 
     def enter(self, phase: Phase) -> None:
         """Begin `phase`; the time since the last one began belongs to that one."""
@@ -73,5 +73,7 @@ class Attempt:
         self.transcript.extend((ms, "S", line) for line in reply.wire_lines())
 
     def _close_phase(self, now: float) -> None:
+        if self._since is None:
+            return
         name = self.phase.value
         self.phases[name] = round(self.phases.get(name, 0.0) + (now - self._since) * 1000, 1)

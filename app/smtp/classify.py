@@ -297,18 +297,19 @@ def tls(profile: Profile, error: BaseException, *, facts: Facts | None = None) -
 
 def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
     if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code == 62 or "mismatch" in str(error).lower():  # X509_V_ERR_HOSTNAME_MISMATCH
+        if getattr(error, "verify_code", 0) == 62 or "mismatch" in str(error).lower():  # X509_V_ERR_HOSTNAME_MISMATCH
             return Reason.TLS_HOSTNAME_MISMATCH, _C
-        if _ENDED_ON.search(error.verify_message or ""):
+        if _ENDED_ON.search(getattr(error, "verify_message", None) or ""):
             return Reason.TLS_CERT_EXPIRED, _C
         return Reason.TLS_CERT_UNTRUSTED, _C
     if isinstance(error, TimeoutError):
         return Reason.TLS_TIMEOUT, _T
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
         return Reason.TLS_CONNECTION_LOST, _T
-    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"):
+    reason = getattr(error, "reason", None)
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"):
         return Reason.TLS_MODE_MISMATCH, _C  # OpenSSL: the peer's first bytes are no TLS record at all
-    if error.reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE"):
+    if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE"):
         return Reason.TLS_VERSION_UNSUPPORTED, _C
     return Reason.TLS_HANDSHAKE_FAILED, _C
 

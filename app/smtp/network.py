@@ -38,7 +38,11 @@ async def connect_to_any(addresses: Sequence[SocketAddress], *, within: float) -
     error: OSError = TimeoutError()
     for at, (family, address) in enumerate(addresses):
         share = max(0.0, ends - loop.time()) / (len(addresses) - at)
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as now:  # a family that this machine does not have
+            error = now
+            continue
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

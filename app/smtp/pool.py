@@ -25,12 +25,13 @@ OpenSession: TypeAlias = Callable[[Profile, Attempt], Awaitable[Session]]
 class _Slots:
     """One profile's sessions."""
 
-    __slots__ = ("idle", "taken", "waiters")
+    __slots__ = ("called", "idle", "taken", "waiters")
 
     def __init__(self) -> None:
         self.idle: list[Session] = []  # the last one used at the end
         self.taken = 0  # leased, opening or resetting
         self.waiters: deque[asyncio.Future[None]] = deque()
+        self.called = 0  # waiters whose turn has come and who have not run yet: nobody overtakes them
 
     @property
     def used(self) -> int:
@@ -55,6 +56,8 @@ class Pool:
             TransactionError: none could be opened.
         """
         slots = self._slots.setdefault(profile.name, _Slots())
+        if slots.waiters or slots.called:
+            await self._wait_in_line(slots)
         while True:
             session = None if fresh else self._take_idle(slots, profile)
             if session is not None:
@@ -119,10 +122,12 @@ class Pool:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
+                slots.called -= 1
                 self._call_next(slots)  # the turn was already ours: pass it on
-            else:
+            elif waiter in slots.waiters:
                 slots.waiters.remove(waiter)
             raise
+        slots.called -= 1
 
     async def _reset(self, session: Session, slots: _Slots) -> None:
         usable = await session.reset()
@@ -137,8 +142,14 @@ class Pool:
         slots.taken -= 1
         slots.idle.append(session)
         self._call_next(slots)
-        if self._sweep is None:
-            self._sweep = self._loop.call_later(session.profile.idle_timeout, self._close_lapsed)
+        self._sweep_at(session.idle_since + session.profile.idle_timeout)
+
+    def _sweep_at(self, at: float) -> None:
+        if self._sweep is not None:
+            if self._sweep.when() <= at:
+                return
+            self._sweep.cancel()
+        self._sweep = self._loop.call_at(at + 0.01, self._close_lapsed)
 
     def _free(self, slots: _Slots) -> None:
         slots.taken -= 1
@@ -148,6 +159,7 @@ class Pool:
         while slots.waiters:
             waiter = slots.waiters.popleft()
             if not waiter.done():
+                slots.called += 1
                 waiter.set_result(None)
                 return
 
@@ -166,4 +178,4 @@ class Pool:
                     session.close()
             slots.idle = keep
         if next_lapse is not None:
-            self._sweep = self._loop.call_at(next_lapse + 0.01, self._close_lapsed)
+            self._sweep_at(next_lapse)

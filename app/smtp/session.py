@@ -177,16 +177,20 @@ class _Opening:
         implicit = self._profile.tls is TlsMode.IMPLICIT
         timeouts = self._profile.timeouts
         self._attempt.enter(Phase.TLS if implicit else Phase.GREETING)
-        client = self._client = aiosmtplib.SMTP(
-            hostname=self._profile.host,
-            local_hostname=await self._helo_name(sock),
-            use_tls=implicit,
-            start_tls=False,
-            tls_context=self._context() if implicit else None,
-            # aiosmtplib has one bound for the handshake and again for the greeting.
-            timeout=max(timeouts.tls, timeouts.greeting) if implicit else timeouts.greeting,
-            sock=sock,
-        )
+        try:
+            client = self._client = aiosmtplib.SMTP(
+                hostname=self._profile.host,
+                local_hostname=await self._helo_name(sock),
+                use_tls=implicit,
+                start_tls=False,
+                tls_context=self._context() if implicit else None,
+                # aiosmtplib has one bound for the handshake and again for the greeting.
+                timeout=max(timeouts.tls, timeouts.greeting) if implicit else timeouts.greeting,
+                sock=sock,
+            )
+        except BaseException:
+            sock.close()
+            raise
         try:
             greeting = await client.connect()
         except aiosmtplib.SMTPConnectResponseError as error:
@@ -236,6 +240,7 @@ class _Opening:
             self._attempt.hear(_reply(error.code, error.message))
         except (aiosmtplib.SMTPException, OSError) as error:
             raise self._refused(Phase.EHLO, error) from error
+        self._attempt.extensions = []
         self._attempt.say(f"HELO {client.local_hostname}")  # RFC 5321 §3.2
         try:
             reply = await client.helo(timeout=timeout)

@@ -237,6 +237,9 @@ class _Transaction:
             # After a refused MAIL too: Postfix holds a refused SIZE against every later MAIL until RSET.
             self._session.needs_reset = True
             return
+        if not self._accepted and self._wire.is_content_refused:
+            self._wire.close()  # it has ended the transaction by itself
+            return
         if not self._accepted:
             # RFC 2920 §3.1: the relay takes content for nobody; an empty one gets us out of there.
             self._wire.send(b".\r\n", replies=1)

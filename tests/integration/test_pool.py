@@ -94,7 +94,9 @@ async def test_after_a_refusal_comes_rset_and_the_next_mail_on_the_same_connecti
         assert [mail.content for mail in relay.mails] == [content(2)]
 
 
-@pytest.mark.parametrize("answer", ["451 4.3.0 no", "421 4.3.2 bye", Close(), Stall()], ids=str)
+@pytest.mark.parametrize(
+    "answer", ["451 4.3.0 no", "421 4.3.2 bye", Close(), Stall()], ids=["451", "421", "closed", "unanswered"]
+)
 async def test_a_session_that_cannot_be_reset_is_closed_and_its_place_given_on(answer: Answer) -> None:
     async with Relay() as relay, Deliveries() as deliveries:
         relay.on("DATA", "451 4.3.0 not now", times=1)
