@@ -311,7 +311,7 @@ def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
         return Reason.TLS_MODE_MISMATCH, _C  # OpenSSL: the peer's first bytes are no TLS record at all
     if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE"):
         return Reason.TLS_VERSION_UNSUPPORTED, _C
-    return Reason.TLS_HANDSHAKE_FAILED, _C
+    return Reason.TLS_HANDSHAKE_FAILED, _C if reason else _T  # OpenSSL names what is about settings
 
 
 def unexpected(profile: Profile, phase: Phase, error: BaseException) -> Failure:

@@ -195,7 +195,7 @@ class _Opening:
             greeting = await client.connect()
         except aiosmtplib.SMTPConnectResponseError as error:
             raise self._refused(Phase.GREETING, error) from error
-        except (aiosmtplib.SMTPConnectError, aiosmtplib.SMTPResponseException, OSError) as error:
+        except (aiosmtplib.SMTPException, OSError) as error:
             raise self._greeting_failed(error, implicit=implicit) from error
         self._attempt.enter(Phase.GREETING)
         self._attempt.hear(_reply(greeting.code, greeting.message))

@@ -255,13 +255,13 @@ async def test_a_newcomer_does_not_overtake_who_waits() -> None:
         assert [mail.content for mail in relay.mails] == [content(1), content(2), content(3)]
 
 
-async def test_a_stale_session_replaced_does_not_cost_the_others_their_turn() -> None:
+async def test_who_finds_its_session_stale_goes_to_the_end_of_the_line() -> None:
     async with Relay() as relay, Deliveries() as deliveries:
         profile = make_profile(port=relay.port, max_connections=1)
         await send(deliveries, profile, 0)
         relay.on("MAIL", Close(), times=1)
         await asyncio.gather(*(send(deliveries, profile, number) for number in (1, 2, 3)))
-        assert [mail.content for mail in relay.mails] == [content(number) for number in (0, 1, 2, 3)]
+        assert [mail.content for mail in relay.mails] == [content(number) for number in (0, 2, 3, 1)]
 
 
 async def test_who_is_cancelled_while_waiting_leaves_the_line_to_the_others() -> None:
