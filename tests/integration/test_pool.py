@@ -255,6 +255,22 @@ async def test_a_newcomer_does_not_overtake_who_waits() -> None:
         assert [mail.content for mail in relay.mails] == [content(1), content(2), content(3)]
 
 
+async def test_who_gives_back_and_asks_again_at_once_gets_to_the_end_of_the_line() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_connections=1)
+        served: list[str] = []
+
+        async def visit(name: str) -> None:
+            for _ in range(3):
+                session = await lease(deliveries, profile)
+                served.append(name)
+                deliveries.pool.give_back(session)
+
+        await asyncio.gather(*map(visit, "abc"))
+        assert served == list("abcabcabc")
+        assert relay.connections == 1
+
+
 async def test_who_finds_its_session_stale_goes_to_the_end_of_the_line() -> None:
     async with Relay() as relay, Deliveries() as deliveries:
         profile = make_profile(port=relay.port, max_connections=1)
@@ -362,3 +378,30 @@ async def test_closing_under_a_reset_leaves_nothing_open(turned: int) -> None:
         async with asyncio.timeout(SOON):
             await relay.closed(1)
         assert deliveries.pool.count(profile.name) == 0
+
+
+@on_both_loops
+async def test_nothing_is_leased_from_a_closed_pool() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port)
+        await deliveries.pool.close()
+        with pytest.raises(TransactionError):
+            await lease(deliveries, profile)
+        assert relay.connections == 0
+
+
+@on_both_loops
+async def test_closing_sends_away_who_waits_in_line() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_connections=1)
+        held = await lease(deliveries, profile)
+        waiting = [asyncio.ensure_future(send(deliveries, profile, number)) for number in (1, 2)]
+        await turns()
+        await deliveries.pool.close()
+        async with asyncio.timeout(SOON):
+            tried = await asyncio.gather(*waiting)
+        assert [[type(outcome) for outcome in each.outcomes.values()] for each in tried] == [[Deferred], [Deferred]]
+        deliveries.pool.give_back(held)
+        await relay.closed(1)
+        assert relay.connections == 1
+        assert relay.mails == []

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gc
+import os
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -41,7 +42,7 @@ from tests.support.factories import (
     timeouts,
     turns,
 )
-from tests.support.relay import EXTENSIONS, Close, Relay, Reset, Stall, Wait
+from tests.support.relay import EXTENSIONS, Close, Relay, Reset, Stall, StopReading, Wait
 from tests.support.tls import Answer, certificates
 
 ALICE, BOB = "alice@theirs.test", RECIPIENT
@@ -667,6 +668,25 @@ async def test_a_relay_that_shakes_hands_and_says_nothing_does_not_disturb_the_o
                 assert (await deliveries.send(hurried)).in_words == "ETIMEDOUT/greeting_timeout T"
                 assert (await deliveries.send(make_profile(port=relay.port))).in_words == "sent"
             await mute.closed(3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "mode"), [("GREETING", TlsMode.IMPLICIT), ("EHLO", TlsMode.IMPLICIT), ("AUTH", TlsMode.STARTTLS)]
+)
+@on_both_loops
+async def test_the_connection_of_an_attempt_that_timed_out_is_closed_though_the_relay_is_dead(
+    verb: str, mode: TlsMode
+) -> None:
+    """A close_notify that never comes is not waited for: the connection would outlive its place in the pool."""
+    async with Relay(tls=certificates().server(), implicit=mode is TlsMode.IMPLICIT, auth=("PLAIN",)) as relay:
+        relay.on(verb, StopReading())
+        gc.collect()
+        open_before = len(os.listdir("/proc/self/fd"))
+        dead = timeouts(tls=SHORT, greeting=SHORT, ehlo=SHORT, auth=SHORT)
+        tried = await attempt(relay, tls=mode, timeouts=dead, username="bot", password="secret")
+        await turns()
+        assert tried.in_words.startswith("ETIMEDOUT/")
+        assert len(os.listdir("/proc/self/fd")) == open_before + 1  # the relay's end
 
 
 # --- credentials -----------------------------------------------------------------------------------------
