@@ -314,6 +314,11 @@ def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
     return Reason.TLS_HANDSHAKE_FAILED, _C if reason else _T  # OpenSSL names what is about settings
 
 
+def stopping(profile: Profile) -> Failure:
+    """The pool is closed: nothing more is opened."""
+    return failure(profile, Phase.CONNECT, Reason.CONNECTION_LOST, _T, "The service is stopping")
+
+
 def unexpected(profile: Profile, phase: Phase, error: BaseException) -> Failure:
     """Read an exception that nobody foresaw: temporary, and the log has its type."""
     said = f"Something unforeseen in phase {phase}: {type(error).__name__}"

@@ -16,7 +16,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from app.mail.attempt import Attempt
+from app.mail.errors import TransactionError
 from app.mail.profile import Profile
+from app.smtp import classify
 from app.smtp.session import Session
 
 OpenSession: TypeAlias = Callable[[Profile, Attempt], Awaitable[Session]]
@@ -59,6 +61,8 @@ class Pool:
         if slots.waiters or slots.called:
             await self._wait_in_line(slots)
         while True:
+            if self._closed:
+                raise TransactionError(classify.stopping(profile))
             session = None if fresh else self._take_idle(slots, profile)
             if session is not None:
                 slots.taken += 1
@@ -102,6 +106,8 @@ class Pool:
             session.close()  # which ends its reset
         await asyncio.gather(*self._resetting)
         for slots in self._slots.values():
+            while slots.waiters:
+                self._call_next(slots)  # to be sent away
             while slots.idle:
                 slots.idle.pop().close()
         await asyncio.sleep(0)  # the turn of the loop in which they go

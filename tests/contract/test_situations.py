@@ -1263,7 +1263,7 @@ FROM_MAIL = [
     ),
     *(
         row(
-            f"37-38-content-{reply[:3]}-{how}",
+            f"{37 if reply[0] == '5' else 38}-content-{reply[:3]}-{how}",
             says,
             ("CONTENT", (reply, Close()) if how == "and-closed" else reply),
             reply=reply,
