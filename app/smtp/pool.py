@@ -66,6 +66,7 @@ class Pool:
             session = None if fresh else self._take_idle(slots, profile)
             if session is not None:
                 slots.taken += 1
+                self._call_if_room(slots, profile)
                 return session
             if slots.used >= profile.max_connections and slots.idle:
                 slots.idle.pop(0).close()
@@ -73,6 +74,7 @@ class Pool:
                 break
             await self._wait_in_line(slots)
         slots.taken += 1
+        self._call_if_room(slots, profile)
         try:
             return await self._open_session(profile, attempt)
         except BaseException:
@@ -160,6 +162,11 @@ class Pool:
     def _free(self, slots: _Slots) -> None:
         slots.taken -= 1
         self._call_next(slots)
+
+    def _call_if_room(self, slots: _Slots, profile: Profile) -> None:
+        """Call on whoever queued behind a turn that has been taken now, where there is room for both."""
+        if slots.waiters and not slots.called and (slots.idle or slots.used < profile.max_connections):
+            self._call_next(slots)
 
     def _call_next(self, slots: _Slots) -> None:
         while slots.waiters:

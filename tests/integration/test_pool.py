@@ -405,3 +405,19 @@ async def test_closing_sends_away_who_waits_in_line() -> None:
         await relay.closed(1)
         assert relay.connections == 1
         assert relay.mails == []
+
+
+async def test_a_free_session_is_not_kept_from_who_waits() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_connections=2)
+        held = [await lease(deliveries, profile) for _ in range(2)]
+        waiting = asyncio.ensure_future(lease(deliveries, profile))
+        await turns()
+        newcomer = asyncio.ensure_future(lease(deliveries, profile))
+        for session in held:
+            deliveries.pool.give_back(session)
+        await turns()
+        served = waiting.done(), newcomer.done()
+        deliveries.pool.give_back(await waiting)
+        deliveries.pool.give_back(await newcomer)
+        assert served == (True, True)
