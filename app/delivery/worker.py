@@ -84,11 +84,6 @@ class Worker:
         self._attempts: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    @property
-    def under_way(self) -> int:
-        """How many attempts run now."""
-        return len(self._attempts)
-
     async def start(self, profiles_waiting: Iterable[str]) -> None:
         """Settle what an earlier process left, then begin to claim.
 
