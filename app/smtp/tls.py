@@ -32,6 +32,7 @@ def context_for(profile: Profile) -> ssl.SSLContext:
 @lru_cache(maxsize=64)
 def _context(verifies: bool, ca_file: str | None, takes_anything: bool) -> ssl.SSLContext:  # noqa: FBT001
     context = ssl.create_default_context(cafile=ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996; Debian's Python leaves it to OpenSSL's settings
     if ca_file is not None:
         # Internal CAs rarely carry what RFC 5280 wants; Python 3.13 began to insist.
         context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)

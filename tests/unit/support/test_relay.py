@@ -95,7 +95,11 @@ async def segments(relay: Relay, sent: bytes, *, last: bytes) -> list[bytes]:
 
 
 def trusting(file: Path | None = None) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=file or certificates().ca_file)
+    context = ssl.create_default_context(cafile=file or certificates().ca_file)
+    # Debian's Python asks for less than python.org's: any version, and a cut stream passes for an end.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    return context
 
 
 async def upgrade(client: Peer, context: ssl.SSLContext) -> None:
@@ -606,7 +610,7 @@ class TestTLS:
                 if close.close_notify:
                     await until(lambda: answer.extend(tls.read(100)))
                 else:
-                    with pytest.raises(ssl.SSLEOFError):
+                    with pytest.raises(ssl.SSLError, match="(?i)eof"):
                         await until(lambda: answer.extend(tls.read(100)))
             await relay.closed()
             assert answer == GREETING + b"421 4.3.2 bye\r\n"
