@@ -9,7 +9,7 @@ Order: lock → schema → journal, reader → sink (sandbox) → pool → worke
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -69,6 +69,7 @@ class Runtime:
         self.callers = Callers(settings.api_key)
         self._parts = AsyncExitStack()
         self._hurried = asyncio.Event()
+        self._random = b""
         self._name: str | bool | None = False  # False = not looked up yet
 
     async def open(self) -> None:
@@ -96,7 +97,14 @@ class Runtime:
         return datetime.now(UTC)
 
     def new_id(self) -> UUID:
-        return uuid7(self.now(), secrets.randbits(74))
+        return uuid7(self.now(), self.random_bits(74))
+
+    def random_bits(self, count: int) -> int:
+        """Give up to 128 secure random bits; they are drawn in bulk, since a mail needs some four times."""
+        if len(self._random) < 16:
+            self._random = os.urandom(1024)
+        taken, self._random = self._random[:16], self._random[16:]
+        return int.from_bytes(taken) >> (128 - count)
 
     async def _open(self) -> None:
         settings = self.settings
@@ -124,7 +132,7 @@ class Runtime:
             metrics=self.metrics,
             now=self.now,
             clock=perf_counter,
-            random_bits=secrets.randbits,
+            random_bits=self.random_bits,
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
         self.intake = Intake(

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import structlog
@@ -64,22 +65,30 @@ class _Forward(logging.Handler):
 
 
 class Metrics:
-    """Every figure of this process, in a registry of its own."""
+    """Every figure of this process, in a registry of its own.
+
+    `messages`, `attempts`, `smtp_phase` and `http_request` are called with their labels. They remember what they
+    give: the hot path uses each several times a mail, and the library looks it up under a lock.
+    """
 
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.messages = Counter(
-            "mailchute_messages_total",
-            "Messages by the state they came into.",
-            ["profile", "state"],
-            registry=r,
+        self.messages = cache(
+            Counter(
+                "mailchute_messages_total",
+                "Messages by the state they came into.",
+                ["profile", "state"],
+                registry=r,
+            ).labels
         )
-        self.attempts = Counter(
-            "mailchute_attempts_total",
-            "Attempts by how they ended; no error code = sent.",
-            ["profile", "error_code", "reason"],
-            registry=r,
+        self.attempts = cache(
+            Counter(
+                "mailchute_attempts_total",
+                "Attempts by how they ended; no error code = sent.",
+                ["profile", "error_code", "reason"],
+                registry=r,
+            ).labels
         )
         self.queue_messages = Gauge("mailchute_queue_messages", "Messages that wait, by state.", ["state"], registry=r)
         self.queue_oldest = Gauge("mailchute_queue_oldest_seconds", "Age of the oldest message that waits.", registry=r)
@@ -90,19 +99,23 @@ class Metrics:
             ["profile", "reason"],
             registry=r,
         )
-        self.smtp_phase = Histogram(
-            "mailchute_smtp_phase_seconds",
-            "Time spent in each phase of an attempt.",
-            ["profile", "phase"],
-            registry=r,
-            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300),
+        self.smtp_phase = cache(
+            Histogram(
+                "mailchute_smtp_phase_seconds",
+                "Time spent in each phase of an attempt.",
+                ["profile", "phase"],
+                registry=r,
+                buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300),
+            ).labels
         )
-        self.http_request = Histogram(
-            "mailchute_http_request_seconds",
-            "Time to answer, waiting for a verdict included.",
-            ["route", "status"],
-            registry=r,
-            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 30),
+        self.http_request = cache(
+            Histogram(
+                "mailchute_http_request_seconds",
+                "Time to answer, waiting for a verdict included.",
+                ["route", "status"],
+                registry=r,
+                buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 30),
+            ).labels
         )
         Gauge("mailchute_build_info", "Always 1.", ["version"], registry=r).labels(version).set(1)
 

@@ -329,7 +329,7 @@ class Gate:
         finally:
             route = scope.get("route")
             label = scope.get("mailchute.route") or getattr(route, "path", "other")
-            self._metrics.http_request.labels(label, str(status)).observe(perf_counter() - began)
+            self._metrics.http_request(label, str(status)).observe(perf_counter() - began)
 
     def _complete(self, headers: Iterable[tuple[bytes, bytes]], request_id: bytes) -> list[tuple[bytes, bytes]]:
         whole = [*headers, (b"x-request-id", request_id)]

@@ -19,6 +19,7 @@ from binascii import b2a_base64, b2a_qp
 from collections.abc import Iterable
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 from app.mail.address import CONTROL, Address
 from app.mail.message import Draft
@@ -41,7 +42,7 @@ def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, b
     """
     head = [
         f"Message-ID: {message_id}",
-        f"Date: {format_datetime(date)}",
+        f"Date: {_date(date.replace(microsecond=0))}",
         _address_field("From", (sender,)),
     ]
     if draft.reply_to:
@@ -60,6 +61,11 @@ def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, b
         fields, body = _text_part(kind, text or "")
         head.append(fields)
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+@lru_cache(maxsize=16)  # many messages a second
+def _date(instant: datetime) -> str:
+    return format_datetime(instant)
 
 
 def text_field(name: str, value: str) -> str:

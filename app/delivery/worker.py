@@ -342,12 +342,12 @@ class Worker:
 
     def _tell(self, snapshot: Snapshot, attempt: Attempt | None) -> None:
         profile, failure = snapshot.profile, snapshot.failure
-        self._metrics.messages.labels(profile, snapshot.state.value).inc()
+        self._metrics.messages(profile, snapshot.state.value).inc()
         if attempt is not None:
             why = attempt.failure
-            self._metrics.attempts.labels(profile, why.code if why else "", why.reason if why else "").inc()
+            self._metrics.attempts(profile, why.code if why else "", why.reason if why else "").inc()
             for phase, ms in attempt.phases.items():
-                self._metrics.smtp_phase.labels(profile, phase).observe(ms / 1000)
+                self._metrics.smtp_phase(profile, phase).observe(ms / 1000)
         log.info(
             _EVENTS[snapshot.state],
             message_id=str(snapshot.id),

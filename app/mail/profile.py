@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeAlias
 
 from app.mail.address import Address
@@ -198,6 +199,7 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
     return profile, warnings
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine by its very spelling."""
     if host.lower() in ("localhost", "localhost."):

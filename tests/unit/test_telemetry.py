@@ -74,10 +74,10 @@ def test_an_exception_is_part_of_its_line(logs: StringIO) -> None:
 
 def test_metrics_are_named_with_their_units_and_without_addresses() -> None:
     metrics = Metrics("1.2.3")
-    metrics.messages.labels("corp", "sent").inc()
-    metrics.attempts.labels("corp", "EAUTH", "auth_rejected").inc()
-    metrics.smtp_phase.labels("corp", "mail").observe(0.1)
-    metrics.http_request.labels("/send", "200").observe(0.1)
+    metrics.messages("corp", "sent").inc()
+    metrics.attempts("corp", "EAUTH", "auth_rejected").inc()
+    metrics.smtp_phase("corp", "mail").observe(0.1)
+    metrics.http_request("/send", "200").observe(0.1)
     text = metrics.render().decode()
     assert 'mailchute_messages_total{profile="corp",state="sent"} 1.0' in text
     assert 'mailchute_attempts_total{error_code="EAUTH",profile="corp",reason="auth_rejected"} 1.0' in text

@@ -610,7 +610,7 @@ class TestTLS:
                 if close.close_notify:
                     await until(lambda: answer.extend(tls.read(100)))
                 else:
-                    with pytest.raises(ssl.SSLError, match="(?i)eof"):
+                    with pytest.raises(ssl.SSLError, match=r"(?i)eof"):
                         await until(lambda: answer.extend(tls.read(100)))
             await relay.closed()
             assert answer == GREETING + b"421 4.3.2 bye\r\n"
