@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -28,6 +29,7 @@ from app.mail.profile import (
     ProfileFacts,
     Timeouts,
     TlsMode,
+    TlsVersion,
     is_loopback,
     resolve_profile,
 )
@@ -53,6 +55,19 @@ def _written_address(value: object) -> object:
     return mailbox(quoted[2], quoted[1]) if quoted else parse_address(value)
 
 
+def _fingerprint(value: object) -> object:
+    hexadecimal = re.sub(r"[:\s]|^sha256:", "", value, flags=re.IGNORECASE).lower() if isinstance(value, str) else ""
+    if not re.fullmatch(r"[0-9a-f]{64}", hexadecimal):
+        raise ValueError("write the certificate's SHA-256 as 64 hexadecimal digits, with or without colons")
+    return hexadecimal
+
+
+def _version(value: object) -> object:
+    return str(value) if isinstance(value, float) else value  # min_tls = 1.2, without quotes
+
+
+Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,255}$")]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
 PhaseSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=3600)]
 WrittenAddress = Annotated[Address, BeforeValidator(_written_address)]
@@ -92,11 +107,17 @@ class ProfileSettings(_Strict):
     password_file: Path | None = None
     verify: bool | None = None
     ca_file: str | None = None
+    cert_sha256: Fingerprint | None = None
+    server_name: HostName | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    min_tls: Annotated[TlsVersion, BeforeValidator(_version)] | None = None
     allow_cleartext_auth: bool = False
     from_: WrittenAddress | None = Field(default=None, alias="from")
     envelope_from: WrittenAddress | None = None
     helo_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$")] | None = None
     max_connections: Annotated[int, Field(ge=1, le=1000)] = 10
+    max_messages_per_connection: Annotated[int, Field(ge=0, le=1_000_000)] = 100
     idle_timeout: Seconds = 30.0
     timeouts: TimeoutSettings = TimeoutSettings()
 
@@ -268,13 +289,20 @@ def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
         auth=said.auth,
         username=said.username,
         password=_secret(said.password, said.password_file, sources, "profiles", name, "password"),
+        password_file=str(said.password_file) if said.password_file else None,
         verify=said.verify,
         ca_file=_readable(said.ca_file, sources.name("profiles", name, "ca_file")),
+        cert_sha256=said.cert_sha256,
+        server_name=said.server_name,
+        client_cert=_readable(said.client_cert, sources.name("profiles", name, "client_cert")),
+        client_key=_key(said.client_cert, said.client_key, sources.name("profiles", name, "client_key")),
+        min_tls=said.min_tls,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_,
         envelope_from=said.envelope_from.addr_spec if said.envelope_from else None,
         helo_name=said.helo_name,
         max_connections=said.max_connections,
+        max_messages_per_connection=said.max_messages_per_connection,
         idle_timeout=said.idle_timeout,
         timeouts=Timeouts(**said.timeouts.model_dump(exclude_none=True)),
     )
@@ -303,6 +331,17 @@ def _readable(path: str | None, name: str) -> str | None:
     if "-----BEGIN CERTIFICATE-----" not in text:
         raise ConfigError(f"{name}: {path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
     return path
+
+
+def _key(certificate: str | None, key: str | None, name: str) -> str | None:
+    if certificate:
+        try:
+            # An encrypted key would ask at the terminal, if there is one, at every connection.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key or None, password="")
+        except (OSError, ssl.SSLError) as error:
+            held = f"{key} holds no key" if key else f"{certificate} holds no key as well, and {name} is not set,"
+            raise ConfigError(f"{name}: {held} that fits the certificate and has no passphrase ({error})") from error
+    return key or None
 
 
 def _parse_listen(text: str, name: str) -> Listen:

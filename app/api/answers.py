@@ -103,6 +103,9 @@ class AttemptAnswer(BaseModel):
     tls_version: str | None
     tls_cipher: str | None
     tls_verified: bool
+    tls_names: list[str] = Field(description="whom the relay's certificate is for")
+    tls_not_after: str | None = Field(description="its last day, YYYY-MM-DD")
+    tls_sha256: str | None = Field(description="its fingerprint; `cert_sha256` trusts it")
     tls_error: str | None
     auth: str | None = Field(description="the AUTH mechanism, null = none was sent")
     extensions: list[str]
@@ -202,6 +205,9 @@ def attempt(record: AttemptRecord) -> dict[str, Any]:
         "tls_version": facts.get("tls_version"),
         "tls_cipher": facts.get("tls_cipher"),
         "tls_verified": facts.get("tls_verified", False),
+        "tls_names": facts.get("tls_names", []),
+        "tls_not_after": facts.get("tls_not_after"),
+        "tls_sha256": facts.get("tls_sha256"),
         "tls_error": facts.get("tls_error"),
         "auth": facts.get("auth"),
         "extensions": facts.get("extensions", []),

@@ -36,6 +36,9 @@ class Attempt:
     tls_version: str | None = None
     tls_cipher: str | None = None
     tls_verified: bool = False
+    tls_names: tuple[str, ...] = ()  # whom the relay's certificate is for
+    tls_not_after: str | None = None  # its last day, YYYY-MM-DD
+    tls_sha256: str | None = None  # its fingerprint, lower-case hex
     tls_error: str | None = None  # why opportunistic went on in clear
     auth: str | None = None  # mechanism; None = no AUTH was sent
     extensions: list[str] = field(default_factory=list)

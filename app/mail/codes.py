@@ -39,6 +39,7 @@ class Reason(StrEnum):
     GREETING_REFUSED = "greeting_refused"
     GREETING_TIMEOUT = "greeting_timeout"
     SERVICE_UNAVAILABLE = "service_unavailable"
+    RATE_LIMITED = "rate_limited"
     CONNECTION_LOST = "connection_lost"
     NOT_SMTP = "not_smtp"
     HELO_REFUSED = "helo_refused"
@@ -47,6 +48,8 @@ class Reason(StrEnum):
     TLS_CERT_UNTRUSTED = "tls_cert_untrusted"
     TLS_CERT_EXPIRED = "tls_cert_expired"
     TLS_HOSTNAME_MISMATCH = "tls_hostname_mismatch"
+    TLS_PIN_MISMATCH = "tls_pin_mismatch"
+    TLS_CLIENT_CERT_REQUIRED = "tls_client_cert_required"
     TLS_TIMEOUT = "tls_timeout"
     TLS_CONNECTION_LOST = "tls_connection_lost"
     TLS_VERSION_UNSUPPORTED = "tls_version_unsupported"
@@ -66,6 +69,7 @@ class Reason(StrEnum):
     MAILBOX_UNKNOWN = "mailbox_unknown"
     RECIPIENT_REFUSED = "recipient_refused"
     RECIPIENT_DEFERRED = "recipient_deferred"
+    GREYLISTED = "greylisted"
     RELAY_DENIED = "relay_denied"
     DATA_REFUSED = "data_refused"
     DATA_DEFERRED = "data_deferred"
@@ -77,6 +81,7 @@ class Reason(StrEnum):
     UNEXPECTED_REPLY = "unexpected_reply"
     SMTPUTF8_NOT_OFFERED = "smtputf8_not_offered"
     PROFILE_UNKNOWN = "profile_unknown"
+    FILE_UNREADABLE = "file_unreadable"
     WORKER_CRASHED = "worker_crashed"
     EXPIRED = "expired"
     UNEXPECTED = "unexpected"
@@ -86,6 +91,7 @@ CODE_OF: Mapping[Reason, ErrorCode] = {
     Reason.CONNECTION_REFUSED: ErrorCode.ECONNECTION,
     Reason.HOST_UNREACHABLE: ErrorCode.ECONNECTION,
     Reason.SERVICE_UNAVAILABLE: ErrorCode.ECONNECTION,
+    Reason.RATE_LIMITED: ErrorCode.ECONNECTION,
     Reason.CONNECTION_LOST: ErrorCode.ECONNECTION,
     Reason.UNEXPECTED: ErrorCode.ECONNECTION,
     Reason.HOST_NOT_FOUND: ErrorCode.EDNS,
@@ -106,6 +112,8 @@ CODE_OF: Mapping[Reason, ErrorCode] = {
     Reason.TLS_CERT_UNTRUSTED: ErrorCode.ETLS,
     Reason.TLS_CERT_EXPIRED: ErrorCode.ETLS,
     Reason.TLS_HOSTNAME_MISMATCH: ErrorCode.ETLS,
+    Reason.TLS_PIN_MISMATCH: ErrorCode.ETLS,
+    Reason.TLS_CLIENT_CERT_REQUIRED: ErrorCode.ETLS,
     Reason.TLS_VERSION_UNSUPPORTED: ErrorCode.ETLS,
     Reason.TLS_HANDSHAKE_FAILED: ErrorCode.ETLS,
     Reason.TLS_MODE_MISMATCH: ErrorCode.ETLS,
@@ -121,6 +129,7 @@ CODE_OF: Mapping[Reason, ErrorCode] = {
     Reason.MAILBOX_UNKNOWN: ErrorCode.EENVELOPE,
     Reason.RECIPIENT_REFUSED: ErrorCode.EENVELOPE,
     Reason.RECIPIENT_DEFERRED: ErrorCode.EENVELOPE,
+    Reason.GREYLISTED: ErrorCode.EENVELOPE,
     Reason.RELAY_DENIED: ErrorCode.EENVELOPE,
     Reason.SMTPUTF8_NOT_OFFERED: ErrorCode.EENVELOPE,
     Reason.DATA_REFUSED: ErrorCode.EMESSAGE,
@@ -131,5 +140,6 @@ CODE_OF: Mapping[Reason, ErrorCode] = {
     Reason.MESSAGE_TOO_LARGE: ErrorCode.ETOOLARGE,
     Reason.OUTCOME_UNKNOWN: ErrorCode.EINDOUBT,
     Reason.PROFILE_UNKNOWN: ErrorCode.ECONFIG,
+    Reason.FILE_UNREADABLE: ErrorCode.ECONFIG,
     Reason.EXPIRED: ErrorCode.EEXPIRED,
 }

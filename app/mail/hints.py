@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from app.mail.codes import Reason
-from app.mail.profile import AuthMode, Profile, TlsMode, is_loopback
+from app.mail.profile import AuthMode, Profile, TlsMode, TlsVersion, is_loopback
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
@@ -65,26 +65,47 @@ def _tls_cert_untrusted(p: Profile, facts: Facts) -> str:
     issuer = f" (issued by {facts['issuer']})" if facts.get("issuer") else ""
     return (
         f"The relay's certificate{issuer} is signed by nobody this machine trusts: name its CA with "
-        f"{p.setting('ca_file', '/path/to/ca.pem')}, or stop verifying with {p.setting('verify', False)}."
+        f"{p.setting('ca_file', '/path/to/ca.pem')}{_or_pin(p, facts)}, or stop verifying with "
+        f"{p.setting('verify', False)}."
     )
+
+
+def _or_pin(p: Profile, facts: Facts) -> str:
+    """Trusting one certificate, looked at once, is better than trusting any."""
+    sha256 = facts.get("sha256")
+    return f", trust this one alone with {p.setting('cert_sha256', sha256)}" if sha256 else ""
 
 
 def _tls_cert_expired(p: Profile, facts: Facts) -> str:
     ended = f" on {facts['not_after']}" if facts.get("not_after") else ""
     return (
-        f"The relay's certificate ended{ended}: have it renewed, or until then stop verifying with "
+        f"The relay's certificate ended{ended}: have it renewed{_or_pin(p, facts)}, or until then stop verifying with "
         f"{p.setting('verify', False)}."
     )
 
 
 def _tls_hostname_mismatch(p: Profile, facts: Facts) -> str:
     names = facts.get("names")
+    wanted = p.server_name or p.host
     if not names:
-        return f"The relay's certificate is not for {p.host}: set {p.setting('host')} to the name that it bears."
+        return (
+            f"The relay's certificate is not for {wanted}: set {p.setting('server_name')} to a name that it bears, "
+            f"or stop verifying with {p.setting('verify', False)}."
+        )
     first = names.split(", ")[0]
+    example = first.replace("*", "mail", 1)
     return (
-        f"The relay's certificate is for {names}, not for {p.host}: set {p.setting('host', first)} if that name "
-        f"leads to the relay, or stop verifying with {p.setting('verify', False)}."
+        f"The relay's certificate is for {names}, not for {wanted}: set {p.setting('server_name', example)} if that "
+        f"is the relay you mean, or stop verifying with {p.setting('verify', False)}."
+    )
+
+
+def _tls_pin_mismatch(p: Profile, facts: Facts) -> str:
+    sha256, names = facts.get("sha256"), facts.get("names")
+    whose = f" (for {names}, until {facts.get('not_after')})" if names else ""
+    return (
+        f"The relay shows another certificate{whose} than the pinned one: if it was renewed, set "
+        f"{p.setting('cert_sha256', sha256) if sha256 else p.setting('cert_sha256')}."
     )
 
 
@@ -99,6 +120,33 @@ def _tls_mode_mismatch(p: Profile, _: Facts) -> str:
     return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
 
 
+def _tls_version_unsupported(p: Profile, _: Facts) -> str:
+    if p.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
+        return f"The relay and this machine have no TLS version in common, from {p.min_tls} on: have it upgraded."
+    older = "1.2" if p.min_tls is TlsVersion.V1_3 else "1.0"
+    cure = p.setting("min_tls", older)
+    return f"The relay speaks only older versions of TLS than {p.min_tls}: have it upgraded, or set {cure}."
+
+
+def _reply_timeout(p: Profile, facts: Facts) -> str:
+    key = f"timeouts.{facts['phase']}" if facts.get("phase") else "timeouts"
+    return f"The relay was too slow to answer: it is tried again; if it always is, raise {p.setting(key)}."
+
+
+def _rate_limited(p: Profile, _: Facts) -> str:
+    fewer = max(1, p.max_connections // 2)
+    return (
+        "The relay takes no more from us for now: it is tried again; if it happens often, open fewer connections at "
+        f"once with {p.setting('max_connections', fewer)}."
+    )
+
+
+def _file_unreadable(_: Profile, facts: Facts) -> str:
+    return (
+        f"Give this service a readable file with the right content where {facts.get('setting', 'the setting')} points."
+    )
+
+
 def _auth_not_offered(p: Profile, facts: Facts) -> str:
     if facts.get("starttls"):
         return (
@@ -111,16 +159,32 @@ def _auth_not_offered(p: Profile, facts: Facts) -> str:
     )
 
 
-def _auth_rejected(p: Profile, _: Facts) -> str:
+def _auth_rejected(p: Profile, facts: Facts) -> str:
+    other = next((m for m in ("PLAIN", "LOGIN") if m in facts.get("offered", "").split()), None)
+    # Servers that keep only a password's hash cannot check it, and offer it all the same.
+    cram = (
+        f"; if they are right, this relay may not manage CRAM-MD5: set {p.setting('auth', other.lower())}"
+        if facts.get("mechanism") == "CRAM-MD5" and other
+        else ""
+    )
     return (
         f"The relay refused this user name and password: check {p.setting('username')} and {p.setting('password')}; "
-        "one login was tried."
+        f"one login was tried{cram}."
     )
 
 
 def _auth_mechanism_unsupported(p: Profile, facts: Facts) -> str:
     offered = facts.get("offered") or "none that we know"
-    return f"The relay offers these mechanisms: {offered}; set {p.setting('auth', 'auto')}, or name one of them."
+    common = [m for m in offered.split() if m in ("CRAM-MD5", "PLAIN", "LOGIN")]
+    if common:
+        return (
+            f"The relay offers these mechanisms: {offered}; set {p.setting('auth', common[0].lower())}, or "
+            f"{p.setting('auth', 'auto')} to take the strongest."
+        )
+    return (
+        f"The relay offers these mechanisms: {offered}, and Mailchute speaks PLAIN, LOGIN and CRAM-MD5: have one of "
+        "them allowed there."
+    )
 
 
 def _auth_required(p: Profile, _: Facts) -> str:
@@ -177,6 +241,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.SERVICE_UNAVAILABLE: _fixed(
         "The relay is closing or overloaded: nothing to change here; it is tried again."
     ),
+    Reason.RATE_LIMITED: _rate_limited,
     Reason.CONNECTION_LOST: _with_host(
         "The relay cut the connection before it took the message: it is tried again; if it persists, check {host_port}."
     ),
@@ -195,13 +260,19 @@ _HINTS: Mapping[Reason, _Hint] = {
         "The TLS handshake did not end: check that {host_port} is a TLS port, and firewalls."
     ),
     Reason.TLS_CONNECTION_LOST: _with_host("The relay cut the TLS handshake: check that {host_port} is a TLS port."),
-    Reason.TLS_VERSION_UNSUPPORTED: _fixed("The relay speaks only outdated TLS versions: have it upgraded."),
+    Reason.TLS_VERSION_UNSUPPORTED: _tls_version_unsupported,
+    Reason.TLS_PIN_MISMATCH: _tls_pin_mismatch,
+    Reason.TLS_CLIENT_CERT_REQUIRED: lambda p, _: (
+        "The relay wants a certificate of ours that it knows: set "
+        f"{p.setting('client_cert', '/path/to/client.pem')} (and {p.setting('client_key')})."
+    ),
     Reason.TLS_HANDSHAKE_FAILED: _fixed("The TLS handshake failed: the relay's words say why; check its TLS set-up."),
     Reason.TLS_MODE_MISMATCH: _tls_mode_mismatch,
     Reason.AUTH_NOT_OFFERED: _auth_not_offered,
     Reason.AUTH_REJECTED: _auth_rejected,
     Reason.AUTH_MECHANISM_REFUSED: lambda p, _: (
-        f"The relay wants another kind of login: make an app password and set it as {p.setting('password')}."
+        "The relay wants another kind of login: make an app password and set it as "
+        f"{p.setting('password')}; if it takes OAuth2 only, have password logins allowed for this account."
     ),
     Reason.AUTH_MECHANISM_UNSUPPORTED: _auth_mechanism_unsupported,
     Reason.AUTH_UNAVAILABLE: _fixed(
@@ -222,6 +293,9 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.RECIPIENT_DEFERRED: _fixed(
         "The relay does not take this recipient now: nothing to change; it is tried again."
     ),
+    Reason.GREYLISTED: _fixed(
+        "The relay takes a sender it does not know only at a later try: nothing to change; it is tried again."
+    ),
     Reason.RELAY_DENIED: _relay_denied,
     Reason.DATA_REFUSED: _fixed("The relay refused to take the content: its words say why."),
     Reason.DATA_DEFERRED: _fixed("The relay does not take the content now: nothing to change; it is tried again."),
@@ -233,15 +307,14 @@ _HINTS: Mapping[Reason, _Hint] = {
         "The message was handed over and the relay's answer was lost: look for the Message-ID in the relay's log at "
         "that time before you send it again."
     ),
-    Reason.REPLY_TIMEOUT: lambda p, _: (
-        f"The relay was too slow to answer: it is tried again; if it always is, raise {p.setting('timeouts')}."
-    ),
+    Reason.REPLY_TIMEOUT: _reply_timeout,
     Reason.MALFORMED_REPLY: _with_host("What the relay answered is not SMTP: check {host_port}."),
     Reason.UNEXPECTED_REPLY: _with_host(
         "The relay answered out of turn: it is tried again; a proxy before {name} may do that."
     ),
     Reason.SMTPUTF8_NOT_OFFERED: _fixed("The relay takes only ASCII addresses: use an ASCII form of this address."),
     Reason.PROFILE_UNKNOWN: _profile_unknown,
+    Reason.FILE_UNREADABLE: _file_unreadable,
     Reason.WORKER_CRASHED: _fixed("The service stopped in the middle of this try, before the content was let go."),
     Reason.EXPIRED: _fixed(
         "The message was not taken in the time it had: mend what the last failure says, and send it again."

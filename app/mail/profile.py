@@ -39,6 +39,21 @@ class AuthMode(StrEnum):
     REQUIRED = "required"  # always, by the strongest mechanism in common
     PLAIN = "plain"
     LOGIN = "login"
+    CRAM_MD5 = "cram-md5"
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it names the one mechanism to use."""
+        return self in (AuthMode.PLAIN, AuthMode.LOGIN, AuthMode.CRAM_MD5)
+
+
+class TlsVersion(StrEnum):
+    """The oldest version of TLS that is good enough."""
+
+    V1_0 = "1.0"
+    V1_1 = "1.1"
+    V1_2 = "1.2"
+    V1_3 = "1.3"
 
 
 class Dialect(StrEnum):
@@ -69,7 +84,7 @@ class Timeouts:
     data: float = 120.0
     block: float = 180.0  # for each 64 kB of content that the relay takes
     content: float = 600.0
-    reset: float = 10.0
+    reset: float = 10.0  # for RSET, and for the first word on a connection that was kept warm
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +98,20 @@ class Profile:
     auth: AuthMode
     username: str = ""
     password: str = field(default="", repr=False)
+    password_file: str | None = None  # where the password came from; read anew for each session
     verify: bool = True  # of starttls and implicit; opportunistic never verifies
     ca_file: str | None = None  # PEM bundle in place of the system's; None = the system's
+    cert_sha256: str | None = None  # lower-case hex; this certificate and no other, in place of CA and name
+    server_name: str | None = None  # what the certificate must be for, and SNI; None = host
+    client_cert: str | None = None  # PEM file with our certificate; None = we show none
+    client_key: str | None = None  # PEM file with its key; None = it is in client_cert
+    min_tls: TlsVersion = TlsVersion.V1_2
     allow_cleartext_auth: bool = False
     from_address: Address | None = None  # used where the request names none
     envelope_from: str | None = None  # MAIL FROM; None = the address of From
     helo_name: str | None = None  # None = this host's FQDN, or its address literal
     max_connections: int = 10
+    max_messages_per_connection: int = 100  # 0 = no bound
     idle_timeout: float = 30.0  # seconds; 0 closes after each transaction
     timeouts: Timeouts = Timeouts()
     dialect: Dialect = Dialect.FILE
@@ -101,6 +123,11 @@ class Profile:
         if self.auth is AuthMode.NONE:
             return False
         return bool(self.username and self.password)
+
+    @property
+    def requires_tls(self) -> bool:
+        """Whether no mail and no password goes over without TLS, whatever the relay offers."""
+        return self.tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT)
 
     def setting(self, key: str, value: Value = None) -> str:
         """Write a setting in the words in which this profile was set: `SMTP_AUTH=none` or `auth = "none"`."""
@@ -120,7 +147,7 @@ def setting(dialect: Dialect, profile: str, key: str, value: Value = None) -> st
     if key in _ENVIRONMENT_NAMES and dialect is Dialect.ENVIRONMENT:
         name = f"SMTP_{key.upper()}"
     else:
-        name = f"MAILCHUTE_PROFILES__{profile.upper()}__{key.upper()}"
+        name = f"MAILCHUTE_PROFILES__{profile.upper()}__{key.upper().replace('.', '__')}"
     return name if value is None else f"{name}={str(value).lower() if isinstance(value, bool) else value}"
 
 
@@ -136,13 +163,20 @@ class ProfileFacts:
     auth: AuthMode | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    password_file: str | None = None
     verify: bool | None = None
     ca_file: str | None = None
+    cert_sha256: str | None = None
+    server_name: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    min_tls: TlsVersion | None = None
     allow_cleartext_auth: bool = False
     from_address: Address | None = None
     envelope_from: str | None = None
     helo_name: str | None = None
     max_connections: int = 10
+    max_messages_per_connection: int = 100
     idle_timeout: float = 30.0
     timeouts: Timeouts = Timeouts()
     sandbox: bool = False
@@ -179,22 +213,34 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         auth=auth,
         username=(said.username or "") if logs_in else "",
         password=(said.password or "") if logs_in else "",
+        password_file=said.password_file if logs_in else None,
         verify=said.verify is not False,
         ca_file=said.ca_file or None,
+        cert_sha256=said.cert_sha256 or None,
+        server_name=said.server_name or None,
+        client_cert=said.client_cert or None,
+        client_key=said.client_key or None,
+        min_tls=said.min_tls or TlsVersion.V1_2,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_address,
         envelope_from=said.envelope_from,
         helo_name=said.helo_name,
         max_connections=said.max_connections,
+        max_messages_per_connection=said.max_messages_per_connection,
         idle_timeout=said.idle_timeout,
         timeouts=said.timeouts,
         dialect=said.dialect,
         sandbox=said.sandbox,
     )
     _refuse_contradictions(said, profile)
-    if tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT) and not profile.verify:
+    if profile.requires_tls and not profile.verify:
         warnings.append(
             f"profile {said.name}: the relay's certificate is not verified ({_name(said, 'verify', False)})"
+        )
+    if profile.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
+        warnings.append(
+            f"profile {said.name}: TLS {profile.min_tls} is broken (RFC 8996); have the relay upgraded, then remove "
+            f"{_name(said, 'min_tls')}"
         )
     return profile, warnings
 
@@ -248,26 +294,41 @@ def _port_and_tls(said: ProfileFacts, *, logs_in: bool) -> tuple[int, TlsMode]:
 
 def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
     where = f"profile {said.name}: "
-    verifies = profile.tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT)
     if profile.wants_login and profile.tls is TlsMode.OPPORTUNISTIC:
         raise ConfigError(
             f"{where}{_name(said, 'tls', 'opportunistic')} could send the password in clear; "
             f"set {_name(said, 'tls', 'starttls')}, or remove the credentials"
         )
-    in_clear = profile.wants_login and profile.tls is TlsMode.NONE
+    in_clear = profile.wants_login and profile.tls is TlsMode.NONE and profile.auth is not AuthMode.CRAM_MD5
     if in_clear and not (profile.allow_cleartext_auth or is_loopback(profile.host)):
         raise ConfigError(
             f"{where}{_name(said, 'tls', 'none')} would send the password in clear; set "
             f"{_name(said, 'tls', 'starttls')}, or say that you want that: "
             f"{_name(said, 'allow_cleartext_auth', True)}"
         )
-    if said.ca_file and said.verify is False:
+    ways = [key for key in ("ca_file", "cert_sha256") if getattr(said, key)]
+    if ways and said.verify is False:
         raise ConfigError(
-            f"{where}{_name(said, 'ca_file')} and {_name(said, 'verify', False)} contradict each other; remove one"
+            f"{where}{_name(said, ways[0])} and {_name(said, 'verify', False)} contradict each other; remove one"
         )
-    if not verifies and (said.ca_file or said.verify):
-        which = _name(said, "ca_file") if said.ca_file else _name(said, "verify", True)
+    if len(ways) > 1:
         raise ConfigError(
-            f"{where}{which} has no effect with {_name(said, 'tls', profile.tls.value)}, which asks for no valid "
-            f"certificate; set {_name(said, 'tls', 'starttls')} to verify, or remove it"
+            f"{where}{_name(said, 'cert_sha256')} trusts one certificate, whoever signed it, so "
+            f"{_name(said, 'ca_file')} has no effect; remove one"
         )
+    if said.client_key and not said.client_cert:
+        raise ConfigError(
+            f"{where}{_name(said, 'client_key')} is the key of no certificate; set {_name(said, 'client_cert')} too"
+        )
+    if not profile.requires_tls:
+        _refuse_what_only_tls_has(said, profile)
+
+
+def _refuse_what_only_tls_has(said: ProfileFacts, profile: Profile) -> None:
+    for key in ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "verify"):
+        if getattr(said, key):
+            which = _name(said, key, True) if key == "verify" else _name(said, key)
+            raise ConfigError(
+                f"profile {said.name}: {which} has no effect with {_name(said, 'tls', profile.tls.value)}, which asks "
+                f"for no valid certificate; set {_name(said, 'tls', 'starttls')} to verify, or remove it"
+            )

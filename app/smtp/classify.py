@@ -17,6 +17,7 @@ from app.mail.hints import Facts, hint
 from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import Profile, TlsMode
 from app.mail.reply import Reply
+from app.smtp.tls import Certificate
 from app.smtp.wire import Breach, Malformed, TimedOut, Unexpected
 
 _P = FailureClass.PERMANENT
@@ -64,8 +65,11 @@ def failure(
 # --- replies in the opening phases -----------------------------------------------------------------------
 
 
-def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "") -> Failure:
-    """Read a refusal at the greeting, EHLO, STARTTLS or AUTH. `offered` are the mechanisms of EHLO."""
+def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", mechanism: str = "") -> Failure:
+    """Read a refusal at the greeting, EHLO, STARTTLS or AUTH.
+
+    `offered` are the mechanisms of EHLO, `mechanism` the one that was tried.
+    """
     if reply.code == 421:
         return _unavailable(profile, phase, reply)
     if reply.code < 400:
@@ -80,7 +84,7 @@ def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "") 
             reason, cls, said = (*_at_auth(reply), "The relay refused the login")
         case _:
             reason, cls, said = Reason.HELO_REFUSED, _T if reply.is_transient else _C, "The relay refused EHLO"
-    return failure(profile, phase, reason, cls, said, reply=reply, facts={"offered": offered})
+    return failure(profile, phase, reason, cls, said, reply=reply, facts={"offered": offered, "mechanism": mechanism})
 
 
 def _at_auth(reply: Reply) -> tuple[Reason, FailureClass]:
@@ -215,6 +219,12 @@ def auth_needs_tls(profile: Profile) -> Failure:
     return failure(profile, Phase.AUTH, Reason.AUTH_NEEDS_TLS, _C, said)
 
 
+def unreadable(profile: Profile, key: str, path: str, why: str) -> Failure:
+    """A file that a setting names cannot be used any more."""
+    said = f"{profile.setting(key)}: {path} cannot be used: {why}"
+    return failure(profile, Phase.CONNECT, Reason.FILE_UNREADABLE, _C, said, facts={"setting": profile.setting(key)})
+
+
 # --- breaks and exceptions -------------------------------------------------------------------------------
 
 
@@ -232,7 +242,7 @@ def breach(profile: Profile, phase: Phase, cause: Breach, *, handed_over: bool =
             reason, said = Reason.REPLY_TIMEOUT, f"No answer in phase {phase}: {cause}"
         case _:
             reason, said = Reason.CONNECTION_LOST, f"In phase {phase}, {cause}"
-    return failure(profile, phase, reason, _U if handed_over else _T, said)
+    return failure(profile, phase, reason, _U if handed_over else _T, said, facts={"phase": phase.value})
 
 
 def malformed(profile: Profile, phase: Phase, line: str) -> Failure:
@@ -273,7 +283,8 @@ def opening_broke(profile: Profile, phase: Phase, *, is_timeout: bool) -> Failur
     """Read a time-out or a lost connection between the greeting and the first MAIL."""
     at = f"{profile.host}:{profile.port}"
     if is_timeout:
-        return failure(profile, phase, Reason.REPLY_TIMEOUT, _T, f"{at} did not answer in phase {phase}")
+        said = f"{at} did not answer in phase {phase}"
+        return failure(profile, phase, Reason.REPLY_TIMEOUT, _T, said, facts={"phase": phase.value})
     return failure(profile, phase, Reason.CONNECTION_LOST, _T, f"{at} closed the connection in phase {phase}")
 
 
@@ -286,13 +297,34 @@ def greeting_timeout(profile: Profile) -> Failure:
     return failure(profile, Phase.GREETING, Reason.GREETING_TIMEOUT, _T, said)
 
 
-def tls(profile: Profile, error: BaseException, *, facts: Facts | None = None) -> Failure:
-    """Read what a TLS handshake raised."""
+def tls(profile: Profile, error: BaseException, *, certificate: Certificate | None = None) -> Failure:
+    """Read what a TLS handshake raised; `certificate` is the one that was refused."""
     reason, cls = _tls_reason(error)
     why = getattr(error, "verify_message", None) or getattr(error, "reason", None) or str(error) or "cut"
     said = f"The TLS handshake with {profile.host}:{profile.port} failed: {why}"
-    phase = Phase.TLS if profile.tls is TlsMode.IMPLICIT else Phase.STARTTLS
-    return failure(profile, phase, reason, cls, said, facts=facts)
+    return failure(profile, _phase_of_tls(profile), reason, cls, said, facts=_facts_of(certificate))
+
+
+def pin_mismatch(profile: Profile, certificate: Certificate | None) -> Failure:
+    """The relay shows another certificate than the one that `cert_sha256` names."""
+    said = f"{profile.host}:{profile.port} shows another certificate than the pinned one"
+    facts = _facts_of(certificate)
+    return failure(profile, _phase_of_tls(profile), Reason.TLS_PIN_MISMATCH, _C, said, facts=facts)
+
+
+def _phase_of_tls(profile: Profile) -> Phase:
+    return Phase.TLS if profile.tls is TlsMode.IMPLICIT else Phase.STARTTLS
+
+
+def _facts_of(certificate: Certificate | None) -> Facts | None:
+    if certificate is None:
+        return None
+    return {
+        "names": ", ".join(certificate.names[:5]),
+        "not_after": certificate.not_after,
+        "issuer": certificate.issuer,
+        "sha256": certificate.sha256,
+    }
 
 
 def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
@@ -307,6 +339,8 @@ def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
         return Reason.TLS_CONNECTION_LOST, _T
     reason = getattr(error, "reason", None)
+    if reason in ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE"):
+        return Reason.TLS_CLIENT_CERT_REQUIRED, _C
     if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"):
         return Reason.TLS_MODE_MISMATCH, _C  # OpenSSL: the peer's first bytes are no TLS record at all
     if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE"):

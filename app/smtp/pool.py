@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from enum import Enum, auto
 from typing import TypeAlias
 
 from app.mail.attempt import Attempt
@@ -22,6 +23,24 @@ from app.smtp import classify
 from app.smtp.session import Session
 
 OpenSession: TypeAlias = Callable[[Profile, Attempt], Awaitable[Session]]
+
+
+class _Turn(Enum):
+    """What whoever asks for a session gets."""
+
+    REUSE = auto()  # the idle one that was used last
+    OPEN = auto()
+    REPLACE = auto()  # an idle one is closed to make room for a new one
+    WAIT = auto()
+
+
+def _assign(*, idle: int, taken: int, limit: int, fresh: bool) -> _Turn:
+    """Decide, with so many usable idle and taken sessions of `limit`; `fresh` = an idle one will not do. Pure."""
+    if idle and not fresh:
+        return _Turn.REUSE
+    if idle + taken < limit:
+        return _Turn.OPEN
+    return _Turn.REPLACE if idle else _Turn.WAIT
 
 
 class _Slots:
@@ -63,14 +82,16 @@ class Pool:
         while True:
             if self._closed:
                 raise TransactionError(classify.stopping(profile))
-            session = None if fresh else self._take_idle(slots, profile)
-            if session is not None:
+            self._drop_unusable(slots, profile)
+            turn = _assign(idle=len(slots.idle), taken=slots.taken, limit=profile.max_connections, fresh=fresh)
+            if turn is _Turn.REUSE:
+                session = slots.idle.pop()
                 slots.taken += 1
                 self._call_if_room(slots, profile)
                 return session
-            if slots.used >= profile.max_connections and slots.idle:
+            if turn is _Turn.REPLACE:
                 slots.idle.pop(0).close()
-            if slots.used < profile.max_connections:
+            if turn is not _Turn.WAIT:
                 break
             await self._wait_in_line(slots)
         slots.taken += 1
@@ -84,7 +105,7 @@ class Pool:
     def give_back(self, session: Session) -> None:
         """Return a leased session, in whatever state it is."""
         slots = self._slots[session.profile.name]
-        if not session.wire.is_open or self._closed or session.profile.idle_timeout == 0:
+        if not session.wire.is_open or self._closed or session.profile.idle_timeout == 0 or session.is_used_up:
             session.close()
             self._free(slots)
         elif session.needs_reset:
@@ -114,14 +135,14 @@ class Pool:
                 slots.idle.pop().close()
         await asyncio.sleep(0)  # the turn of the loop in which they go
 
-    def _take_idle(self, slots: _Slots, profile: Profile) -> Session | None:
+    def _drop_unusable(self, slots: _Slots, profile: Profile) -> None:
+        """Close what lapsed, broke or belongs to other settings, from the last one used back to one that is good."""
         while slots.idle:
-            session = slots.idle.pop()
+            session = slots.idle[-1]
             lapsed = self._loop.time() - session.idle_since > profile.idle_timeout
             if session.wire.is_open and session.profile == profile and not lapsed:
-                return session
-            session.close()
-        return None
+                return
+            slots.idle.pop().close()
 
     async def _wait_in_line(self, slots: _Slots) -> None:
         waiter = self._loop.create_future()

@@ -14,24 +14,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from base64 import b64encode
 from contextlib import suppress
 from typing import cast
 
 import aiosmtplib
 
 from app.mail.attempt import Attempt
-from app.mail.codes import Reason
 from app.mail.errors import TransactionError
-from app.mail.outcome import Failure, FailureClass, Phase
-from app.mail.profile import AuthMode, Profile, TlsMode, is_loopback
+from app.mail.outcome import Failure, Phase
+from app.mail.profile import Profile, TlsMode, is_loopback
 from app.mail.reply import Reply, printable
 from app.smtp import classify
+from app.smtp.login import Credentials, choose_mechanism, credentials_of, log_in
 from app.smtp.network import OwnName, Resolve, SocketAddress, connect_to_any
-from app.smtp.tls import certificate_facts, context_for, read_certificate
+from app.smtp.tls import certificate_of, context_for, read_certificate
 from app.smtp.wire import Breach, Unexpected, Wire
-
-_MECHANISMS = ("PLAIN", "LOGIN")  # strongest first, of those that we speak
 
 
 class Session:
@@ -41,10 +38,20 @@ class Session:
         self.profile = profile
         self.wire = wire
         self.extensions = extensions  # upper-case keyword → its parameters
-        self.is_warm = False  # has already carried a transaction
+        self.transactions = 0  # how many it has carried
         self.needs_reset = False  # a refused transaction is still open at the relay
         self.idle_since = 0.0
         self._opened = opened
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it was kept from one transaction to the next, and may have died in between."""
+        return self.transactions > 0
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether it has carried as many messages as its profile allows."""
+        return 0 < self.profile.max_messages_per_connection <= self.transactions
 
     @property
     def our_address(self) -> str:
@@ -64,6 +71,8 @@ class Session:
             opened.tls_cipher,
         )
         attempt.tls_verified, attempt.tls_error = opened.tls_verified, opened.tls_error
+        attempt.tls_names, attempt.tls_not_after = opened.tls_names, opened.tls_not_after
+        attempt.tls_sha256 = opened.tls_sha256
         attempt.auth, attempt.extensions = opened.auth, opened.extensions
 
     async def reset(self) -> bool:
@@ -136,6 +145,7 @@ class _Opening:
         self._in_clear = in_clear or profile.tls is TlsMode.NONE
         self._address: SocketAddress | None = None
         self._client: _Client | None = None
+        self._credentials: Credentials | None = None
 
     async def run(self) -> Session:
         try:
@@ -148,12 +158,12 @@ class _Opening:
     async def _walk(self) -> Session:
         sock = await self._connect(await self._look_up())
         client = await self._greet(sock)
+        await self._note_tls(client)
         await self._ehlo(client)
         if self._profile.tls in (TlsMode.STARTTLS, TlsMode.OPPORTUNISTIC) and not self._in_clear:
             await self._upgrade(client)
         if not client.is_connected:
             raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
-        self._note_tls(client)
         extensions = {key.upper(): value for key, value in client.esmtp_extensions.items()}
         if self._profile.wants_login:
             await self._log_in(client, extensions)
@@ -162,6 +172,10 @@ class _Opening:
         if transport is None or transport.is_closing():
             raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
         return Session(self._profile, Wire(transport), self._attempt, extensions)
+
+    @property
+    def _server_name(self) -> str:
+        return self._profile.server_name or self._profile.host
 
     async def _look_up(self) -> list[SocketAddress]:
         self._attempt.enter(Phase.RESOLVE)
@@ -189,7 +203,7 @@ class _Opening:
         self._attempt.enter(Phase.TLS if implicit else Phase.GREETING)
         try:
             client = self._client = _Client(
-                hostname=self._profile.host,
+                hostname=self._server_name,
                 local_hostname=await self._helo_name(sock),
                 use_tls=implicit,
                 start_tls=False,
@@ -282,7 +296,7 @@ class _Opening:
         timeouts = self._profile.timeouts
         try:
             reply = await client.starttls(
-                server_hostname=self._profile.host,
+                server_hostname=self._server_name,
                 tls_context=self._context(),
                 timeout=max(timeouts.starttls, timeouts.tls),
             )
@@ -297,57 +311,70 @@ class _Opening:
                 raise self._refused(Phase.STARTTLS, error) from error
             raise _HandshakeFailed(_handshake_cause(error)) from error
         self._attempt.hear(_reply(reply.code, reply.message))
+        await self._note_tls(client)
         # RFC 3207 §4.2: what was learned before is forgotten; aiosmtplib has emptied its buffer.
         await self._ehlo(client)
 
     async def _log_in(self, client: _Client, extensions: dict[str, str]) -> None:
         profile = self._profile
         self._attempt.enter(Phase.AUTH)
+        in_clear = not (self._attempt.tls or profile.allow_cleartext_auth or is_loopback(self._attempt.ip or ""))
         if "AUTH" not in extensions:
             before_starttls = "STARTTLS" in extensions and not self._attempt.tls
             raise TransactionError(classify.auth_not_offered(profile, before_starttls=before_starttls))
-        if not (self._attempt.tls or profile.allow_cleartext_auth or is_loopback(self._attempt.ip or "")):
-            raise TransactionError(classify.auth_needs_tls(profile))
         offered = extensions["AUTH"].upper()
-        mechanism = choose_mechanism(profile.auth, offered.split())
+        mechanism = choose_mechanism(profile.auth, offered.split(), in_clear=in_clear)
+        if mechanism is None and in_clear:
+            raise TransactionError(classify.auth_needs_tls(profile))
         if mechanism is None:
             raise TransactionError(classify.auth_mechanism_unsupported(profile, offered))
+        self._credentials = await credentials_of(profile)
         self._attempt.auth = mechanism
         self._attempt.say(f"AUTH {mechanism} ***")
-        log_in = client.auth_plain if mechanism == "PLAIN" else client.auth_login
         try:
-            reply = await log_in(profile.username, profile.password, timeout=profile.timeouts.auth)
+            reply = await log_in(client, mechanism, self._credentials, timeout=profile.timeouts.auth)
         except (aiosmtplib.SMTPException, OSError) as error:
             raise self._refused(Phase.AUTH, error) from error
-        self._attempt.hear(_reply(reply.code, _masked(reply.message, profile)))
+        self._attempt.hear(_reply(reply.code, self._credentials.mask(reply.message)))
         self._refuse_surplus(client)
 
     def _context(self) -> ssl.SSLContext:
         try:
             return context_for(self._profile)
         except (OSError, ssl.SSLError) as error:
-            said = f"{self._profile.setting('ca_file')} cannot be read: {error}"
-            untrusted, cls = Reason.TLS_CERT_UNTRUSTED, FailureClass.CONFIGURATION
-            raise TransactionError(
-                classify.failure(self._profile, self._attempt.phase, untrusted, cls, said)
-            ) from error
+            files = {key: getattr(self._profile, key) for key in ("ca_file", "client_cert", "client_key")}
+            key = next((key for key, path in files.items() if path and path == getattr(error, "filename", None)), None)
+            key = key or ("client_cert" if self._profile.client_cert else "ca_file")
+            why = getattr(error, "strerror", None) or str(error)
+            raise TransactionError(classify.unreadable(self._profile, key, files[key] or "", why)) from error
 
-    def _note_tls(self, client: _Client) -> None:
+    async def _note_tls(self, client: _Client) -> None:
+        """Keep what TLS came to, and refuse another certificate than the pinned one."""
         tls = client.get_transport_info("ssl_object")
         if tls is None:
             return
-        self._attempt.tls = True
-        self._attempt.tls_version = tls.version()
-        self._attempt.tls_cipher = tls.cipher()[0]
-        self._attempt.tls_verified = self._context().verify_mode is ssl.CERT_REQUIRED
+        attempt, pin = self._attempt, self._profile.cert_sha256
+        attempt.tls = True
+        attempt.tls_version = tls.version()
+        attempt.tls_cipher = tls.cipher()[0]
+        certificate = await certificate_of(tls)
+        if certificate is not None:
+            attempt.tls_names = certificate.names
+            attempt.tls_not_after = certificate.not_after
+            attempt.tls_sha256 = certificate.sha256
+        if pin and (certificate is None or certificate.sha256 != pin):
+            failure = classify.pin_mismatch(self._profile, certificate)
+            attempt.phase, attempt.tls_error = failure.phase, failure.message
+            raise TransactionError(failure)
+        attempt.tls_verified = bool(pin) or self._context().verify_mode is ssl.CERT_REQUIRED
 
     async def handshake_failure(self, cause: BaseException) -> Failure:
         """Read a failed handshake; ask for the certificate's names and dates where it was refused."""
-        facts = None
+        certificate = None
         if isinstance(cause, ssl.SSLCertVerificationError) and self._address is not None:
             with suppress(Exception):  # a hint's detail: whatever hinders it, the failure itself is known
-                facts = certificate_facts(await read_certificate(self._profile, self._address))
-        failure = classify.tls(self._profile, cause, facts=facts)
+                certificate = await read_certificate(self._profile, self._address)
+        failure = classify.tls(self._profile, cause, certificate=certificate)
         self._attempt.tls_error = failure.message
         return failure
 
@@ -356,7 +383,7 @@ class _Opening:
         self._attempt.phase = phase
         profile = self._profile
         if isinstance(error, aiosmtplib.SMTPResponseException):
-            message = _masked(error.message, profile) if phase is Phase.AUTH else error.message
+            message = self._credentials.mask(error.message) if self._credentials else error.message
             if error.code < 200:
                 return TransactionError(classify.malformed(profile, phase, message.partition(": ")[2]))
             if error.code > 599:
@@ -364,23 +391,10 @@ class _Opening:
             said = _reply(error.code, message)
             self._attempt.hear(said)
             offered = client.esmtp_extensions.get("auth", "") if (client := self._client) else ""
-            return TransactionError(classify.opening(profile, phase, said, offered=offered))
+            return TransactionError(
+                classify.opening(profile, phase, said, offered=offered, mechanism=self._attempt.auth or "")
+            )
         return TransactionError(classify.opening_broke(profile, phase, is_timeout=_is_timeout(error)))
-
-
-def choose_mechanism(mode: AuthMode, offered: list[str]) -> str | None:
-    """Pick the one mechanism of this attempt: the pinned one, else the strongest in common; None = none."""
-    wanted = (mode.value.upper(),) if mode in (AuthMode.PLAIN, AuthMode.LOGIN) else _MECHANISMS
-    return next((mechanism for mechanism in wanted if mechanism in offered), None)
-
-
-def _masked(text: str, profile: Profile) -> str:
-    """Relays that do not understand a line quote it: the credentials must not come back into a transcript."""
-    password = profile.password.encode()
-    both = b"\0" + profile.username.encode() + b"\0" + password
-    for secret in (b64encode(both).decode(), b64encode(password).decode(), profile.password):
-        text = text.replace(secret, "***")
-    return text
 
 
 def _reply(code: int, message: str) -> Reply:

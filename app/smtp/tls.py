@@ -9,46 +9,84 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeAlias
 
 import aiosmtplib
 
-from app.mail.profile import Profile, TlsMode
+from app.mail.profile import Profile, TlsMode, TlsVersion
 from app.smtp.network import SocketAddress, connect_to_any
+
+_File: TypeAlias = tuple[str, int]  # path, and when it was last written
+_VERSIONS = {
+    TlsVersion.V1_0: ssl.TLSVersion.TLSv1,
+    TlsVersion.V1_1: ssl.TLSVersion.TLSv1_1,
+    TlsVersion.V1_2: ssl.TLSVersion.TLSv1_2,
+    TlsVersion.V1_3: ssl.TLSVersion.TLSv1_3,
+}
+MOST_NAMES = 20  # of a certificate's, that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a relay's certificate says of itself."""
+
+    names: tuple[str, ...]  # that it is for
+    not_after: str  # YYYY-MM-DD, its last day
+    issuer: str  # its common name
+    sha256: str  # lower-case hex
 
 
 def context_for(profile: Profile) -> ssl.SSLContext:
     """Give the cached context by which this profile's handshakes are judged.
 
+    Files are looked at each time: a renewed certificate counts from the next connection on.
+
     Raises:
-        OSError, ssl.SSLError: the CA file cannot be read any more.
+        OSError, ssl.SSLError: a file cannot be read any more.
     """
-    verifies = profile.verify and profile.tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT)
-    return _context(verifies, profile.ca_file if verifies else None, profile.tls is TlsMode.OPPORTUNISTIC)
+    verifies = profile.verify and profile.requires_tls and not profile.cert_sha256
+    return _context(
+        ca=_dated(profile.ca_file) if verifies else None,
+        client=(_dated(profile.client_cert), _dated(profile.client_key)),
+        min_tls=None if profile.tls is TlsMode.OPPORTUNISTIC else profile.min_tls,
+        verifies=verifies,
+    )
+
+
+def _dated(path: str | None) -> _File | None:
+    return None if path is None else (path, Path(path).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _context(verifies: bool, ca_file: str | None, takes_anything: bool) -> ssl.SSLContext:  # noqa: FBT001
-    context = ssl.create_default_context(cafile=ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8996; Debian's Python leaves it to OpenSSL's settings
-    if ca_file is not None:
+def _context(
+    *, ca: _File | None, client: tuple[_File | None, _File | None], min_tls: TlsVersion | None, verifies: bool
+) -> ssl.SSLContext:
+    """Build a context; `min_tls` None = an old TLS is better than none (RFC 7435)."""
+    context = ssl.create_default_context(cafile=ca[0] if ca else None)
+    # Said in any case: Debian's Python leaves it to OpenSSL's settings, which take anything.
+    context.minimum_version = _VERSIONS[min_tls] if min_tls else ssl.TLSVersion.MINIMUM_SUPPORTED
+    if ca is not None:
         # Internal CAs rarely carry what RFC 5280 wants; Python 3.13 began to insist.
         context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
     if not verifies:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if takes_anything:
-        # RFC 7435: better an old TLS than none. OpenSSL 3 refuses TLS 1.0 above security level 0.
+    if min_tls not in (TlsVersion.V1_2, TlsVersion.V1_3):
         with suppress(ssl.SSLError):
-            context.set_ciphers("DEFAULT:@SECLEVEL=0")
-        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL 3 refuses TLS 1.0 and 1.1 above that
+    certificate, key = client
+    if certificate is not None:
+        context.load_cert_chain(certificate[0], key[0] if key else None, password="")
     return context
 
 
-async def read_certificate(profile: Profile, address: SocketAddress) -> bytes:
-    """Ask the relay for its certificate, whatever it is worth; DER.
+async def read_certificate(profile: Profile, address: SocketAddress) -> Certificate:
+    """Ask the relay for its certificate, whatever it is worth.
 
     Raises:
         OSError, aiosmtplib.SMTPException: it was not to be had.
@@ -56,31 +94,44 @@ async def read_certificate(profile: Profile, address: SocketAddress) -> bytes:
     async with asyncio.timeout(profile.timeouts.tls):
         sock, _ = await connect_to_any([address], within=profile.timeouts.connect)
         client = aiosmtplib.SMTP(
-            hostname=profile.host,
+            hostname=profile.server_name or profile.host,
             local_hostname="[127.0.0.1]",
             use_tls=profile.tls is TlsMode.IMPLICIT,
             start_tls=False,
-            tls_context=_context(False, None, False),
+            tls_context=_context(ca=None, client=(None, None), min_tls=None, verifies=False),
             sock=sock,
         )
         try:
             await client.connect()
             if profile.tls is not TlsMode.IMPLICIT:
                 await client.starttls()
-            der: bytes = client.get_transport_info("ssl_object").getpeercert(binary_form=True)
-            return der
+            certificate = await certificate_of(client.get_transport_info("ssl_object"))
         finally:
             client.close()
+    if certificate is None:
+        raise OSError("the relay shows no certificate")
+    return certificate
 
 
-def certificate_facts(der: bytes) -> Mapping[str, str]:
-    """Read a DER certificate: `names` (joined by ", "), `not_after` (YYYY-MM-DD), `issuer` (its common name)."""
-    # Imported here: 5 MB and 60 ms that only a refused certificate needs.
+async def certificate_of(tls: ssl.SSLObject) -> Certificate | None:
+    """Read the certificate that the peer of a TLS connection showed."""
+    der = tls.getpeercert(binary_form=True)
+    # In a thread: the first one imports 5 MB of cryptography, and later ones are remembered.
+    return None if der is None else await asyncio.to_thread(_certificate, der)
+
+
+@lru_cache(maxsize=64)
+def _certificate(der: bytes) -> Certificate:
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
-    certificate = x509.load_der_x509_certificate(der)
+    fingerprint = sha256(der).hexdigest()
     names: list[str] = []
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        not_after = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+    except ValueError:  # what is not verified may be anything
+        return Certificate((), "", "", fingerprint)
     with suppress(x509.ExtensionNotFound, ValueError):
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names += alternatives.get_values_for_type(x509.DNSName)
@@ -88,11 +139,12 @@ def certificate_facts(der: bytes) -> Mapping[str, str]:
     if not names:
         names = [_text(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     issuer = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME) or list(certificate.issuer)
-    return {
-        "names": ", ".join(names[:5]),
-        "not_after": f"{certificate.not_valid_after_utc:%Y-%m-%d}",
-        "issuer": _text(issuer[0].value)[:100] if issuer else "",
-    }
+    return Certificate(
+        names=tuple(name[:255] for name in names[:MOST_NAMES]),
+        not_after=not_after,
+        issuer=_text(issuer[0].value)[:100] if issuer else "",
+        sha256=fingerprint,
+    )
 
 
 def _text(value: str | bytes) -> str:

@@ -22,7 +22,7 @@ from app.mail.outcome import Failure, Phase
 from app.mail.reply import Reply
 from app.smtp import classify
 from app.smtp.session import Session
-from app.smtp.wire import BLOCK, Breach, Lost, Unexpected
+from app.smtp.wire import BLOCK, Breach, Lost, TimedOut, Unexpected
 
 BeforeHandover: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -30,7 +30,7 @@ _ANY_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class StaleSession(Exception):
-    """A warm session turned out to be dead before the relay said anything: nothing happened, take another."""
+    """A warm session turned out to be dead before the relay said anything: nothing was sent, take another."""
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ async def deliver(
         raise
     finally:
         session.wire.heard = None
-        session.is_warm = True
+        session.transactions += 1
 
 
 def _known_refusal(session: Session, envelope: Envelope, size: int) -> Failure | None:
@@ -132,12 +132,16 @@ class _Transaction:
             if self._wire.is_out_of_step and not self._attempt.handover:
                 raise Unexpected("more replies than commands")
         except Breach as breach:
-            if self._session.is_warm and not self._heard_anything and isinstance(breach, Lost):
+            if self._may_be_stale and isinstance(breach, Lost | TimedOut):
                 raise StaleSession from breach
             self._broke(breach)
         finally:
             _ignore(self._mark)
         return self._report
+
+    @property
+    def _may_be_stale(self) -> bool:
+        return self._session.is_warm and not self._heard_anything
 
     def _broke(self, breach: Breach) -> None:
         self._wire.close()
@@ -296,6 +300,9 @@ class _Transaction:
         return await self._reply(timeout)
 
     async def _reply(self, timeout: float) -> Reply:
+        if self._may_be_stale:
+            # A connection may die without a word (a NAT that forgot it): only a new one gets the relay's full time.
+            timeout = min(timeout, self._timeouts.reset)
         reply = await self._wire.next_reply(timeout)
         self._heard_anything = True
         if 300 <= reply.code < 400 and reply.code != 354:

@@ -250,7 +250,12 @@ CERTIFICATES = [
     ("14-untrusted", "untrusted", "ETLS/tls_cert_untrusted C", ["ca_file", "verify = false"]),
     ("14-self-signed", "self_signed", "ETLS/tls_cert_untrusted C", ["ca_file", "verify = false"]),
     ("15-expired", "expired", "ETLS/tls_cert_expired C", ["2024-01-31", "verify = false"]),
-    ("16-wrong-name", "wrong_name", "ETLS/tls_hostname_mismatch C", ["other.test", "localhost", 'host = "other.test"']),
+    (
+        "16-wrong-name",
+        "wrong_name",
+        "ETLS/tls_hostname_mismatch C",
+        ["other.test", "localhost", 'server_name = "other.test"'],
+    ),
 ]
 CUTS: Mapping[str, Close | Reset] = {"closed": Close(), "reset": Reset()}
 STARTTLS_FAILURES: Mapping[str, Answer] = {
@@ -762,7 +767,7 @@ OPENING = [
         "EAUTH/auth_mechanism_unsupported C",
         relay=with_auth("GSSAPI", "NTLM"),
         settings=LOGGING_IN,
-        hint=["GSSAPI", "NTLM", "auth"],
+        hint=["GSSAPI", "NTLM", "PLAIN, LOGIN and CRAM-MD5"],
         wire=EHLO,
     ),
     row(
@@ -770,7 +775,7 @@ OPENING = [
         "EAUTH/auth_mechanism_unsupported C",
         relay=with_auth("LOGIN", "NTLM"),
         settings={"auth": AuthMode.PLAIN, **LOGGING_IN},
-        hint=["LOGIN", "auth"],
+        hint=["LOGIN", 'auth = "login"'],
         wire=EHLO,
     ),
     row(

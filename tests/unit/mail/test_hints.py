@@ -13,7 +13,7 @@ from app.mail.codes import CODE_OF, ErrorCode, Reason
 from app.mail.errors import ConfigError
 from app.mail.hints import hint
 from app.mail.profile import Dialect, Profile, ProfileFacts, TlsMode, resolve_profile, stand_in
-from app.settings import ProfileSettings, load
+from app.settings import ProfileSettings, TimeoutSettings, load
 
 _ENVIRONMENT_SETTING = re.compile(r"\b(?:SMTP|MAILCHUTE)_[A-Z0-9_]+\b(?:=(?P<value>[^\s,;)]*[^\s,;).]))?")
 _FILE_SETTING = re.compile(r"\b[a-z_]+ = (?:\"[^\"]*\"|true|false|[0-9]+)")
@@ -24,6 +24,9 @@ FACTS = {
     "offered": "PLAIN LOGIN",
     "our_address": "192.0.2.7",
     "limit": "10240000",
+    "sha256": "ab" * 32,
+    "mechanism": "CRAM-MD5",
+    "phase": "auth",
 }
 _HOST = {"SMTP_HOST": "relay.corp.example"}
 _KEYS = {field.alias or name for name, field in ProfileSettings.model_fields.items()}
@@ -89,7 +92,9 @@ def test_a_hint_for_a_nested_profile_names_it_and_its_keys(reason: Reason) -> No
         assert "SMTP_" not in text
         for found in _ENVIRONMENT_SETTING.finditer(text):
             name = found[0].partition("=")[0]
-            assert name.removeprefix("MAILCHUTE_PROFILES__CORP__").lower() in _KEYS
+            key, _, phase = name.removeprefix("MAILCHUTE_PROFILES__CORP__").lower().partition("__")
+            assert key in _KEYS
+            assert not phase or phase in TimeoutSettings.model_fields
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -119,8 +124,13 @@ def test_a_hint_in_the_files_dialect_names_keys_that_exist(reason: Reason, tmp_p
         ),
         (Reason.TLS_NOT_OFFERED, {"port": 587, "username": "bot", "password": "x"}, [("tls", "implicit")]),
         (Reason.TLS_CERT_UNTRUSTED, {"port": 465}, [("ca_file", "/path/to/ca.pem"), ("verify", False)]),
-        (Reason.TLS_CERT_EXPIRED, {"port": 465}, [("verify", False)]),
-        (Reason.TLS_HOSTNAME_MISMATCH, {"port": 465}, [("host", "mail.corp.example"), ("verify", False)]),
+        (Reason.TLS_CERT_EXPIRED, {"port": 465}, [("cert_sha256", "ab" * 32), ("verify", False)]),
+        (Reason.TLS_CERT_UNTRUSTED, {"port": 465}, [("cert_sha256", "ab" * 32)]),
+        (Reason.TLS_PIN_MISMATCH, {"port": 465, "cert_sha256": "cd" * 32}, [("cert_sha256", "ab" * 32)]),
+        (Reason.TLS_VERSION_UNSUPPORTED, {"port": 465}, [("min_tls", "1.0")]),
+        (Reason.TLS_CLIENT_CERT_REQUIRED, {"port": 465}, [("client_cert", "/path/to/client.pem")]),
+        (Reason.RATE_LIMITED, {"port": 25}, [("max_connections", 5)]),
+        (Reason.TLS_HOSTNAME_MISMATCH, {"port": 465}, [("server_name", "mail.corp.example"), ("verify", False)]),
         (Reason.TLS_MODE_MISMATCH, {"port": 465}, [("tls", "starttls"), ("tls", "none")]),
         (Reason.TLS_MODE_MISMATCH, {"port": 465, "username": "bot", "password": "x"}, [("tls", "starttls")]),
         (Reason.TLS_MODE_MISMATCH, {"port": 465, "tls": TlsMode.NONE}, [("tls", "implicit")]),
@@ -128,7 +138,7 @@ def test_a_hint_in_the_files_dialect_names_keys_that_exist(reason: Reason, tmp_p
         (Reason.AUTH_REJECTED, {"port": 587, "username": "bot", "password": "x"}, [("username", None)]),
         (Reason.AUTH_NEEDS_TLS, {"port": 25}, [("tls", "starttls")]),
         (Reason.HELO_REFUSED, {"port": 25}, [("helo_name", None)]),
-        (Reason.REPLY_TIMEOUT, {"port": 25}, [("timeouts", None)]),
+        (Reason.REPLY_TIMEOUT, {"port": 25}, [("timeouts.auth", None)]),
         (Reason.CONNECTION_REFUSED, {"port": 25}, [("host", None), ("port", None)]),
     ],
 )

@@ -1,0 +1,83 @@
+"""The login of a session: which mechanism, which password, and how neither gets into a transcript.
+
+One mechanism an attempt, so that one wrong password is one failed login at the relay. aiosmtplib's own `login()`
+would try three. RFC 4954 (AUTH), RFC 4616 (PLAIN), RFC 2195 (CRAM-MD5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from base64 import b64encode
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import aiosmtplib
+
+from app.mail.errors import TransactionError
+from app.mail.profile import AuthMode, Profile
+from app.smtp import classify
+
+Mechanism: TypeAlias = str
+
+# Strongest first, of those that we speak: only the first never sends the password.
+_MECHANISMS = ("CRAM-MD5", "PLAIN", "LOGIN")
+_IN_CLEAR = ("PLAIN", "LOGIN")
+_LONG_BASE64 = re.compile(r"[A-Za-z0-9+/]{24,}={0,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What one session logs in with."""
+
+    username: str
+    password: str = field(repr=False)
+
+    def mask(self, text: str) -> str:
+        """Relays that do not understand a line quote it: no secret may come back into a transcript."""
+        password = self.password.encode()
+        both = b"\0" + self.username.encode() + b"\0" + password
+        for secret in (b64encode(both).decode(), b64encode(password).decode(), self.password):
+            text = text.replace(secret, "***")
+        return _LONG_BASE64.sub("***", text)  # a digest of CRAM-MD5, which can be guessed at
+
+
+async def credentials_of(profile: Profile) -> Credentials:
+    """Give the profile's credentials as they are now: a password from a file is read again.
+
+    Raises:
+        TransactionError: the file cannot be read, or holds nothing.
+    """
+    if profile.password_file is None:
+        return Credentials(profile.username, profile.password)
+    try:
+        # A mounted secret may lie on a network's disk.
+        password = await asyncio.to_thread(Path(profile.password_file).read_text, "utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise TransactionError(classify.unreadable(profile, "password_file", profile.password_file, why)) from error
+    if not (password := password.rstrip("\r\n")):
+        raise TransactionError(classify.unreadable(profile, "password_file", profile.password_file, "it is empty"))
+    return Credentials(profile.username, password)
+
+
+def choose_mechanism(mode: AuthMode, offered: list[str], *, in_clear: bool = False) -> Mechanism | None:
+    """Pick the one mechanism of this attempt: the pinned one, else the strongest in common; None = none.
+
+    `in_clear` leaves out those that show the password to whoever listens.
+    """
+    wanted = (mode.value.upper(),) if mode.is_pinned else _MECHANISMS
+    return next((m for m in wanted if m in offered and not (in_clear and m in _IN_CLEAR)), None)
+
+
+async def log_in(
+    client: aiosmtplib.SMTP, mechanism: Mechanism, credentials: Credentials, *, timeout: float
+) -> aiosmtplib.SMTPResponse:
+    """Log in by one mechanism; `timeout` seconds for each of its replies.
+
+    Raises:
+        aiosmtplib.SMTPException, OSError: refused, or broken off.
+    """
+    by = {"CRAM-MD5": client.auth_crammd5, "PLAIN": client.auth_plain, "LOGIN": client.auth_login}[mechanism]
+    return await by(credentials.username, credentials.password, timeout=timeout)
