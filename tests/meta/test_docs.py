@@ -41,7 +41,7 @@ SMTP_NAMES = [
 
 def code_words(document: Path) -> set[str]:
     """Give every word that stands as code in a document."""
-    return set(re.findall(r"[A-Za-z0-9_]+", " ".join(CODE.findall(document.read_text("utf-8")))))
+    return set(re.findall(r"[A-Za-z0-9_-]+", " ".join(CODE.findall(document.read_text("utf-8")))))
 
 
 def model_within(annotation: Any) -> type[BaseModel] | None:
