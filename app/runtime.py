@@ -133,6 +133,7 @@ class Runtime:
             now=self.now,
             clock=perf_counter,
             random_bits=self.random_bits,
+            keep_transcripts=settings.transcripts,
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
         self.intake = Intake(

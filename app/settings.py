@@ -140,6 +140,7 @@ class _Written(_Strict):
     api_key: SecretStr | None = None
     api_key_file: Path | None = None
     docs: bool = True
+    transcripts: bool = True
     default_profile: str | None = None
     default_from: WrittenAddress | None = None
     default_wait: Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30)] = 8.0
@@ -181,6 +182,7 @@ class Settings:
     schedule: Schedule
     expires_after: float  # seconds
     docs: bool
+    transcripts: bool  # keep the conversation with the relay with each attempt
     api_key: str | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
 
@@ -262,6 +264,7 @@ def _whole(written: _Written, sources: Sources) -> Settings:
         schedule=schedule,
         expires_after=written.retry.expires_after,
         docs=written.docs,
+        transcripts=written.transcripts,
         api_key=api_key,
         warnings=tuple(warnings),
     )

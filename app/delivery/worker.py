@@ -69,7 +69,9 @@ class Worker:
         now: Callable[[], datetime],
         clock: Callable[[], float],
         random_bits: Callable[[int], int],
+        keep_transcripts: bool,
     ) -> None:
+        self._keep_transcripts = keep_transcripts
         self._schedule = schedule
         self._outbox = outbox
         self._pool = pool
@@ -228,7 +230,7 @@ class Worker:
             again = self._now() + timedelta(seconds=self._schedule.waits[-1])
             await self._record(claim, None, {a: Deferred(gone) for a in claim.pending}, RetryAt(again))
             return
-        attempt = Attempt(said.attempts, profile.name, self._now(), self._clock)
+        attempt = Attempt(said.attempts, profile.name, self._now(), self._clock, self._keep_transcripts)
         try:
             outcomes = await self._carry_out(claim, profile, attempt)
         except asyncio.CancelledError:

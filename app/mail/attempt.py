@@ -6,12 +6,16 @@ is in the store before it starts, so that no crash can hide a try.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from app.mail.outcome import Failure, Phase
 from app.mail.reply import Reply
+
+MOST_LINES = 200  # of a transcript: its beginning and its end, what lies between is left out
+LONGEST_LINE = 500  # characters of a transcript's line
+_BEGINNING = 100  # lines
 
 
 @dataclass(slots=True)
@@ -20,13 +24,15 @@ class Attempt:
 
     `clock` is monotonic, in seconds. `phases` and the transcript's stamps are milliseconds; a phase that a warm
     session did long ago is not in `phases`. `transcript` has one wire line an entry, (ms, "C" | "S", line), with
-    credentials and content left out by whoever writes it.
+    credentials and content left out by whoever writes it, and its middle where it would be longer than
+    `MOST_LINES`; with `keeps_transcript` False it stays empty.
     """
 
     number: int
     profile: str
     started_at: datetime
     clock: Callable[[], float]
+    keeps_transcript: bool = True
     host: str = ""
     ip: str | None = None
     port: int = 0
@@ -47,6 +53,7 @@ class Attempt:
     verdict: Reply | None = None  # the relay's last word on the message
     handover: bool = False  # the content's end was let go
     transcript: list[tuple[float, str, str]] = field(default_factory=list)
+    _left_out: int = 0  # lines of the transcript's middle
     _start: float = 0.0
     _since: float | None = None  # when the running phase began; None = none has begun
 
@@ -68,12 +75,26 @@ class Attempt:
 
     def say(self, line: str) -> None:
         """Note a line of ours; the caller masks secrets."""
-        self.transcript.append((round((self.clock() - self._start) * 1000, 1), "C", line))
+        self._note("C", (line,))
 
     def hear(self, reply: Reply) -> None:
         """Note a reply of the relay's, line by line."""
+        self._note("S", reply.wire_lines())
+
+    def _note(self, who: str, lines: Iterable[str]) -> None:
+        if not self.keeps_transcript:
+            return
         ms = round((self.clock() - self._start) * 1000, 1)
-        self.transcript.extend((ms, "S", line) for line in reply.wire_lines())
+        transcript = self.transcript
+        for line in lines:
+            is_short = len(line) <= LONGEST_LINE
+            shown = line if is_short else f"{line[:LONGEST_LINE]}… ({len(line)} characters)"
+            transcript.append((ms, who, shown))
+            if len(transcript) > MOST_LINES:
+                del transcript[_BEGINNING + 1]
+                self._left_out += 1
+                at, whose, _ = transcript[_BEGINNING]
+                transcript[_BEGINNING] = (at, whose, f"({self._left_out + 1} lines left out)")
 
     def _close_phase(self, now: float) -> None:
         if self._since is None:

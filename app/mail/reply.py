@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_LINE = 4096  # bytes; RFC 5321 asks for 512, real EHLO lines stay under 1,000
+LONGEST_SHOWN = 1000  # characters of a reply that are kept
 MAX_REPLY = 64 * 1024  # bytes over all lines of one reply
 
 # RFC 5321 §4.2: the first digit is 2 to 5 (1yz is never used), the second 0 to 5 by grammar; real relays use
@@ -69,7 +70,9 @@ class Reply:
         return [f"{self.code}{' ' if at == last else '-'}{line}" for at, line in enumerate(self.lines)]
 
     def __str__(self) -> str:
-        return f"{self.code} {self.text}".rstrip()
+        """Code and text in one line, as they are kept and shown: shortened, since one reply may have 64 kB."""
+        text = f"{self.code} {self.text}".rstrip()
+        return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def printable(raw: bytes) -> str:

@@ -49,16 +49,17 @@ def failure(
     facts: Facts | None = None,
 ) -> Failure:
     """Make a failure with its hint. `said` is our own sentence; the relay's words follow it."""
+    words = str(reply) if reply else None
     return Failure(
         code=CODE_OF[reason],
         reason=reason,
         cls=cls,
         phase=phase,
-        message=f"{said}: {reply}" if reply else said,
+        message=f"{said}: {words}" if words else said,
         hint=hint(reason, profile, facts),
         smtp_code=reply.code if reply else None,
         enhanced_code=reply.enhanced if reply else None,
-        reply=str(reply) if reply else None,
+        reply=words,
     )
 
 

@@ -7,7 +7,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.mail.attempt import Attempt
+from app.mail.attempt import LONGEST_LINE, MOST_LINES, Attempt
 from app.mail.outcome import Phase
 from app.mail.reply import Reply
 from tests.unit.factories import NOW
@@ -50,6 +50,41 @@ def test_a_transcript_has_one_wire_line_an_entry() -> None:
         (1000.0, "S", "250-relay.example"),
         (1000.0, "S", "250 SIZE 1000"),
     ]
+
+
+def test_a_long_transcript_keeps_its_beginning_and_its_end() -> None:
+    attempt = Attempt(1, "corp", NOW, count().__next__)
+    for number in range(1000):
+        attempt.say(f"RCPT TO:<{number}@theirs.test>")
+    lines = [line for _, _, line in attempt.transcript]
+    assert len(lines) == MOST_LINES
+    left_out = next(at for at, line in enumerate(lines) if line.startswith("("))
+    assert lines[left_out] == f"({1000 - MOST_LINES + 1} lines left out)"
+    assert lines[:left_out] == [f"RCPT TO:<{number}@theirs.test>" for number in range(left_out)]
+    assert lines[left_out + 1 :] == [
+        f"RCPT TO:<{number}@theirs.test>" for number in range(1000 - MOST_LINES + 1 + left_out, 1000)
+    ]
+
+
+def test_a_transcript_one_line_too_long_loses_two_and_says_so() -> None:
+    attempt = Attempt(1, "corp", NOW, count().__next__)
+    attempt.hear(Reply(250, tuple(str(number) for number in range(MOST_LINES + 1))))
+    assert len(attempt.transcript) == MOST_LINES
+    assert "(2 lines left out)" in [line for _, _, line in attempt.transcript]
+
+
+def test_a_long_line_is_shortened_and_says_how_long_it_was() -> None:
+    attempt = _attempt(0.0, 0.0)
+    attempt.hear(Reply(550, ("x" * 4000,)))
+    ((_, _, line),) = attempt.transcript
+    assert line == "550 " + "x" * (LONGEST_LINE - 4) + "… (4004 characters)"
+
+
+def test_no_transcript_is_kept_where_none_is_wanted() -> None:
+    attempt = Attempt(1, "corp", NOW, count().__next__, keeps_transcript=False)
+    attempt.say("EHLO us.example")
+    attempt.hear(Reply(250, ("relay.example",)))
+    assert attempt.transcript == []
 
 
 @given(st.lists(st.sampled_from(Phase), max_size=20))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.mail.reply import MAX_LINE, MAX_REPLY, MalformedReply, Reply, ReplyReader, printable
+from app.mail.reply import LONGEST_SHOWN, MAX_LINE, MAX_REPLY, MalformedReply, Reply, ReplyReader, printable
 
 _text = st.binary(max_size=60).map(lambda raw: raw.replace(b"\n", b""))
 _line_end = st.sampled_from([b"\r\n", b"\r\n", b"\n"])
@@ -239,3 +239,9 @@ def test_a_reply_reads_as_it_stood_on_the_wire() -> None:
     assert reply.wire_lines() == ["250-relay.example", "250-SIZE 1000", "250 STARTTLS"]
     assert str(reply) == "250 relay.example SIZE 1000 STARTTLS"
     assert str(Reply(250, ("",))) == "250"
+
+
+def test_a_long_reply_is_shown_shortened() -> None:
+    reply = Reply(550, tuple("x" * 4000 for _ in range(10)))
+    assert str(reply) == "550 " + "x" * (LONGEST_SHOWN - 4) + "…"
+    assert len(reply.text) > 40_000
