@@ -16,9 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import docs, messages, operate, send
+from app.api import docs, errors, messages, operate, send
 from app.api.document import document
-from app.api.edge import App, Gate, MethodNotAllowed, answer_to
+from app.api.edge import App, Gate, answer_to
+from app.api.problems import MethodNotAllowed
 from app.api.routes import headers_in, to_response
 from app.inspector import views
 from app.mail.errors import Fault, InvalidMessage, MailError, NotFound
@@ -69,7 +70,13 @@ def create_api(runtime: Runtime) -> FastAPI:
     )
     api.openapi = partial(document, api)  # type: ignore[method-assign]
     api.state.runtime = runtime
-    for router in (send.router, messages.router, operate.router, *([docs.router] if settings.docs else [])):
+    for router in (
+        send.router,
+        messages.router,
+        errors.router,
+        operate.router,
+        *([docs.router] if settings.docs else []),
+    ):
         api.include_router(router)
     if settings.sandbox:
         api.include_router(views.router)

@@ -34,6 +34,7 @@ from app.mail.profile import (
     resolve_profile,
 )
 from app.settings import Settings
+from app.smtp.doctor import Diagnosis, Doctor
 from app.smtp.network import resolve
 from app.smtp.pool import Pool
 from app.smtp.session import Session, open_session
@@ -61,6 +62,7 @@ class Runtime:
     outbox: Outbox
     worker: Worker
     intake: Intake
+    doctor: Doctor
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -88,6 +90,17 @@ class Runtime:
     async def close(self) -> None:
         """Drain and close everything, in the reverse order of its start."""
         await self._parts.aclose()
+
+    async def diagnose(self, profile: Profile, *, sender: str | None, recipient: str | None) -> Diagnosis:
+        """Walk through a profile's stages; `sender` None = whom the settings name, `recipient` None = the sender.
+
+        Raises:
+            RateLimited: this profile logged in for a diagnosis less than a minute ago.
+        """
+        default = profile.from_address or self.settings.default_from
+        sender = sender or profile.envelope_from or (default.addr_spec if default else None)
+        attempt = Attempt(1, profile.name, self.now(), perf_counter)
+        return await self.doctor.diagnose(profile, attempt, sender=sender, recipient=recipient or sender)
 
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
@@ -123,6 +136,7 @@ class Runtime:
             await self._open_sink()
         pool = Pool(self._open_session)
         self._closes(pool.close)
+        self.doctor = Doctor(open_session=self._open_session, resolve=resolve, clock=perf_counter)
         self.worker = Worker(
             profiles=self.profiles,
             schedule=settings.schedule,

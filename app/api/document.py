@@ -12,7 +12,7 @@ from fastapi.params import Depends
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
 
-from app.api.edge import Problem
+from app.api.problems import Problem
 
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
 
@@ -24,10 +24,11 @@ KEYS: tuple[Depends, ...] = (
 
 _TEXTS = {
     401: "Who is calling is not known",
-    404: "There is no such message",
+    404: "There is no such thing here",
     413: "The message is too large",
     415: "The body is not application/json",
     422: "Something in the request cannot be; `errors` has a pointer for each fault",
+    429: "This was done too often; Retry-After says how many seconds to wait",
     503: "The store cannot be used now; nothing was taken",
 }
 

@@ -1,7 +1,7 @@
 """What every route shares: who is calling, how errors and answers look on the wire, and the outer middleware.
 
 Plain functions on scope, headers and body; FastAPI's routes are thin wrappers of them, and the hot route calls
-them without FastAPI. The only place that knows HTTP statuses. RFC 9457 (problem details), RFC 7240 (Prefer).
+them without FastAPI. RFC 9457 (problem details), RFC 7240 (Prefer).
 
 The rule for callers: 2xx = we have it, never send it again; 4xx = change something; 5xx and no answer = we do
 not have it. Never used: 400, 408, 500 (Typebot invents them), 502, 504 (proxies do).
@@ -14,25 +14,23 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from math import ceil
 from time import perf_counter
 from typing import Any, TypeAlias
 
 import structlog
-from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from app.api.answers import flat
+from app.api.problems import DOORS, MethodNotAllowed
 from app.intake.callers import Visit
 from app.mail.errors import (
     Fault,
-    Forbidden,
     InvalidMessage,
     MailError,
-    NotFound,
+    RateLimited,
     Refused,
-    StoreUnavailable,
     TooLarge,
-    Unauthenticated,
 )
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
@@ -51,36 +49,6 @@ JSON = (b"content-type", b"application/json")
 RETRY_AFTER_STORE = b"5"
 
 log = structlog.get_logger()
-
-
-class UnsupportedMedia(Refused):
-    """The body is of a type that is not taken."""
-
-
-class MethodNotAllowed(Refused):
-    """The path is known, the method is not; `allow` lists what is."""
-
-    def __init__(self, detail: str, allow: str) -> None:
-        super().__init__(detail)
-        self.allow = allow
-
-
-class ProblemError(BaseModel):
-    """One fault of a request."""
-
-    detail: str = Field(description="the value's fault and the cure")
-    pointer: str = Field(description="JSON pointer into the body")
-
-
-class Problem(BaseModel):
-    """RFC 9457. A refusal at the door: nothing was taken."""
-
-    type: str = Field(description="/errors/{code}")
-    title: str
-    status: int
-    detail: str
-    ok: bool = False
-    errors: list[ProblemError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,29 +179,15 @@ def answer_json(shape: Any, *, status: int = 200, content_type: bytes = b"applic
     return Answer(status, to_json(shape), ((b"content-type", content_type),))
 
 
-_DOORS: tuple[tuple[type[MailError], int, str, str], ...] = (
-    (InvalidMessage, 422, "invalid-message", "The message cannot be taken as it is"),
-    (UnsupportedMedia, 415, "unsupported-media-type", "The body is of a type that is not taken"),
-    (TooLarge, 413, "too-large", "The message is too large"),
-    (Unauthenticated, 401, "unauthenticated", "Who is calling is not known"),
-    (Forbidden, 403, "forbidden", "This caller may not do that"),
-    (NotFound, 404, "not-found", "There is no such thing here"),
-    (MethodNotAllowed, 405, "method-not-allowed", "This path does not take that method"),
-    (StoreUnavailable, 503, "store-unavailable", "The store cannot take the message now; nothing was taken"),
-)
-
-
 def answer_to(error: MailError, headers: Headers) -> Answer:
     """Answer a refusal at the door: nothing was taken."""
-    status, code, title = next(
-        ((status, code, title) for kind, status, code, title in _DOORS if isinstance(error, kind)),
-        (503, "unavailable", "Something unforeseen happened; nothing was taken"),
-    )
+    door = next(door for door in DOORS if isinstance(error, door.kind))
+    status = door.status
     faults: Iterable[Fault] = error.faults if isinstance(error, Refused) else ()
-    detail = error.detail if isinstance(error, Refused) else title
+    detail = error.detail if isinstance(error, Refused) else door.title
     shape = {
-        "type": f"/errors/{code}",
-        "title": title,
+        "type": f"/errors/{door.code}",
+        "title": door.title,
         "status": status,
         "detail": detail,
         "ok": False,
@@ -244,6 +198,8 @@ def answer_to(error: MailError, headers: Headers) -> Answer:
         extra.append((b"www-authenticate", b'Bearer realm="mailchute"'))
     if status == 503:
         extra.append((b"retry-after", RETRY_AFTER_STORE))
+    if isinstance(error, RateLimited):
+        extra.append((b"retry-after", str(max(1, ceil(error.retry_after))).encode()))
     if isinstance(error, MethodNotAllowed):
         extra.append((b"allow", error.allow.encode()))
     return Answer(status, to_json(shape), (_problem_type(headers), *extra))

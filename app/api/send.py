@@ -11,7 +11,7 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from app.api.answers import MessageAnswer, MessageNotSent
-from app.api.body import SendRequest, draft_of, example, json_fault
+from app.api.body import SendRequest, draft_of, example
 from app.api.document import KEYS, in_both_types, problems
 from app.api.edge import (
     Answer,
@@ -20,7 +20,6 @@ from app.api.edge import (
     Receive,
     Scope,
     Send,
-    UnsupportedMedia,
     answer_to,
     answer_to_post,
     body_of,
@@ -29,6 +28,7 @@ from app.api.edge import (
     send_answer,
     visit_of,
 )
+from app.api.media import check_media_type
 from app.api.routes import runtime_of, to_response
 from app.mail.errors import MailError
 from app.mail.message import Snapshot
@@ -98,7 +98,7 @@ async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
     headers: Headers = scope.get("mailchute.headers") or headers_of(scope)
     try:
         caller = runtime.callers.identify(visit_of(scope, headers))
-        _check_media_type(headers, body)
+        check_media_type(headers, body)
         preference = preference_of(headers)
         warnings = (_KEY_IGNORED,) if b"idempotency-key" in headers else ()
         draft = draft_of(body, lenient=preference.lenient, warnings=warnings)
@@ -133,26 +133,3 @@ async def _wait(verdict: asyncio.Future[Snapshot | None], known: Snapshot, *, un
 def _applied(respond_async: bool, wait: float | None, lenient: bool) -> str:  # noqa: FBT001
     applied = ["respond-async"] if respond_async else [f"wait={wait:g}"] if wait is not None else []
     return ", ".join([*applied, *(["handling=lenient"] if lenient else [])])
-
-
-def _check_media_type(headers: Headers, body: bytes) -> None:
-    raw = headers.get(b"content-type", b"")
-    if raw == b"application/json" and b"content-encoding" not in headers:
-        return
-    kind, _, parameters = raw.decode("latin-1").lower().partition(";")
-    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-    if encoding != "identity":
-        raise UnsupportedMedia(f"The body is compressed ({encoding[:40]}); send it as it is")
-    kind = kind.strip()
-    if kind == "text/plain":
-        # Typebot sends a body that is not JSON as text/plain: say what is wrong with it, not with its type.
-        fault = json_fault(body)
-        if fault is not None:
-            raise fault
-    if kind != "application/json":
-        was = f"it was {kind[:80]}" if kind else "there was none"
-        raise UnsupportedMedia(f"Send the body as JSON, with the header Content-Type: application/json ({was})")
-    said = dict(p.strip().partition("=")[::2] for p in parameters.split(";"))
-    charset = said.get("charset", "").strip('"')
-    if charset not in ("", "utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMedia(f"Send the body in UTF-8, not {charset[:40]}")

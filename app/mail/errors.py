@@ -6,7 +6,8 @@
     │   ├── TooLarge               413
     │   ├── NotFound               404
     │   ├── Unauthenticated        401
-    │   └── Forbidden              403
+    │   ├── Forbidden              403
+    │   └── RateLimited            429, with the seconds to wait
     ├── TransactionError(failure)  a relay gave no verdict: the phase and the cause say what that means
     ├── StoreUnavailable           503: nothing was taken
     └── LeaseLost                  somebody else holds the message now; what we know is dropped
@@ -71,6 +72,14 @@ class Unauthenticated(Refused):
 
 class Forbidden(Refused):
     """The caller is known and may not."""
+
+
+class RateLimited(Refused):
+    """Done too often; `retry_after` says how many seconds to wait."""
+
+    def __init__(self, detail: str, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 class TransactionError(MailError):

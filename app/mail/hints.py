@@ -24,22 +24,44 @@ def _host_port(p: Profile) -> str:
     return f"{p.setting('host')} and {p.setting('port')} ({p.host}:{p.port})"
 
 
-def _connection_refused(p: Profile, _: Facts) -> str:
+def _answers(p: Profile, facts: Facts) -> str:
+    """Name a port that was seen to answer, in words that begin the cure."""
+    found = facts.get("answers", "").split()
+    if not found:
+        return ""
+    port = int(found[0])
+    line = p.setting("port", port)
+    if port == 465 and p.tls is not TlsMode.IMPLICIT:
+        line += f" and {p.setting('tls', 'implicit')}"
+    elif port != 465 and p.tls is TlsMode.IMPLICIT:
+        line += f" and {p.setting('tls', 'starttls')}"
+    return f"port {port} answers there, so set {line}; or "
+
+
+def _connection_refused(p: Profile, facts: Facts) -> str:
     return (
-        f"Nothing listens on {p.host} port {p.port}: check {p.setting('host')} and {p.setting('port')} "
-        "(relays use 25, 465 or 587), and that the relay runs."
+        f"Nothing listens on {p.host} port {p.port}: {_answers(p, facts)}check {p.setting('host')} and "
+        f"{p.setting('port')} (relays use 25, 465 or 587), and that the relay runs."
     )
 
 
-def _greeting_timeout(p: Profile, _: Facts) -> str:
+def _connect_timeout(p: Profile, facts: Facts) -> str:
+    return f"Nothing answers at {p.host} port {p.port}: {_answers(p, facts)}check {_host_port(p)}, and firewalls."
+
+
+def _greeting_timeout(p: Profile, facts: Facts) -> str:
     return (
-        f"The relay took the connection and said nothing: if port {p.port} expects TLS from the first byte, set "
-        f"{p.setting('tls', 'implicit')}."
+        f"The relay took the connection and said nothing: {_answers(p, facts)}if port {p.port} expects TLS from the "
+        f"first byte, set {p.setting('tls', 'implicit')}."
     )
 
 
-def _not_smtp(p: Profile, _: Facts) -> str:
-    return f"What answers there is not a mail server: check {_host_port(p)}."
+def _not_smtp(p: Profile, facts: Facts) -> str:
+    return f"What answers there is not a mail server: {_answers(p, facts)}check {_host_port(p)}."
+
+
+def _malformed_reply(p: Profile, facts: Facts) -> str:
+    return f"What the relay answered is not SMTP: {_answers(p, facts)}check {_host_port(p)}."
 
 
 def _tls_not_offered(p: Profile, facts: Facts) -> str:
@@ -233,7 +255,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     ),
     Reason.HOST_NOT_FOUND: _with_host("The name {name} does not exist: check {host}."),
     Reason.DNS_FAILURE: _with_host("The name {name} could not be looked up now: check this machine's DNS servers."),
-    Reason.CONNECT_TIMEOUT: _with_host("Nothing answers at {name} port {port}: check {host_port}, and firewalls."),
+    Reason.CONNECT_TIMEOUT: _connect_timeout,
     Reason.GREETING_REFUSED: _fixed(
         "The relay turns this machine away: ask its operator whether our address is allowed."
     ),
@@ -308,7 +330,7 @@ _HINTS: Mapping[Reason, _Hint] = {
         "that time before you send it again."
     ),
     Reason.REPLY_TIMEOUT: _reply_timeout,
-    Reason.MALFORMED_REPLY: _with_host("What the relay answered is not SMTP: check {host_port}."),
+    Reason.MALFORMED_REPLY: _malformed_reply,
     Reason.UNEXPECTED_REPLY: _with_host(
         "The relay answered out of turn: it is tried again; a proxy before {name} may do that."
     ),

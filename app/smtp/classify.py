@@ -220,10 +220,10 @@ def auth_needs_tls(profile: Profile) -> Failure:
     return failure(profile, Phase.AUTH, Reason.AUTH_NEEDS_TLS, _C, said)
 
 
-def unreadable(profile: Profile, key: str, path: str, why: str) -> Failure:
+def unreadable(profile: Profile, phase: Phase, key: str, why: str) -> Failure:
     """A file that a setting names cannot be used any more."""
-    said = f"{profile.setting(key)}: {path} cannot be used: {why}"
-    return failure(profile, Phase.CONNECT, Reason.FILE_UNREADABLE, _C, said, facts={"setting": profile.setting(key)})
+    said = f"{profile.setting(key)}: {getattr(profile, key)} cannot be used: {why}"
+    return failure(profile, phase, Reason.FILE_UNREADABLE, _C, said, facts={"setting": profile.setting(key)})
 
 
 # --- breaks and exceptions -------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def lookup(profile: Profile, error: BaseException) -> Failure:
 
 
 def connecting(profile: Profile, error: OSError) -> Failure:
-    """Read what connecting the socket raised, or a loss before the greeting."""
+    """Read what connecting the socket raised."""
     at = f"{profile.host}:{profile.port}"
     if isinstance(error, TimeoutError):
         reason, said = Reason.CONNECT_TIMEOUT, f"{at} does not answer"
@@ -278,6 +278,12 @@ def connecting(profile: Profile, error: OSError) -> Failure:
     else:
         reason, said = Reason.HOST_UNREACHABLE, f"{at} cannot be reached: {error.strerror or error}"
     return failure(profile, Phase.CONNECT, reason, _T, said)
+
+
+def no_greeting(profile: Profile) -> Failure:
+    """The relay took the connection and cut it before it greeted."""
+    said = f"{profile.host}:{profile.port} cut the connection before it greeted"
+    return failure(profile, Phase.GREETING, Reason.CONNECTION_LOST, _T, said)
 
 
 def opening_broke(profile: Profile, phase: Phase, *, is_timeout: bool) -> Failure:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import aiosmtplib
 
 from app.mail.errors import TransactionError
+from app.mail.outcome import Phase
 from app.mail.profile import AuthMode, Profile
 from app.smtp import classify
 
@@ -56,9 +57,9 @@ async def credentials_of(profile: Profile) -> Credentials:
         password = await asyncio.to_thread(Path(profile.password_file).read_text, "utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise TransactionError(classify.unreadable(profile, "password_file", profile.password_file, why)) from error
+        raise TransactionError(classify.unreadable(profile, Phase.AUTH, "password_file", why)) from error
     if not (password := password.rstrip("\r\n")):
-        raise TransactionError(classify.unreadable(profile, "password_file", profile.password_file, "it is empty"))
+        raise TransactionError(classify.unreadable(profile, Phase.AUTH, "password_file", "it is empty"))
     return Credentials(profile.username, password)
 
 

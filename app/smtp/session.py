@@ -237,8 +237,7 @@ class _Opening:
         self._attempt.enter(Phase.GREETING)
         if _is_timeout(error):
             return TransactionError(classify.greeting_timeout(self._profile))
-        lost = ConnectionResetError("before the greeting")
-        return TransactionError(classify.connecting(self._profile, lost))
+        return TransactionError(classify.no_greeting(self._profile))
 
     async def _helo_name(self, sock: socket.socket) -> str:
         """RFC 5321 §4.1.3: the FQDN, or the address literal where there is none."""
@@ -346,7 +345,7 @@ class _Opening:
             key = next((key for key, path in files.items() if path and path == getattr(error, "filename", None)), None)
             key = key or ("client_cert" if self._profile.client_cert else "ca_file")
             why = getattr(error, "strerror", None) or str(error)
-            raise TransactionError(classify.unreadable(self._profile, key, files[key] or "", why)) from error
+            raise TransactionError(classify.unreadable(self._profile, self._attempt.phase, key, why)) from error
 
     async def _note_tls(self, client: _Client) -> None:
         """Keep what TLS came to, and refuse another certificate than the pinned one."""

@@ -34,8 +34,10 @@ from sqlalchemy import (
 
 from app.mail.errors import ConfigError
 
-SCHEMA = "0001"  # the newest step in alembic/versions; a test keeps it so
+SCHEMA = "0002"  # the newest step in alembic/versions; a test keeps it so
 PART_BYTES = 256 * 1024  # size of one row of content
+COUNT_PERIOD = 10 * 60 * 1000  # milliseconds of one row of failure_counts
+COUNTS_KEPT = 24 * 3600 * 1000  # milliseconds that failures are counted for
 BUSY_SECONDS = 5.0  # how long a write waits for a stray reader's lock
 
 metadata = MetaData()
@@ -103,6 +105,16 @@ attempts = Table(
     Column("reason", Text),
     Column("facts", Text),  # JSON of everything else; NULL while the attempt runs
     PrimaryKeyConstraint("message_id", "number"),
+)
+
+failure_counts = Table(
+    "failure_counts",
+    metadata,
+    Column("period", BigInteger, nullable=False),  # its beginning
+    Column("reason", Text, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    PrimaryKeyConstraint("period", "reason"),
+    sqlite_with_rowid=False,
 )
 
 

@@ -16,9 +16,9 @@ from pydantic_core import from_json
 from sqlalchemy import bindparam, func, select
 
 from app.mail.message import Snapshot
-from app.store.database import attempts, messages, recipients
+from app.store.database import COUNT_PERIOD, COUNTS_KEPT, attempts, failure_counts, messages, recipients
 from app.store.reader import Reader
-from app.store.records import SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot
+from app.store.records import SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot, to_ms
 
 _BY_ID = select(*SNAPSHOT_COLUMNS).where(messages.c.id == bindparam("of_message"))
 _NEWEST = (
@@ -53,6 +53,11 @@ _WAITING = (
     .group_by(messages.c.state)
 )
 _IN_DOUBT = select(func.count()).where(messages.c.state == "in_doubt").select_from(messages)
+_FAILURES = (
+    select(failure_counts.c.reason, func.sum(failure_counts.c.count))
+    .where(failure_counts.c.period >= bindparam("since"))
+    .group_by(failure_counts.c.reason)
+)
 _PROFILES_WAITING = select(messages.c.profile).where(messages.c.due_at.is_not(None)).distinct()
 
 
@@ -126,6 +131,12 @@ class History:
             oldest=from_ms(oldest) if oldest is not None else None,
             in_doubt=in_doubt,
         )
+
+    async def failures(self, *, now: datetime) -> Mapping[str, int]:
+        """Count the failed attempts of the last 24 hours (to ten minutes) by reason; what never came is not there."""
+        since = to_ms(now) - COUNTS_KEPT
+        rows = await self._reader.rows(_FAILURES, {"since": since - since % COUNT_PERIOD})
+        return {reason: int(count) for reason, count in rows}
 
     async def profiles_waiting(self) -> set[str]:
         """Name every profile that a message waits for, whether or not it is in the settings."""

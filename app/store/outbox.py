@@ -18,12 +18,23 @@ from functools import partial
 from uuid import UUID
 
 from sqlalchemy import bindparam, column, delete, insert, select, table, update
+from sqlalchemy.dialects.sqlite import insert as upsert
 
 from app.mail.attempt import Attempt
 from app.mail.errors import LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Snapshot
 from app.mail.outcome import Failure, MessageState
-from app.store.database import PART_BYTES, SCHEMA, attempts, bodies, messages, recipients
+from app.store.database import (
+    COUNT_PERIOD,
+    COUNTS_KEPT,
+    PART_BYTES,
+    SCHEMA,
+    attempts,
+    bodies,
+    failure_counts,
+    messages,
+    recipients,
+)
 from app.store.journal import Journal, Operation
 from app.store.reader import Reader
 from app.store.records import (
@@ -138,6 +149,15 @@ _RECORD_ATTEMPT = (
         facts=bindparam("rest"),
     )
 )
+_COUNT_FAILURE = (
+    upsert(failure_counts)
+    .values(period=bindparam("at"), reason=bindparam("cause"), count=1)
+    .on_conflict_do_update(
+        index_elements=[failure_counts.c.period, failure_counts.c.reason],
+        set_={"count": failure_counts.c.count + 1},
+    )
+)
+_FORGET_COUNTS = delete(failure_counts).where(failure_counts.c.period < bindparam("before"))
 _DELETE_ATTEMPT = delete(attempts).where(_OF_ATTEMPT)
 _CONTENT = select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
 
@@ -338,6 +358,10 @@ def _record(
         yield (_DELETE_ATTEMPT, {"of_message": id_, "of_number": before.attempts})
     else:
         yield (_RECORD_ATTEMPT, _attempt_params(id_, attempt))
+        if attempt.failure is not None:
+            began = to_ms(attempt.started_at)
+            yield (_COUNT_FAILURE, {"at": began - began % COUNT_PERIOD, "cause": attempt.failure.reason.value})
+            yield (_FORGET_COUNTS, {"before": began - COUNT_PERIOD - COUNTS_KEPT})
     return replace(
         before,
         state=state,

@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from app.api.edge import (
     Answer,
     Headers,
-    MethodNotAllowed,
     Preference,
     Scope,
-    UnsupportedMedia,
     answer_json,
     answer_to,
     answer_to_post,
@@ -26,6 +24,7 @@ from app.api.edge import (
     preference_of,
     visit_of,
 )
+from app.api.problems import MethodNotAllowed, UnsupportedMedia
 from app.intake.callers import Callers, Visit
 from app.mail.errors import (
     Fault,

@@ -1,0 +1,119 @@
+"""Refusals at the door: every kind, its HTTP status, and the problem that says so. RFC 9457.
+
+The only place that knows HTTP statuses, beside those of a message's state (`edge.answer_to_post`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, Field
+
+from app.mail.errors import (
+    Forbidden,
+    InvalidMessage,
+    MailError,
+    NotFound,
+    RateLimited,
+    Refused,
+    StoreUnavailable,
+    TooLarge,
+    Unauthenticated,
+)
+
+
+class UnsupportedMedia(Refused):
+    """The body is of a type that is not taken."""
+
+
+class MethodNotAllowed(Refused):
+    """The path is known, the method is not; `allow` lists what is."""
+
+    def __init__(self, detail: str, allow: str) -> None:
+        super().__init__(detail)
+        self.allow = allow
+
+
+class ProblemError(BaseModel):
+    """One fault of a request."""
+
+    detail: str = Field(description="the value's fault and the cure")
+    pointer: str = Field(description="JSON pointer into the body")
+
+
+class Problem(BaseModel):
+    """RFC 9457. A refusal at the door: nothing was taken."""
+
+    type: str = Field(description="/errors/{code}")
+    title: str
+    status: int
+    detail: str
+    ok: bool = False
+    errors: list[ProblemError]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A refusal of a request: its status, and the name and title of its problem."""
+
+    kind: type[MailError]
+    status: int
+    code: str
+    title: str
+    cure: str
+
+
+DOORS = (
+    Door(
+        InvalidMessage,
+        422,
+        "invalid-message",
+        "The message cannot be taken as it is",
+        "Change what `errors` points at; its detail says how.",
+    ),
+    Door(
+        UnsupportedMedia,
+        415,
+        "unsupported-media-type",
+        "The body is of a type that is not taken",
+        "Send JSON, uncompressed, with Content-Type: application/json.",
+    ),
+    Door(TooLarge, 413, "too-large", "The message is too large", "Send less, or raise max_message_bytes."),
+    Door(
+        Unauthenticated,
+        401,
+        "unauthenticated",
+        "Who is calling is not known",
+        "Send the key as Authorization: Bearer …; without a key only this machine is served.",
+    ),
+    Door(Forbidden, 403, "forbidden", "This caller may not do that", "Use a key that may."),
+    Door(NotFound, 404, "not-found", "There is no such thing here", "Check the path and the id."),
+    Door(
+        MethodNotAllowed,
+        405,
+        "method-not-allowed",
+        "This path does not take that method",
+        "Use a method that the header Allow names.",
+    ),
+    Door(
+        RateLimited,
+        429,
+        "rate-limited",
+        "This was done too often",
+        "Wait as many seconds as the header Retry-After says.",
+    ),
+    Door(
+        StoreUnavailable,
+        503,
+        "store-unavailable",
+        "The store cannot take the message now; nothing was taken",
+        "Send it again a little later; /health says what hinders the store.",
+    ),
+    Door(
+        MailError,
+        503,
+        "unavailable",
+        "Something unforeseen happened; nothing was taken",
+        "Send it again a little later; the log has the request's X-Request-Id and what happened.",
+    ),
+)

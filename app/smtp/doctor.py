@@ -1,0 +1,234 @@
+"""The doctor: walks through a profile stage by stage, and says where it stops and which setting mends that.
+
+    resolve → connect → tls → greeting → ehlo → starttls → auth → mail → rcpt, then RSET and QUIT
+
+The same session opens the way as for a message, so that what the doctor finds is what a message would meet. No
+content is sent. At most one login a diagnosis, and one a minute a profile: relays lock accounts for less. Where
+nothing answers as it should, the relay's other usual ports are tried, so that the hint can name one that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TypeAlias
+
+from app.mail.attempt import Attempt
+from app.mail.codes import Reason
+from app.mail.errors import RateLimited, TransactionError
+from app.mail.hints import hint
+from app.mail.outcome import Failure, Phase
+from app.mail.profile import Profile, TlsMode
+from app.mail.reply import Reply
+from app.smtp import classify
+from app.smtp.network import Resolve, connect_to_any
+from app.smtp.session import Session
+from app.smtp.wire import Breach
+
+OpenSession: TypeAlias = Callable[[Profile, Attempt], Awaitable[Session]]
+
+STAGES = (
+    Phase.RESOLVE,
+    Phase.CONNECT,
+    Phase.TLS,
+    Phase.GREETING,
+    Phase.EHLO,
+    Phase.STARTTLS,
+    Phase.AUTH,
+    Phase.MAIL,
+    Phase.RCPT,
+)
+BETWEEN_LOGINS = 60.0  # seconds
+USUAL_PORTS = (587, 465, 25, 2525)
+_PORT_SECONDS = 2.0  # that another port has to answer
+# What another port may cure.
+_WRONG_PORT = (
+    Reason.CONNECTION_REFUSED,
+    Reason.CONNECT_TIMEOUT,
+    Reason.GREETING_TIMEOUT,
+    Reason.NOT_SMTP,
+    Reason.MALFORMED_REPLY,
+)
+
+
+class StageState(StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage. `ms` is None where it did not take place; `said` is a few words for people."""
+
+    phase: Phase
+    state: StageState
+    ms: float | None = None
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found. `failure` None = a message would get as far as its content."""
+
+    profile: Profile
+    attempt: Attempt
+    stages: tuple[Stage, ...]
+    failure: Failure | None
+
+    @property
+    def is_ok(self) -> bool:
+        return self.failure is None
+
+
+class Doctor:
+    """Diagnoses profiles; remembers when each last logged in."""
+
+    def __init__(self, *, open_session: OpenSession, resolve: Resolve, clock: Callable[[], float]) -> None:
+        self._open_session = open_session
+        self._resolve = resolve
+        self._clock = clock
+        self._logged_in: dict[str, float] = {}  # profile → when
+
+    async def diagnose(
+        self, profile: Profile, attempt: Attempt, *, sender: str | None, recipient: str | None
+    ) -> Diagnosis:
+        """Walk through the stages; `sender` and `recipient` None = the last two are skipped.
+
+        Raises:
+            RateLimited: this profile logged in for a diagnosis less than a minute ago.
+        """
+        self._refuse_a_login_too_many(profile)
+        failure: Failure | None = None
+        session: Session | None = None
+        try:
+            session = await self._open_session(profile, attempt)
+            failure = await _try_envelope(session, attempt, sender, recipient)
+        except TransactionError as error:
+            failure = error.failure
+        finally:
+            if session is not None:
+                session.close()
+            if attempt.auth is not None:
+                self._logged_in[profile.name] = self._clock()
+        attempt.end()
+        if failure is not None and failure.reason in _WRONG_PORT:
+            failure = await self._with_a_port_that_answers(profile, failure)
+        attempt.failure = failure
+        return Diagnosis(profile, attempt, stages(profile, attempt, failure), failure)
+
+    def _refuse_a_login_too_many(self, profile: Profile) -> None:
+        last = self._logged_in.get(profile.name)
+        if not profile.wants_login or last is None:
+            return
+        wait = last + BETWEEN_LOGINS - self._clock()
+        if wait > 0:
+            raise RateLimited(
+                f"The profile {profile.name} has just logged in for a diagnosis; relays lock accounts that log in too "
+                f"often, so once a minute is enough: try again in {wait:.0f} s",
+                wait,
+            )
+
+    async def _with_a_port_that_answers(self, profile: Profile, failure: Failure) -> Failure:
+        with suppress(OSError, UnicodeError):
+            addresses = await self._resolve(profile.host, profile.port)
+            found = await asyncio.gather(
+                *(_answers(addresses, port) for port in USUAL_PORTS if port != profile.port), return_exceptions=True
+            )
+            ports = [port for port in found if isinstance(port, int)]
+            if ports:
+                return replace(failure, hint=hint(failure.reason, profile, {"answers": " ".join(map(str, ports))}))
+        return failure
+
+
+async def _answers(addresses: Sequence[tuple[object, tuple[object, ...]]], port: int) -> int:
+    """Give `port` where something takes connections that greets as a relay, or waits for TLS as 465 does."""
+    there = [(family, (address[0], port, *address[2:])) for family, address in addresses]
+    sock, _ = await connect_to_any(there, within=_PORT_SECONDS)  # type: ignore[arg-type]
+    with sock:
+        if port != 465:
+            async with asyncio.timeout(_PORT_SECONDS):
+                greeting = await asyncio.get_running_loop().sock_recv(sock, 512)
+            if not greeting.startswith(b"220"):
+                raise ConnectionError("it does not greet")
+    return port
+
+
+async def _try_envelope(
+    session: Session, attempt: Attempt, sender: str | None, recipient: str | None
+) -> Failure | None:
+    """Ask for a sender and a recipient, and take it back."""
+    timeouts = session.profile.timeouts
+    session.wire.heard = attempt.hear
+    try:
+        if sender is None:
+            return None
+        reply = await _ask(session, attempt, Phase.MAIL, f"MAIL FROM:<{sender}>", timeouts.mail)
+        if reply.is_positive and recipient is not None:
+            reply = await _ask(session, attempt, Phase.RCPT, f"RCPT TO:<{recipient}>", timeouts.rcpt)
+        if reply.is_positive:
+            attempt.say("RSET")
+            await session.reset()
+            return None
+        return classify.transaction(session.profile, attempt, attempt.phase, reply, our_address=session.our_address)
+    except Breach as breach:
+        return classify.breach(session.profile, attempt.phase, breach)
+
+
+async def _ask(session: Session, attempt: Attempt, phase: Phase, line: str, timeout: float) -> Reply:
+    attempt.enter(phase)
+    attempt.say(line)
+    session.wire.send(f"{line}\r\n".encode(), replies=1)
+    return await session.wire.next_reply(timeout)
+
+
+def stages(profile: Profile, attempt: Attempt, failure: Failure | None) -> tuple[Stage, ...]:
+    """Read an attempt into the stages it went through. Pure."""
+    found = []
+    for phase in STAGES:
+        ms = attempt.phases.get(phase.value)
+        if failure is not None and failure.phase is phase:
+            found.append(Stage(phase, StageState.FAILED, ms, failure.message))
+        elif phase is Phase.STARTTLS and attempt.tls_error is not None:
+            found.append(Stage(phase, StageState.FAILED, ms, f"went on in clear: {attempt.tls_error}"))
+        elif ms is None:
+            found.append(Stage(phase, StageState.SKIPPED, None, _why_skipped(profile, phase, failure)))
+        else:
+            found.append(Stage(phase, StageState.OK, ms, _said(attempt, phase)))
+    return tuple(found)
+
+
+def _why_skipped(profile: Profile, phase: Phase, failure: Failure | None) -> str:
+    if failure is not None and STAGES.index(phase) > STAGES.index(failure.phase):
+        return ""
+    match phase:
+        case Phase.TLS:
+            return f"tls is {profile.tls}"
+        case Phase.STARTTLS if profile.tls is TlsMode.OPPORTUNISTIC:
+            return "the relay does not offer it"
+        case Phase.STARTTLS:
+            return f"tls is {profile.tls}"
+        case Phase.AUTH:
+            return "no credentials: no AUTH"
+        case Phase.MAIL | Phase.RCPT:
+            return "no address to ask for"
+        case _:
+            return ""
+
+
+def _said(attempt: Attempt, phase: Phase) -> str:
+    match phase:
+        case Phase.CONNECT:
+            return f"{attempt.ip}:{attempt.port}"
+        case Phase.TLS | Phase.STARTTLS:
+            verified = "verified" if attempt.tls_verified else "not verified"
+            return f"{attempt.tls_version}, certificate for {', '.join(attempt.tls_names) or 'nobody'}, {verified}"
+        case Phase.EHLO:
+            return ", ".join(attempt.extensions)
+        case Phase.AUTH:
+            return attempt.auth or ""
+        case _:
+            return ""
