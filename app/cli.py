@@ -1,11 +1,17 @@
-"""The command: serve, migrate, openapi. Exit codes: 0 done, 1 failed, 2 the settings cannot work as they stand."""
+"""The command: serve, doctor, errors, migrate, openapi.
+
+Exit codes: 0 done (for doctor: all is well), 1 failed, 2 the settings or the command cannot work as they stand.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import sys
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -40,6 +46,67 @@ def serve(
 
 
 @commands.command()
+def doctor(
+    profiles: Annotated[list[str] | None, typer.Argument(help="Which profiles; default: all.")] = None,
+    *,
+    sender: Annotated[str | None, typer.Option("--from", help="Whom MAIL names; default: the profile's.")] = None,
+    recipient: Annotated[str | None, typer.Option("--to", help="Whom RCPT names; default: the sender.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the diagnoses as JSON, one a line.")] = False,
+) -> None:
+    """Try profiles stage by stage, without sending: what works, what does not, and which setting mends it.
+
+    Asks the running service, if there is one; else it goes there itself.
+    """
+    settings = _settings()
+    names = profiles or list(settings.profiles)
+    if not names:
+        _refuse(ConfigError("there is no relay to try: set SMTP_HOST to the relay's host name"))
+    all_well = True
+    for at, name in enumerate(names):
+        found = _diagnose(settings, name, {"from": sender, "to": recipient})
+        all_well = all_well and found["ok"]
+        if as_json:
+            typer.echo(json.dumps(found, ensure_ascii=False))
+        else:
+            typer.echo(("\n" if at else "") + _diagnosis_text(found))
+    if not all_well:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def errors(
+    code: Annotated[str | None, typer.Argument(help="A code (EAUTH) or a reason (auth_rejected).")] = None,
+) -> None:
+    """Explain error codes and reasons: meaning, usual causes, cure."""
+    from app.mail.codes import CODE_OF, ErrorCode, Reason
+    from app.mail.explain import CODES, EXPLANATIONS, NODEMAILER, cure, reasons_of
+
+    if code is None:
+        for each in ErrorCode:
+            typer.echo(f"{each:<12}{CODES[each]}")
+        typer.echo("\nmailchute errors CODE tells more.")
+        return
+    if code.upper() in ErrorCode.__members__:
+        known = ErrorCode(code.upper())
+        reasons = reasons_of(known)
+    elif code.lower() in set(Reason):
+        reasons = (Reason(code.lower()),)
+        known = CODE_OF[reasons[0]]
+    else:
+        names = [*ErrorCode, *Reason]
+        near = get_close_matches(code.upper(), names, n=1) or get_close_matches(code.lower(), names, n=1)
+        cure_ = f"do you mean {near[0]}?" if near else "mailchute errors lists them"
+        _refuse(ConfigError(f"there is no error code or reason {code[:80]!r}; {cure_}"))
+    typer.echo(f"{known}: {CODES[known]}")
+    if known in NODEMAILER:
+        typer.echo(f"nodemailer: {NODEMAILER[known]}")
+    for reason in reasons:
+        said = EXPLANATIONS[reason]
+        typer.echo(f"\n{reason} ({', '.join(said.classes)})\n  {said.meaning}")
+        typer.echo(f"  Usual causes: {'; '.join(said.causes)}.\n  Cure: {cure(reason)}")
+
+
+@commands.command()
 def migrate() -> None:
     """Bring the database file to this version's schema (serve does it by itself)."""
     from app.store.database import SCHEMA, Lock, migrate
@@ -62,8 +129,6 @@ def openapi(
     check: Annotated[Path | None, typer.Option("--check", help="Compare with this file in place of writing.")] = None,
 ) -> None:
     """Write the OpenAPI document to stdout."""
-    import json
-
     from app.main import create_api
     from app.runtime import Runtime
 
@@ -108,3 +173,51 @@ def _serve(settings: Settings) -> None:
         serve(settings, say=typer.echo)
     except ConfigError as error:
         _refuse(error)
+
+
+def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dict[str, Any]:
+    from urllib.parse import quote
+
+    from app.operator import ask
+
+    reply = ask(settings.database, "POST", f"/profiles/{quote(name, safe='')}/verify", whom)
+    if reply is None:
+        return _diagnose_here(settings, name, whom)
+    if reply.status != 200:
+        _refuse(ConfigError(reply.body["detail"]))
+    found: dict[str, Any] = reply.body
+    return found
+
+
+def _diagnose_here(settings: Settings, name: str, whom: dict[str, str | None]) -> dict[str, Any]:
+    from app.api.diagnosis import shape_of
+    from app.mail.address import InvalidAddress, parse_address
+    from app.runtime import Runtime
+
+    profile = settings.profiles.get(name)
+    if profile is None:
+        near = get_close_matches(name, settings.profiles, n=1)
+        cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(settings.profiles)}"
+        _refuse(ConfigError(f"there is no profile {name[:80]!r}; {cure}"))
+    try:
+        sender, recipient = (text and parse_address(text).addr_spec for text in whom.values())
+    except InvalidAddress as error:
+        _refuse(error)
+
+    async def diagnose() -> dict[str, Any]:
+        return shape_of(await Runtime(settings).diagnose(profile, sender=sender, recipient=recipient))
+
+    return asyncio.run(diagnose())
+
+
+def _diagnosis_text(found: dict[str, Any]) -> str:
+    lines = [f"{found['profile']} ({found['host']}:{found['port']})"]
+    for stage in found["stages"]:
+        ms = "" if stage["ms"] is None else f"{stage['ms']:.1f} ms"
+        lines.append(f"  {stage['state']:<8}{stage['stage']:<9}{ms:>11}  {stage['message']}".rstrip())
+    if found["ok"]:
+        lines.append(f"All is well: {found['message']}.")
+    else:
+        lines.append(f"{found['error_code']}/{found['reason']} ({found['class']}): {found['message']}")
+        lines.append(f"Cure: {found['hint']}")
+    return "\n".join(lines)

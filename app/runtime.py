@@ -62,13 +62,13 @@ class Runtime:
     outbox: Outbox
     worker: Worker
     intake: Intake
-    doctor: Doctor
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.profiles = dict(settings.profiles)
         self.metrics = Metrics(__version__)
         self.callers = Callers(settings.api_key)
+        self._doctor = Doctor(open_session=self._open_session, resolve=resolve, clock=perf_counter)
         self._parts = AsyncExitStack()
         self._hurried = asyncio.Event()
         self._random = b""
@@ -92,7 +92,9 @@ class Runtime:
         await self._parts.aclose()
 
     async def diagnose(self, profile: Profile, *, sender: str | None, recipient: str | None) -> Diagnosis:
-        """Walk through a profile's stages; `sender` None = whom the settings name, `recipient` None = the sender.
+        """Walk through a profile's stages, also where nothing was opened.
+
+        `sender` None = whom the settings name, `recipient` None = the sender.
 
         Raises:
             RateLimited: this profile logged in for a diagnosis less than a minute ago.
@@ -100,7 +102,7 @@ class Runtime:
         default = profile.from_address or self.settings.default_from
         sender = sender or profile.envelope_from or (default.addr_spec if default else None)
         attempt = Attempt(1, profile.name, self.now(), perf_counter)
-        return await self.doctor.diagnose(profile, attempt, sender=sender, recipient=recipient or sender)
+        return await self._doctor.diagnose(profile, attempt, sender=sender, recipient=recipient or sender)
 
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
@@ -136,7 +138,6 @@ class Runtime:
             await self._open_sink()
         pool = Pool(self._open_session)
         self._closes(pool.close)
-        self.doctor = Doctor(open_session=self._open_session, resolve=resolve, clock=perf_counter)
         self.worker = Worker(
             profiles=self.profiles,
             schedule=settings.schedule,

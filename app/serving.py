@@ -28,6 +28,7 @@ from app import __version__
 from app.api.body import example
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.main import around
+from app.operator import socket_path
 from app.runtime import Runtime
 from app.settings import Settings
 from app.store.database import SCHEMA, Lock, schema_of
@@ -119,7 +120,7 @@ class _Server(uvicorn.Server):
 
     @property
     def _operator_path(self) -> Path:
-        return self._runtime.settings.database.parent / "mailchute.sock"
+        return socket_path(self._runtime.settings.database)
 
     async def _open_operator_socket(self) -> None:
         """Listen on the operator socket; the database's lock is held, so one that lies there is a dead one's."""
