@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import docs, errors, messages, operate, send
+from app.api import docs, errors, messages, operate, profiles, send
 from app.api.document import document
 from app.api.edge import App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
@@ -74,6 +74,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         send.router,
         messages.router,
         errors.router,
+        profiles.router,
         operate.router,
         *([docs.router] if settings.docs else []),
     ):

@@ -248,7 +248,7 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
     Reason.SENDER_REFUSED: Explanation(
         "The relay refuses the sender's address.",
         ("the account may not send as this address", "the domain is not verified at the provider", "a slip"),
-        (_P,),
+        (_P, _C),
     ),
     Reason.SENDER_DEFERRED: Explanation(
         "The relay does not take the sender's address now.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+from dataclasses import replace
 
 from app.mail.attempt import Attempt
 from app.mail.codes import CODE_OF, Reason
@@ -17,6 +18,8 @@ from app.mail.hints import Facts, hint
 from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import Profile, TlsMode
 from app.mail.reply import Reply
+from app.smtp.limits import limit
+from app.smtp.relays import recognise
 from app.smtp.tls import Certificate
 from app.smtp.wire import Breach, Malformed, TimedOut, Unexpected
 
@@ -35,6 +38,8 @@ _ACCESS_TEXT = re.compile(
 )
 _ENDED_ON = re.compile(r"certificate has expired|certificate is not yet valid", re.IGNORECASE)
 
+_OF_SENDER = re.compile(r"\bsender address rejected\b", re.IGNORECASE)  # Postfix says it at RCPT (smtpd_delay_reject)
+_CLOSING = (Reason.SERVICE_UNAVAILABLE, _T, "The relay is closing the connection")  # 421, RFC 5321 §3.8
 _TLS_FIRST = re.compile(r"\b(START)?TLS\b|\bencrypt", re.IGNORECASE)
 
 
@@ -63,6 +68,22 @@ def failure(
     )
 
 
+def _refusal(
+    profile: Profile, phase: Phase, reply: Reply, read: tuple[Reason, FailureClass], said: str, facts: Facts
+) -> Failure:
+    """Make a failure of a reply that was `read` by its code: limits and known relays may know better."""
+    reason, cls = read
+    limited = limit(phase, reply)
+    if limited is not None:
+        reason, cls = limited, _T
+    known = recognise(profile, reply)
+    if known is not None and known.reason is not None:
+        reason, cls = known.reason
+    found = failure(profile, phase, reason, cls, said, reply=reply, facts=facts)
+    own_hint = known.hint_for(profile) if known is not None else ""
+    return replace(found, hint=own_hint) if own_hint else found
+
+
 # --- replies in the opening phases -----------------------------------------------------------------------
 
 
@@ -71,11 +92,11 @@ def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", 
 
     `offered` are the mechanisms of EHLO, `mechanism` the one that was tried.
     """
-    if reply.code == 421:
-        return _unavailable(profile, phase, reply)
     if reply.code < 400:
         return _out_of_turn(profile, phase, reply)
     match phase:
+        case _ if reply.code == 421:
+            reason, cls, said = _CLOSING
         case Phase.GREETING:
             reason, cls, said = Reason.GREETING_REFUSED, _T, "The relay greeted with a refusal"
         case Phase.STARTTLS:
@@ -85,7 +106,7 @@ def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", 
             reason, cls, said = (*_at_auth(reply), "The relay refused the login")
         case _:
             reason, cls, said = Reason.HELO_REFUSED, _T if reply.is_transient else _C, "The relay refused EHLO"
-    return failure(profile, phase, reason, cls, said, reply=reply, facts={"offered": offered, "mechanism": mechanism})
+    return _refusal(profile, phase, reply, (reason, cls), said, {"offered": offered, "mechanism": mechanism})
 
 
 def _at_auth(reply: Reply) -> tuple[Reason, FailureClass]:
@@ -114,17 +135,17 @@ def transaction(
     """
     if reply.code < 400:
         return _out_of_turn(profile, phase, reply)
-    if reply.code == 421 and phase is not Phase.CONTENT:
-        return _unavailable(profile, phase, reply)
     cls = _P if reply.is_permanent else _T
     match phase:
+        case _ if reply.code == 421 and phase is not Phase.CONTENT:
+            reason, cls, said = _CLOSING
         case Phase.MAIL | Phase.RCPT if reply.code == 530 and not attempt.tls and _TLS_FIRST.search(reply.text):
             reason, cls, said = Reason.AUTH_NEEDS_TLS, _C, "The relay wants TLS first"  # RFC 3207 §4
         case Phase.MAIL | Phase.RCPT if reply.code == 530 or _wants_login(attempt, reply):
             reason, cls, said = Reason.AUTH_REQUIRED, _C, "The relay wants a login"
         case Phase.RCPT if is_access_refusal(reply):
             reason, cls, said = Reason.RELAY_DENIED, _C if alone else cls, "The relay does not relay for us"
-        case Phase.MAIL:
+        case Phase.MAIL | Phase.RCPT if phase is Phase.MAIL or _OF_SENDER.search(reply.text):
             reason, cls, said = _at_mail(reply, cls)
         case Phase.RCPT:
             reason, cls = _at_rcpt(reply)
@@ -134,7 +155,7 @@ def transaction(
             said = "The relay refused DATA"
         case _:
             reason, said = _at_content(reply)
-    return failure(profile, phase, reason, cls, said, reply=reply, facts={"our_address": our_address})
+    return _refusal(profile, phase, reply, (reason, cls), said, {"our_address": our_address})
 
 
 def _at_mail(reply: Reply, cls: FailureClass) -> tuple[Reason, FailureClass, str]:
@@ -172,11 +193,6 @@ def _wants_login(attempt: Attempt, reply: Reply) -> bool:
     """Whether the relay says that we may not, offers AUTH, and we did not use it."""
     offers_auth = any(line.upper().startswith("AUTH") for line in attempt.extensions)
     return attempt.auth is None and offers_auth and is_access_refusal(reply)
-
-
-def _unavailable(profile: Profile, phase: Phase, reply: Reply) -> Failure:
-    said = "The relay is closing the connection"
-    return failure(profile, phase, Reason.SERVICE_UNAVAILABLE, _T, said, reply=reply)
 
 
 def _out_of_turn(profile: Profile, phase: Phase, reply: Reply) -> Failure:
