@@ -333,6 +333,22 @@ OPENING = [
         reply="554 relay.test 5.7.1 blocked",
     ),
     row("5-greeting-421", "ECONNECTION/service_unavailable T", ("GREETING", "421 4.3.2 busy"), reply="421 4.3.2 busy"),
+    *(
+        row(
+            f"48-rate-limited-at-{verb.lower()}-{code}",
+            "ECONNECTION/rate_limited T",
+            (verb, f"{code} {words}"),
+            relay=with_auth(),
+            settings=LOGGING_IN,
+            hint=["max_connections = "],
+        )
+        for verb, code, words in (
+            ("GREETING", 421, "4.7.0 Error: too many connections from 192.0.2.1"),
+            ("GREETING", 421, "4.3.2 The maximum number of concurrent server connections has exceeded a limit"),
+            ("EHLO", 421, "4.7.0 Try again later, closing connection. (EHLO)"),
+            ("AUTH", 454, "4.7.0 Too many login attempts, please try again later."),
+        )
+    ),
     row("5-greeting-421-and-closed", "ECONNECTION/service_unavailable T", ("GREETING", ("421 4.3.2 busy", Close()))),
     *(
         row(
@@ -1218,6 +1234,40 @@ FROM_MAIL = [
             never=[BODY],
         )
         for code in (450, 451, 452, 499)
+    ),
+    *(
+        row(
+            f"47-greylisted-at-{verb.lower()}-{code}",
+            "EENVELOPE/greylisted T",
+            (verb, f"{code} {words}"),
+            reply=f"{code} {words}",
+            hint=["nothing to change"],
+            check=bears("4.7.1" if words.startswith("4.7.1") else None),
+        )
+        for verb, code, words in (
+            ("RCPT", 450, "4.7.1 Greylisted, see http://example.org/greylist"),
+            ("RCPT", 451, "4.7.1 Please try again in 300 seconds"),
+            ("RCPT", 450, "Recipient address rejected: Greylisted for 5 minutes"),
+            ("MAIL", 451, "4.7.1 Greylisting in action, please come back in 00:05:00"),
+            ("DATA", 451, "4.7.1 greylisted"),
+            ("CONTENT", 451, "4.7.1 Greylisting in action, please come back later"),
+        )
+    ),
+    *(
+        row(
+            f"48-rate-limited-at-{verb.lower()}-{code}",
+            "ECONNECTION/rate_limited T",
+            (verb, f"{code} {words}"),
+            reply=f"{code} {words}",
+            hint=["max_connections = "],
+        )
+        for verb, code, words in (
+            ("MAIL", 432, "4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded"),
+            ("MAIL", 421, "4.3.2 too many connections"),
+            ("RCPT", 421, "4.7.0 Error: too many connections from 192.0.2.1"),
+            ("RCPT", 450, "4.7.1 Error: too much mail from 192.0.2.1"),
+            ("CONTENT", 451, "4.7.1 message rate limit reached, please try again later"),
+        )
     ),
     row(
         "35-some-rcpt-refused",
