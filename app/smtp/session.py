@@ -349,6 +349,8 @@ class _Opening:
 
     async def _note_tls(self, client: _Client) -> None:
         """Keep what TLS came to, and refuse another certificate than the pinned one."""
+        if not client.is_connected:
+            return  # which the next command finds
         tls = client.get_transport_info("ssl_object")
         if tls is None:
             return

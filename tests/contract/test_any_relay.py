@@ -8,7 +8,7 @@ content's end was let go, bounded memory, no secret in what is kept.
 import asyncio
 from collections.abc import Mapping
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.mail.explain import EXPLANATIONS
@@ -52,6 +52,7 @@ steps = st.one_of(
 scripts = st.dictionaries(st.sampled_from(VERBS), steps, max_size=4)
 
 
+@example(script={"GREETING": (b"220 \r\n", Close())}, pipelined=False, logs_in=False, two=False)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(script=scripts, pipelined=st.booleans(), logs_in=st.booleans(), two=st.booleans())
 def test_whatever_a_relay_does_the_attempt_is_true(
