@@ -25,7 +25,8 @@ from app.mail.errors import ConfigError
 from app.main import around
 from app.runtime import Runtime
 from app.settings import load
-from tests.support.postfix import MAX_BYTES, MAX_RECIPIENTS, USERS, Listener, Postfix, _until
+from tests.support.postfix import MAX_BYTES, MAX_RECIPIENTS, USERS, Postfix
+from tests.support.server import Listener, until
 from tests.support.tls import certificates
 
 Answer = dict[str, Any]  # the flat shape
@@ -149,7 +150,7 @@ def session_of(postfix: Postfix, attempt: Answer) -> str:
     """Read Postfix's own count of the commands in the session that brought a mail; it logs that at the end."""
     queue_id = re.escape(attempt["reply"].rpartition(" ")[2])
     ended = re.compile(rf"smtpd\[(\d+)\]: {queue_id}: client=.*?smtpd\[\1\]: disconnect from \S+ ([^\n]*)", re.DOTALL)
-    assert _until(lambda: ended.search(postfix.log()) is not None, timeout=5), postfix.log()[-4000:]
+    assert until(lambda: ended.search(postfix.log()) is not None, timeout=5), postfix.log()[-4000:]
     return str(ended.findall(postfix.log())[0][1])
 
 
@@ -572,7 +573,7 @@ def logins(postfix: Postfix, listener: Listener) -> int:
         ends = [found == "dis" for found in line.findall(postfix.log())]
         return ends.count(True) == ends.count(False)
 
-    assert _until(is_quiet, timeout=5), postfix.log()[-4000:]
+    assert until(is_quiet, timeout=5), postfix.log()[-4000:]
     return postfix.auth_attempts(listener)
 
 

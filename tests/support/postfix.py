@@ -14,18 +14,16 @@ import os
 import pwd
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 import trustme
 
+from tests.support.server import Listener, Mailbox, Processes, greets, take_ports, until
 from tests.support.tls import certificates
 
 ENV = {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
@@ -45,6 +43,7 @@ USERS = {
 _TLS_NEEDED = "-o smtpd_tls_security_level=encrypt"
 _AUTH = "-o smtpd_sasl_auth_enable=yes"
 _AUTH_NEEDED = f"{_AUTH} -o smtpd_relay_restrictions=permit_sasl_authenticated,reject"
+_QUEUES = ("incoming", "active", "deferred")  # in a mail's order
 _LISTENERS = {
     "plain": "",
     "starttls": "-o smtpd_tls_security_level=may -o smtpd_tls_chain_files=$config_directory/self-signed.pem",
@@ -58,6 +57,7 @@ _LISTENERS = {
 # mynetworks is a documentation network (RFC 5737): loopback must not be trusted, or the default
 # smtpd_relay_restrictions would let every test relay. master.cf has no SMTP client to relay with either.
 # The lists left empty would read /etc/aliases and /etc/passwd, or rewrite what local clients send.
+# Bare newlines are what Postfix takes by default until 3.9 (SMTP smuggling): it must stay the victim.
 _FILES = {
     "main.cf": """
 compatibility_level = 3.6
@@ -82,6 +82,7 @@ virtual_uid_maps = static:{uid}
 virtual_gid_maps = static:{gid}
 message_size_limit = 50000000
 in_flow_delay = 0
+smtpd_forbid_bare_newline = no
 smtpd_peername_lookup = no
 smtpd_error_sleep_time = 0
 smtpd_client_connection_count_limit = 0
@@ -128,14 +129,6 @@ def missing() -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """One smtpd on 127.0.0.1; `name` stands in its log lines."""
-
-    name: str
-    port: int
-
-
 class Postfix:
     """Run one Postfix: the context makes and removes its folder, `start` and `stop` its processes."""
 
@@ -151,14 +144,16 @@ class Postfix:
     def __init__(self) -> None:
         self.users = USERS  # passwords by name; AUTH is by PLAIN, LOGIN or CRAM-MD5
         self.listeners: dict[str, Listener] = {}  # by name
-        self._shell: subprocess.Popen[bytes] | None = None
+        self._processes: Processes | None = None
 
     def __enter__(self) -> Self:
         self._home = Path(tempfile.mkdtemp(prefix="postfix-"))
         self.ca_file = self._home / "ca.pem"
+        self.mailbox = Mailbox(self._home / "spool/inbox", [self._home / "queue" / name for name in _QUEUES])
         try:
             with ExitStack() as held:
-                self._take_ports(held)
+                self.listeners |= take_ports(_LISTENERS, held)
+                vars(self).update(self.listeners)
                 self._furnish()
                 self.start()
         except BaseException:
@@ -175,30 +170,24 @@ class Postfix:
 
         Raises: RuntimeError with Postfix's log if that fails or takes longer than 10 s.
         """
-        if self._shell is not None:
+        if self._processes is not None:
             return
         etc = f"{self._home}/etc"
         asked = subprocess.check_output(["postconf", "-c", etc, "-h", "daemon_directory"], env=ENV, text=True)
-        # At the pipe's end, by `stop` or by the death of the test run, the shell kills its process group. No
-        # SIGTERM: the master would pass it on to a group of its own, fail, and think about that for a second.
-        script = '"$0" -d -c "$1" & read _; kill -KILL 0'
-        command = ["sh", "-c", script, f"{asked.strip()}/master", etc]
-        self._shell = subprocess.Popen(command, env=ENV, stdin=subprocess.PIPE, start_new_session=True)
-        if not _until(lambda: _greets(self.limits), timeout=10):  # the last one that the master opens
+        self._processes = Processes([f"{asked.strip()}/master", "-d", "-c", etc], env=ENV)
+        if not until(lambda: greets(self.limits), timeout=10):  # the last one that the master opens
             raise RuntimeError(f"Postfix did not start:\n{self.log()}")
 
     def stop(self) -> None:
         """End every process of the instance; mails and log stay readable until the context ends."""
-        if self._shell is None:
+        if self._processes is None:
             return
-        shell, self._shell = self._shell, None
-        shell.communicate()  # ends the pipe
-        _until(lambda: not _is_alive(shell.pid), timeout=5)
+        processes, self._processes = self._processes, None
+        processes.end()
 
     def mails(self) -> list[bytes]:
         """Read all delivered mail, oldest first, as it lies in the Maildir (lines end in LF)."""
-        files = (self._home / "spool/inbox/new").iterdir()
-        return [file.read_bytes() for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
+        return self.mailbox.mails()
 
     def wait_for_mail(self, wanted: str | Callable[[bytes], object], *, timeout: float = 15) -> bytes:
         """Return the first delivered mail that has `wanted` in its header section, or for which it is true.
@@ -206,7 +195,7 @@ class Postfix:
         Blocks; `timeout` is in seconds. A session's tests share the mailbox, so look for something unique,
         such as a Message-ID. Raises: TimeoutError with the end of Postfix's log.
         """
-        if not _until(lambda: any(_matches(mail, wanted) for mail in self.mails()), timeout=timeout):
+        if not until(lambda: any(_matches(mail, wanted) for mail in self.mails()), timeout=timeout):
             raise TimeoutError(f"no such mail within {timeout} s; the log ends:\n{self.log()[-4000:]}")
         return next(mail for mail in self.mails() if _matches(mail, wanted))
 
@@ -225,18 +214,8 @@ class Postfix:
         def count() -> int:
             return sum(map(int, line.findall(self.log())))
 
-        _until(lambda: count() >= at_least, timeout=timeout)
+        until(lambda: count() >= at_least, timeout=timeout)
         return count()
-
-    def _take_ports(self, held: ExitStack) -> None:
-        # Bound but not listening, with SO_REUSEADDR on both sides: Linux lets Postfix listen on the port,
-        # and gives it to no one else meanwhile (tests run in parallel).
-        for name in _LISTENERS:
-            holder = held.enter_context(socket.socket())
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.bind(("127.0.0.1", 0))
-            self.listeners[name] = Listener(name, holder.getsockname()[1])
-            setattr(self, name, self.listeners[name])
 
     def _furnish(self) -> None:
         home, etc, nobody = self._home, self._home / "etc", pwd.getpwnam("nobody")
@@ -268,29 +247,5 @@ class Postfix:
             os.utime(file, (0, 0))
 
 
-def _greets(listener: Listener) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", listener.port), timeout=5) as connection:
-        return connection.recv(4) == b"220 "
-    return False
-
-
 def _matches(mail: bytes, wanted: str | Callable[[bytes], object]) -> bool:
     return wanted.encode() in mail.partition(b"\n\n")[0] if isinstance(wanted, str) else bool(wanted(mail))
-
-
-def _is_alive(group: int) -> bool:
-    """Look for a running process of the group; the dead that init has not reaped yet do not count."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, _parent, members = file.read_text().rpartition(")")[2].split()[:3]
-            if int(members) == group and state not in "ZX":
-                return True
-    return False
-
-
-def _until(condition: Callable[[], bool], *, timeout: float) -> bool:
-    """Look again and again until `condition` holds; False if it does not within `timeout` seconds."""
-    end = time.monotonic() + timeout
-    while not (holds := condition()) and time.monotonic() < end:
-        time.sleep(0.01)
-    return holds
