@@ -1,5 +1,6 @@
 #!/bin/sh
 # Brings the programs the tests speak to on Debian: Postfix with SASL, Chromium and strace.
+# Exim and OpenSMTPD cannot be installed beside it: they are downloaded and unpacked under /var/cache.
 # Starts nothing, removes nothing, never touches a mail server that is there, and does not fail:
 # what it cannot bring it names, and the tests that need it skip themselves.
 set -u
@@ -11,6 +12,7 @@ kept=$policy.kept-by-mailchute # the owner's, while ours stands in its place
 ours='#!/bin/sh
 # mailchute test-packages: nothing starts
 exit 101'
+cache=/var/cache/mailchute-test-packages # tests/support/jail.py runs what is in it
 
 say() { echo "test-packages: $*"; }
 
@@ -18,15 +20,17 @@ has() { command -v "$1" >/dev/null; }
 
 has_file() { [ -e "$1" ]; } # $1: the first match of a pattern, or the pattern itself
 
-look() { # fills mail, browser and tracer with the Debian packages that are missing
-    mail='' browser='' tracer=''
+look() { # fills mail, browser, tracer and jailed with the Debian packages that are missing
+    mail='' browser='' tracer='' jailed=''
     has postfix || mail=postfix
     has saslpasswd2 || mail="$mail sasl2-bin"
     has_file /usr/lib/*/sasl2/libcrammd5.so* || has_file /usr/lib*/sasl2/libcrammd5.so* ||
         mail="$mail libsasl2-modules"
     has chromium || browser=chromium
     has strace || tracer=strace
-    missing=$(echo $mail $browser $tracer)
+    [ -d $cache/exim4-daemon-light ] || jailed=exim4-daemon-light
+    [ -d $cache/opensmtpd ] || jailed="$jailed opensmtpd"
+    missing=$(echo $mail $browser $tracer $jailed)
 }
 
 mail_server_here() { # names what Postfix would get in the way of
@@ -89,6 +93,30 @@ bring() { # $1: the tests that need them; then the packages, none if all are the
     fi
 }
 
+fetched() { # the packages, unpacked in $new/root; nothing keeps its set-uid bit
+    rm -rf "$new" && mkdir -p $cache && mkdir -m 700 "$new" && mkdir "$new/root" && cd "$new" || return
+    # as root itself: apt's own user could not write here
+    apt-get -q -o APT::Sandbox::User=root download "$@" >"$log" 2>&1 || return
+    for package in *.deb; do dpkg-deb -x "$package" root >"$log" 2>&1 || return; done
+    chmod -R a-s root
+}
+
+unpack() { # $1: a mail server; with it come the libraries that this machine lacks
+    if ! apt --remove -s install "$1" && ! { fresh_lists && apt --remove -s install "$1"; }; then
+        say "the $1 tests will be skipped, cannot download $1: $(reason)"
+        return
+    fi
+    libraries=$(sed -n 's/^Inst \(lib[^ ]*\).*/\1/p' "$log")
+    # shellcheck disable=SC2086  # a list of package names
+    say "apt-get download $1" $libraries
+    # shellcheck disable=SC2086
+    if (fetched "$1" $libraries) || { fresh_lists && (fetched "$1" $libraries); }; then
+        mv "$new/root" "$cache/$1"
+    else
+        say "the $1 tests will be skipped, cannot download $1: $(reason)"
+    fi
+}
+
 look
 [ -n "$missing" ] || ours_stands || exit 0
 if [ "$(id -u)" -ne 0 ]; then
@@ -104,7 +132,8 @@ fi
 look # the run before may have brought it all
 log=$(mktemp) || exit 0
 preset=''
-trap 'give_back; forget; rm -f "$log"' EXIT
+new=$cache/.new
+trap 'give_back; forget; rm -rf "$log" "$new"' EXIT
 trap 'exit 130' HUP INT TERM
 give_back
 if ! hold_services; then
@@ -128,5 +157,6 @@ esac
     bring 'the Postfix tests' $mail
     bring 'the browser tests' $browser
     bring 'tests that trace system calls' $tracer
+    for server in $jailed; do unpack "$server"; done
 }
 exit 0
