@@ -117,7 +117,7 @@ class ProfileSettings(_Strict):
     envelope_from: WrittenAddress | None = None
     helo_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$")] | None = None
     max_connections: Annotated[int, Field(ge=1, le=1000)] = 10
-    max_messages_per_connection: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    max_messages_per_connection: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     idle_timeout: Seconds = 30.0
     timeouts: TimeoutSettings = TimeoutSettings()
 

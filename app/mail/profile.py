@@ -111,7 +111,7 @@ class Profile:
     envelope_from: str | None = None  # MAIL FROM; None = the address of From
     helo_name: str | None = None  # None = this host's FQDN, or its address literal
     max_connections: int = 10
-    max_messages_per_connection: int = 100  # 0 = no bound
+    max_messages_per_connection: int | None = None  # 0 = no bound; None = by the relay (smtp.session)
     idle_timeout: float = 30.0  # seconds; 0 closes after each transaction
     timeouts: Timeouts = Timeouts()
     dialect: Dialect = Dialect.FILE
@@ -176,7 +176,7 @@ class ProfileFacts:
     envelope_from: str | None = None
     helo_name: str | None = None
     max_connections: int = 10
-    max_messages_per_connection: int = 100
+    max_messages_per_connection: int | None = None
     idle_timeout: float = 30.0
     timeouts: Timeouts = Timeouts()
     sandbox: bool = False

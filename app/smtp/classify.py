@@ -159,7 +159,7 @@ def transaction(
 
 
 def _at_mail(reply: Reply, cls: FailureClass) -> tuple[Reason, FailureClass, str]:
-    if reply.code == 552:
+    if _is_too_large(reply):
         return Reason.MESSAGE_TOO_LARGE, _P, "The message is too large for the relay"
     if reply.code == 503:
         return Reason.BAD_SEQUENCE, _T, "The relay lost its place"
@@ -176,10 +176,15 @@ def _at_rcpt(reply: Reply) -> tuple[Reason, FailureClass]:
 
 
 def _at_content(reply: Reply) -> tuple[Reason, str]:
-    if reply.code == 552:
+    if _is_too_large(reply):
         return Reason.MESSAGE_TOO_LARGE, "The message is too large for the relay"
     reason = Reason.CONTENT_REJECTED if reply.is_permanent else Reason.CONTENT_DEFERRED
     return reason, "The relay did not take the message"
+
+
+def _is_too_large(reply: Reply) -> bool:
+    """RFC 5321 §4.2.3: 552; RFC 3463 §3.3, §3.4: too big for the system, too long for the mailbox."""
+    return reply.code == 552 or reply.enhanced in ("5.3.4", "5.2.3")
 
 
 def is_access_refusal(reply: Reply) -> bool:

@@ -244,7 +244,7 @@ _KNOWN = (
         host=r"(zoho\.[a-z.]+|yahoo\.com|aol\.com|mail\.me\.com|yandex\.[a-z]+|mail\.ru)\Z",
     ),
     # Relays that say it without 530
-    _known(r"5(01|03|50) .*\b(authentication|authorization) required", reason=_AUTH_REQUIRED),
+    _known(r"5(01|03|50) .*\b(auth|authentication|authorization) (is )?required", reason=_AUTH_REQUIRED),
     _known(r"please authenticate\b", reason=_AUTH_REQUIRED),
     # Postfix
     _known(

@@ -12,6 +12,7 @@ RFC 5321 §3.1–3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implicit T
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from contextlib import suppress
@@ -30,15 +31,24 @@ from app.smtp.network import OwnName, Resolve, SocketAddress, connect_to_any
 from app.smtp.tls import certificate_of, context_for, read_certificate
 from app.smtp.wire import Breach, Unexpected, Wire
 
+_MOST = 100  # messages a session carries unless the profile says otherwise
+# Exim takes more on one connection, but lets them lie until its next queue run (docs/quirks.md).
+_MOST_FOR_EXIM = 10
+_EXIM = re.compile(r"\bExim\b")
+
 
 class Session:
     """One open connection. Used by one transaction at a time; `close()` is idempotent."""
 
-    def __init__(self, profile: Profile, wire: Wire, opened: Attempt, extensions: dict[str, str]) -> None:
+    def __init__(
+        self, profile: Profile, wire: Wire, opened: Attempt, extensions: dict[str, str], *, greeting: str = ""
+    ) -> None:
         self.profile = profile
         self.wire = wire
         self.extensions = extensions  # upper-case keyword → its parameters
         self.transactions = 0  # how many it has carried
+        most = profile.max_messages_per_connection
+        self._most_transactions = most if most is not None else _MOST_FOR_EXIM if _EXIM.search(greeting) else _MOST
         self.needs_reset = False  # a refused transaction is still open at the relay
         self.idle_since = 0.0
         self._opened = opened
@@ -51,7 +61,7 @@ class Session:
     @property
     def is_used_up(self) -> bool:
         """Whether it has carried as many messages as its profile allows."""
-        return 0 < self.profile.max_messages_per_connection <= self.transactions
+        return 0 < self._most_transactions <= self.transactions
 
     @property
     def our_address(self) -> str:
@@ -146,6 +156,7 @@ class _Opening:
         self._address: SocketAddress | None = None
         self._client: _Client | None = None
         self._credentials: Credentials | None = None
+        self._greeting = ""
 
     async def run(self) -> Session:
         try:
@@ -171,7 +182,7 @@ class _Opening:
         transport = cast("asyncio.Transport | None", client.transport)
         if transport is None or transport.is_closing():
             raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
-        return Session(self._profile, Wire(transport), self._attempt, extensions)
+        return Session(self._profile, Wire(transport), self._attempt, extensions, greeting=self._greeting)
 
     @property
     def _server_name(self) -> str:
@@ -222,6 +233,7 @@ class _Opening:
         except (aiosmtplib.SMTPException, OSError) as error:
             raise self._greeting_failed(error, implicit=implicit) from error
         self._attempt.enter(Phase.GREETING)
+        self._greeting = greeting.message
         self._attempt.hear(_reply(greeting.code, greeting.message))
         self._refuse_surplus(client)
         return client

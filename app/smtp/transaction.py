@@ -21,6 +21,7 @@ from app.mail.message import Envelope
 from app.mail.outcome import Failure, Phase
 from app.mail.reply import Reply
 from app.smtp import classify
+from app.smtp.limits import limit
 from app.smtp.session import Session
 from app.smtp.wire import BLOCK, Breach, Lost, TimedOut, Unexpected
 
@@ -30,7 +31,7 @@ _ANY_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class StaleSession(Exception):
-    """A warm session turned out to be dead before the relay said anything: nothing was sent, take another."""
+    """A warm session turned out to be dead or used up at the first word: nothing was sent, take another."""
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ async def deliver(
     reset after a refusal.
 
     Raises:
-        StaleSession: only on a warm session, and only if the relay said nothing at all.
+        StaleSession: only on a warm session, and only if the relay said nothing at all, or refused MAIL for now.
     """
     session.describe(attempt)
     refusal = _known_refusal(session, envelope, len(content))
@@ -163,7 +164,7 @@ class _Transaction:
             self._attempt.say(line)
         self._mark = self._before_handover()
         self._wire.send(("\r\n".join(lines) + "\r\n").encode(), replies=len(lines))
-        mail = await self._reply(self._timeouts.mail)
+        mail = self._not_used_up(await self._reply(self._timeouts.mail))
         if self._closes(mail, Phase.MAIL):
             return
         if not mail.is_positive:
@@ -180,7 +181,7 @@ class _Transaction:
 
     async def _step_by_step(self) -> None:
         self._attempt.enter(Phase.MAIL)
-        mail = await self._ask(self._mail_line(), self._timeouts.mail)
+        mail = self._not_used_up(await self._ask(self._mail_line(), self._timeouts.mail))
         if self._closes(mail, Phase.MAIL):
             return
         if mail.is_positive:
@@ -198,6 +199,12 @@ class _Transaction:
         self._attempt.enter(Phase.DATA)
         self._mark = self._before_handover()
         await self._after_data(await self._ask("DATA", self._timeouts.data))
+
+    def _not_used_up(self, mail: Reply) -> Reply:
+        """Take a warm session for used up where MAIL is refused for now: a new one may do (docs/quirks.md)."""
+        if mail.is_transient and self._session.is_warm and limit(Phase.MAIL, mail) is None:
+            raise StaleSession(str(mail))
+        return mail
 
     def _mail_line(self) -> str:
         extensions = self._session.extensions

@@ -163,6 +163,10 @@ class Wire(asyncio.Protocol):
         if self.heard is not None:
             self.heard(reply)
         if len(self._replies) >= self._outstanding:
+            if reply.code == 421 and self._last_code != 354:
+                # RFC 5321 §3.8: it may come unasked, and says that the relay closes; what was answered stands.
+                self._break(Lost(f"the relay closed the connection: {reply}"))
+                return
             if self._last_code != 354 or reply.code < 400:
                 self._break(Unexpected(str(reply)))
                 return

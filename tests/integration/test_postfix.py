@@ -597,7 +597,7 @@ class Mixed:
 
 ANN, NOBODY, LATER, STRANGER = "ann@mailbox.test", "nobody@mailbox.test", "later@mailbox.test", "ann@example.com"
 UNKNOWN = ("EENVELOPE", "mailbox_unknown", "permanent", 550)
-DEFERRED = ("EENVELOPE", "recipient_deferred", "temporary", 450)
+DEFERRED = ("EENVELOPE", "greylisted", "temporary", 450)
 IN_CLEAR = LOGIN | NONE
 
 RECIPIENTS: dict[str, Mixed] = {
