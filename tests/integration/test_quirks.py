@@ -50,7 +50,7 @@ from tests.unit.strategies import addresses, bodies, header_texts, names
 Server: TypeAlias = Postfix | Exim | OpenSMTPD
 
 ANN, NOBODY, LATER, STRANGER = "ann@mailbox.test", "nobody@mailbox.test", "later@mailbox.test", "ann@example.com"
-SMUGGLED = "smuggled@mailbox.test"
+SMUGGLED = "stowaway@mailbox.test"
 BOT = Address("bot", "example.org", "Bot")
 DATE = datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)
 HEAD = b"Message-ID: <1@example.org>\r\nDate: Sun, 01 Mar 2026 12:30:15 +0000\r\nFrom: bot@example.org\r\n"
