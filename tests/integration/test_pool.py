@@ -1,7 +1,6 @@
 """The pool over real sockets: what is kept warm, what is replaced, who waits for whom, and how it all ends."""
 
 import asyncio
-import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from tests.support.factories import (
     turns,
 )
 from tests.support.relay import Close, Conversation, Relay, Reset, Stall, Wait
-from tests.support.tls import Answer, certificates
+from tests.support.tls import Answer, ServerContext, certificates
 
 SOON = 1.9  # seconds in which a connection that is to be closed must have been
 
@@ -339,7 +338,7 @@ async def test_a_connection_that_does_not_come_about_takes_up_no_place() -> None
 
 @on_both_loops
 @pytest.mark.parametrize("tls", [None, certificates().server()], ids=["clear", "tls"])
-async def test_closing_says_quit_and_leaves_nothing_open(tls: ssl.SSLContext | None) -> None:
+async def test_closing_says_quit_and_leaves_nothing_open(tls: ServerContext | None) -> None:
     async with Relay(tls=tls) as relay, Deliveries() as deliveries:
         profile = make_profile(port=relay.port, tls=TlsMode.STARTTLS if tls else TlsMode.NONE, max_connections=3)
         await asyncio.gather(*(send(deliveries, profile, number) for number in range(9)))

@@ -26,7 +26,7 @@ from app.mail.attempt import Attempt
 from app.mail.ids import uuid7
 from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Snapshot
 from app.mail.outcome import Deferred, InDoubt, MessageState, Outcome, Rejected, Sent
-from app.mail.profile import AuthMode, Dialect, Profile, ProfileFacts, Timeouts, TlsMode, resolve_profile
+from app.mail.profile import AuthMode, Dialect, Profile, ProfileFacts, Timeouts, TlsMode, TlsVersion, resolve_profile
 from app.smtp.network import Resolve, SocketAddress
 from app.smtp.pool import Pool
 from app.smtp.session import Session, open_session
@@ -57,11 +57,18 @@ class Settings(TypedDict, total=False):
     auth: AuthMode
     username: str
     password: str
+    password_file: str | Path
     verify: bool
     ca_file: str | Path
+    cert_sha256: str
+    server_name: str
+    client_cert: str | Path
+    client_key: str | Path
+    min_tls: TlsVersion
     allow_cleartext_auth: bool
     helo_name: str
     max_connections: int
+    max_messages_per_connection: int
     idle_timeout: float
     timeouts: Timeouts
     dialect: Dialect
@@ -81,10 +88,10 @@ def make_profile(**said: Unpack[Settings]) -> Profile:
         "timeouts": timeouts(),
         **said,
     }
-    if facts["tls"] in (TlsMode.STARTTLS, TlsMode.IMPLICIT) and facts.get("verify", True):
+    verifies = facts["tls"] in (TlsMode.STARTTLS, TlsMode.IMPLICIT) and facts.get("verify", True)
+    if verifies and "cert_sha256" not in facts:
         facts.setdefault("ca_file", certificates().ca_file)
-    if "ca_file" in facts:
-        facts["ca_file"] = str(facts["ca_file"])
+    facts = {key: str(value) if isinstance(value, Path) else value for key, value in facts.items()}
     profile, _ = resolve_profile(ProfileFacts(**facts))
     return profile
 

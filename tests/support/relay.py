@@ -12,12 +12,11 @@ import asyncio
 import base64
 import hmac
 import re
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from tests.support.tls import Answer, Close, Drip, Link, Over, Record
+from tests.support.tls import Answer, Close, Drip, Link, Over, Record, ServerContext
 
 # isort: split
 from tests.support.tls import GarbageInsteadOfTLS, Hear, Reset, Split, Stall, StartTLS, StopReading, Wait
@@ -72,7 +71,7 @@ class Relay:
     host: str = "127.0.0.1"  # or "::1"
     extensions: Sequence[str] = EXTENSIONS  # "STARTTLS" here and no `tls` is a lie, answered 454
     greeting: Answer = "220 relay.test ESMTP"
-    tls: ssl.SSLContext | None = None  # offers STARTTLS
+    tls: ServerContext | None = None  # offers STARTTLS
     implicit: bool = False  # TLS at once
     offer_starttls: bool = True
     auth: Sequence[str] = ()  # mechanisms; PLAIN, LOGIN and CRAM-MD5 are checked, others need a rule

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import datetime
 import functools
+import hashlib
 import shutil
 import socket
 import ssl
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import assert_never, cast
+from typing import Self, assert_never, cast
 
 import trustme
 from cryptography import x509
@@ -308,40 +309,85 @@ class Link(asyncio.Protocol):
             self.transport.write(self._cipher_out.read())  # of a failed handshake: the alert
 
 
+class ServerContext(ssl.SSLContext):
+    """A relay's side of TLS, which knows the certificate that it shows and the names that it was asked for."""
+
+    sha256: str  # of the certificate, lower-case hex
+    asked_for: list[str | None]  # SNI, an entry a handshake; None = there was none
+
+    @classmethod
+    def showing(cls, pem: bytes) -> Self:
+        """Show the first certificate in `pem`, where its key is too."""
+        context = cls(ssl.PROTOCOL_TLS_SERVER)
+        with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+            file.write(pem)
+            file.flush()
+            context.load_cert_chain(file.name)
+        first, end, _ = pem[pem.index(b"-----BEGIN CERTIFICATE") :].decode().partition("-----END CERTIFICATE-----")
+        context.sha256 = hashlib.sha256(ssl.PEM_cert_to_DER_cert(first + end)).hexdigest()
+        context.asked_for = []
+        context.sni_callback = lambda _tls, name, _context: context.asked_for.append(name)
+        return context
+
+
 @dataclass(frozen=True, slots=True)
 class Certificates:
     """One authority for all tests of a process; clients trust it by `ca_file`."""
 
+    _authority: trustme.CA
     ca_file: Path
     self_signed_file: Path  # what `self_signed` shows, to be trusted by itself
-    _authority: trustme.CA
+    client_file: Path  # a client's certificate of this authority, and its key
+    client_cert_file: Path  # the same without the key
+    client_key_file: Path
+    stranger_file: Path  # a client's certificate of an authority nobody knows, and its key
 
-    def server(self, *names: str) -> ssl.SSLContext:
+    def server(self, *names: str) -> ServerContext:
         """Show a good certificate, by default for localhost, 127.0.0.1 and ::1."""
         return _context(self._authority.issue_cert(*(names or LOCAL)))
 
-    def expired(self, *names: str, on: datetime.datetime = LONG_AGO) -> ssl.SSLContext:
+    def expired(self, *names: str, on: datetime.datetime = LONG_AGO) -> ServerContext:
         return _context(self._authority.issue_cert(*(names or LOCAL), not_after=on))
 
-    def wrong_name(self, name: str = "other.test") -> ssl.SSLContext:
+    def wrong_name(self, name: str = "other.test") -> ServerContext:
         return _context(self._authority.issue_cert(name))
 
-    def untrusted(self) -> ssl.SSLContext:
+    def untrusted(self) -> ServerContext:
         """Show a certificate of an authority nobody knows."""
         return _context(trustme.CA().issue_cert(*LOCAL))
 
-    def self_signed(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.self_signed_file)
-        return context
+    def self_signed(self) -> ServerContext:
+        return ServerContext.showing(self.self_signed_file.read_bytes())
 
-    def tls10_only(self) -> ssl.SSLContext:
+    def tls10_only(self) -> ServerContext:
         """Speak TLS 1.0 and nothing newer; OpenSSL 3 does so at security level 0 only."""
+        return self._only(ssl.TLSVersion.TLSv1)
+
+    def tls12_only(self) -> ServerContext:
+        return self._only(ssl.TLSVersion.TLSv1_2)
+
+    def tls13_only(self) -> ServerContext:
+        return self._only(ssl.TLSVersion.TLSv1_3)
+
+    def tls12_demanding(self) -> ServerContext:
+        """Demand a client's certificate of this authority; where there is none, the handshake fails."""
+        return self._demanding(self.tls12_only())
+
+    def tls13_demanding(self) -> ServerContext:
+        """Demand one too; the client learns of its failure only when its own handshake is done (RFC 8446 §4.4.2.4)."""
+        return self._demanding(self.tls13_only())
+
+    def _only(self, version: ssl.TLSVersion) -> ServerContext:
         context = self.server()
         context.set_ciphers("ALL:@SECLEVEL=0")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
+            context.minimum_version = context.maximum_version = version
+        return context
+
+    def _demanding(self, context: ServerContext) -> ServerContext:
+        context.verify_mode = ssl.CERT_REQUIRED
+        self._authority.configure_trust(context)
         return context
 
 
@@ -351,10 +397,19 @@ def certificates() -> Certificates:
     authority = trustme.CA()
     directory = tempfile.mkdtemp(prefix="relay-tls-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    ca_file, self_signed_file = Path(directory, "ca.pem"), Path(directory, "self-signed.pem")
-    authority.cert_pem.write_to_path(str(ca_file))
-    self_signed_file.write_bytes(_self_signed())
-    return Certificates(ca_file, self_signed_file, authority)
+    client, stranger = authority.issue_cert("client.test"), trustme.CA().issue_cert("client.test")
+    contents = {
+        "ca": authority.cert_pem.bytes(),
+        "self-signed": _self_signed(),
+        "client": client.private_key_and_cert_chain_pem.bytes(),
+        "client-cert": client.cert_chain_pems[0].bytes(),
+        "client-key": client.private_key_pem.bytes(),
+        "stranger": stranger.private_key_and_cert_chain_pem.bytes(),
+    }
+    files = [Path(directory, f"{name}.pem") for name in contents]
+    for file, content in zip(files, contents.values(), strict=True):
+        file.write_bytes(content)
+    return Certificates(authority, *files)
 
 
 def _raw(reply: Reply) -> bytes:
@@ -363,10 +418,8 @@ def _raw(reply: Reply) -> bytes:
     return f"{reply}\n".replace("\n", "\r\n").encode(errors="surrogateescape")
 
 
-def _context(leaf: trustme.LeafCert) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    leaf.configure_cert(context)
-    return context
+def _context(leaf: trustme.LeafCert) -> ServerContext:
+    return ServerContext.showing(leaf.private_key_and_cert_chain_pem.bytes())
 
 
 def _self_signed() -> bytes:

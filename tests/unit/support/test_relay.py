@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import hmac
 import re
 import socket
@@ -25,7 +26,7 @@ from tests.support.relay import (
     StopReading,
     Wait,
 )
-from tests.support.tls import certificates
+from tests.support.tls import ServerContext, certificates
 
 GREETING = b"220 relay.test ESMTP\r\n"
 ENVELOPE = b"MAIL FROM:<ann@ours.test>\r\nRCPT TO:<bob@theirs.test>\r\n"
@@ -625,7 +626,7 @@ class TestTLS:
             pytest.param(certificates().wrong_name, "other.test|Hostname mismatch", id="wrong name"),
         ],
     )
-    async def test_bad_certificates_are_bad(self, context: Callable[[], ssl.SSLContext], says: str) -> None:
+    async def test_bad_certificates_are_bad(self, context: Callable[[], ServerContext], says: str) -> None:
         async with Relay(tls=context(), implicit=True) as relay:
             with pytest.raises(ssl.SSLCertVerificationError, match=says):
                 async with peer(relay, trusting()):
@@ -642,6 +643,35 @@ class TestTLS:
             with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
                 async with peer(relay, trusting()):
                     pass
+
+    async def test_a_relay_knows_its_certificate_and_by_what_name_it_was_asked_for(self) -> None:
+        tls = certificates().server()
+        async with Relay(tls=tls, implicit=True) as relay, peer(relay, trusting()) as client:
+            shown = client.writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            assert (hashlib.sha256(shown).hexdigest(), tls.asked_for) == (tls.sha256, ["localhost"])
+
+    @pytest.mark.parametrize("file", ["client_file", "stranger_file", None])
+    async def test_a_clients_certificate_is_demanded(self, file: str | None) -> None:
+        """Under TLS 1.2 in the handshake; under TLS 1.3 the client's own is done before it hears of it."""
+        client_side = trusting()
+        if file is not None:
+            client_side.load_cert_chain(getattr(certificates(), file))
+        expected = {"client_file": GREETING, "stranger_file": b"ALERT_UNKNOWN_CA", None: b"CERTIFICATE_REQUIRED"}[file]
+        async with Relay(tls=certificates().tls13_demanding(), implicit=True) as relay:
+            async with peer(relay, client_side) as client:
+                try:
+                    heard = await client.reply()
+                except ssl.SSLError as error:
+                    heard = str(error).encode()
+            assert expected in heard
+        async with Relay(tls=certificates().tls12_demanding(), implicit=True) as relay:
+            if file == "client_file":
+                async with peer(relay, client_side) as client:
+                    assert await client.reply() == GREETING
+            else:
+                with pytest.raises(ssl.SSLError, match="ALERT"):
+                    async with peer(relay, client_side):
+                        pass
 
 
 def b64(text: str | bytes) -> bytes:
