@@ -9,6 +9,7 @@ Classes: P permanent, T temporary, U unknown, C configuration.
 
 import asyncio
 import base64
+import hmac
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,12 +25,13 @@ from app.delivery.plan import Done, RetryAt, ending, next_step
 from app.mail.address import parse_address
 from app.mail.message import Claim
 from app.mail.outcome import Deferred, Failure, InDoubt, MessageState, Phase, RecipientState, Rejected, Sent
-from app.mail.profile import AuthMode, Dialect, ProfileFacts, TlsMode, resolve_profile
+from app.mail.profile import AuthMode, Dialect, ProfileFacts, Timeouts, TlsMode, TlsVersion, resolve_profile
 from app.mail.schedule import DEFAULT_SCHEDULE, Schedule
 from app.smtp.network import Resolve, SocketAddress
 from tests.support.factories import (
     BODY,
     CONTENT,
+    LONG,
     NOW,
     RECIPIENT,
     SHORT,
@@ -45,6 +47,7 @@ from tests.support.factories import (
     timeouts,
 )
 from tests.support.relay import (
+    CHALLENGES,
     EXTENSIONS,
     Close,
     Drip,
@@ -57,7 +60,7 @@ from tests.support.relay import (
     StopReading,
     Wait,
 )
-from tests.support.tls import Answer, Step, certificates
+from tests.support.tls import Answer, ServerContext, Step, certificates
 
 ALICE, BOB, EVE = "alice@theirs.test", RECIPIENT, "eve@theirs.test"
 EHLO = b"EHLO client.test\r\n"
@@ -76,18 +79,34 @@ LOGGING_IN: Settings = {"username": "bot", "password": "secret"}
 MISTAKEN: Settings = {"username": "bot", "password": "wrong"}
 AUTH_PLAIN_WRONG = b"AUTH PLAIN " + base64.b64encode(b"\0bot\0wrong") + b"\r\n"
 AUTH_LOGIN_WRONG = b"AUTH LOGIN " + base64.b64encode(b"bot") + b"\r\n" + base64.b64encode(b"wrong") + b"\r\n"
+
+
+def digest(password: str) -> str:
+    """Give what CRAM-MD5 makes of a password and the tests' challenge (RFC 2195)."""
+    return hmac.new(password.encode(), CHALLENGES["CRAM-MD5"][0], "md5").hexdigest()
+
+
+def in_base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+AUTH_CRAM = f"AUTH CRAM-MD5\r\n{in_base64('bot ' + digest('secret'))}\r\n".encode()
+AUTH_CRAM_WRONG = f"AUTH CRAM-MD5\r\n{in_base64('bot ' + digest('wrong'))}\r\n".encode()
 SECRETS = [
     form
     for password in ("secret", "wrong")
     for form in (
         password,
-        base64.b64encode(password.encode()).decode(),
-        base64.b64encode(b"\0bot\0" + password.encode()).decode(),
+        in_base64(password),
+        in_base64(f"\0bot\0{password}"),
+        digest(password),
+        in_base64(f"bot {digest(password)}"),
     )
 ]
 
 Script = tuple[str, Answer] | tuple[str, Answer, str]  # verb, answer, what must be in the command
 Place = Callable[[Relay], AbstractContextManager[Resolve]]
+SettingsFor = Callable[[Relay], Settings]
 
 
 class Seen:
@@ -124,7 +143,7 @@ class Row:
     script: Sequence[Script] = ()
     relay: Callable[[], Relay] = Relay
     place: Place | None = None  # None: where the relay is
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings | SettingsFor = field(default_factory=Settings)
     claim: Claim = field(default_factory=make_claim)
     hint: Sequence[str] = ()
     reply: str | None = None  # the relay's words, as they are kept
@@ -138,6 +157,8 @@ def row(id: str, says: str | Mapping[str, str], *script: Script, **more: Any) ->
     return Row(id=id, says=says, script=script, **more)
 
 
+PASSWORD_ON_THE_WIRE = [form.encode() for form in ("secret", in_base64("secret"), in_base64("\0bot\0secret"))]
+
 # --- relays and places -----------------------------------------------------------------------------------
 
 
@@ -150,6 +171,16 @@ def with_auth(*mechanisms: str, **said: Any) -> Callable[[], Relay]:
     return lambda: Relay(auth=mechanisms or ("PLAIN", "LOGIN"), **said)
 
 
+def pinning(said: Settings) -> SettingsFor:
+    """Add a pin for the certificate that the relay shows."""
+    return lambda relay: {**said, "cert_sha256": shown(relay).sha256}
+
+
+def shown(relay: Relay) -> ServerContext:
+    assert relay.tls is not None
+    return relay.tls
+
+
 def offering(*extensions: str) -> Callable[[], Relay]:
     return lambda: Relay(extensions=extensions)
 
@@ -158,6 +189,12 @@ def offering(*extensions: str) -> Callable[[], Relay]:
 def nowhere(_: Relay) -> Iterator[Resolve]:
     """Lead to a port where nobody listens."""
     yield leading_to(refused_port())
+
+
+@contextmanager
+def elsewhere(relay: Relay) -> Iterator[Resolve]:
+    """Lead to the relay by an address that is this machine too, but not by its spelling."""
+    yield leading_to(relay.port, "0.0.0.0")
 
 
 @contextmanager
@@ -216,6 +253,25 @@ def was_encrypted_and_verified(seen: Seen) -> None:
     assert seen.relay.sessions[0].tls
 
 
+def was_refused_by_its_pin(seen: Seen) -> None:
+    """The certificate is looked at over this one connection, and the hint has what would pin it."""
+    attempt, sha256 = seen.attempt, shown(seen.relay).sha256
+    assert (attempt.tls, attempt.tls_verified, attempt.tls_sha256) == (True, False, sha256)
+    assert attempt.tls_error
+    assert all(f'cert_sha256 = "{sha256}"' in failure.hint for failure in seen.failures)
+    assert seen.relay.connections == 1
+
+
+def was_verified_as(name: str | None) -> Callable[[Seen], None]:
+    """Check that SNI asked for this name, and the certificate was good."""
+
+    def check(seen: Seen) -> None:
+        was_encrypted_and_verified(seen)
+        assert shown(seen.relay).asked_for == [name]
+
+    return check
+
+
 def was_not_verified(seen: Seen) -> None:
     assert not seen.attempt.tls_verified
     assert seen.attempt.tls_error
@@ -235,6 +291,10 @@ def was_given_up(seen: Seen) -> None:
     """The content's end was not sent, and the connection closed without another word."""
     assert not seen.attempt.handover
     assert QUIT not in seen.wire
+
+
+def hints_at_no_mechanism(seen: Seen) -> None:
+    assert all("auth =" not in failure.hint for failure in seen.failures)
 
 
 def bears(enhanced: str | None) -> Callable[[Seen], None]:
@@ -271,6 +331,183 @@ STARTTLS_FAILURES: Mapping[str, Answer] = {
     "handshake-reset": ("220 go", Hear(), Reset()),
     "handshake-stalls": ("220 go", Stall()),
 }
+
+# A way to log in: the TLS mode, what the profile says besides, and where the relay is.
+WAYS: Mapping[str, tuple[TlsMode, Settings, Place | None]] = {
+    "starttls": (STARTTLS, Settings(), None),
+    "implicit": (IMPLICIT, Settings(), None),
+    "on-loopback": (NONE, Settings(), None),
+    "in-clear": (NONE, Settings(), elsewhere),
+    "in-clear-and-allowed": (NONE, Settings(host="mail.test", allow_cleartext_auth=True), elsewhere),
+}
+CHOICES: Mapping[str, tuple[Sequence[str], AuthMode, str]] = {
+    "all": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.AUTO, "CRAM-MD5"),
+    "all-and-required": (("PLAIN", "CRAM-MD5", "LOGIN"), AuthMode.REQUIRED, "CRAM-MD5"),
+    "plain-and-login": (("XOAUTH2", "LOGIN", "PLAIN"), AuthMode.AUTO, "PLAIN"),
+    "cram-md5-and-login": (("LOGIN", "CRAM-MD5"), AuthMode.AUTO, "CRAM-MD5"),
+    "login": (("LOGIN", "NTLM"), AuthMode.AUTO, "LOGIN"),
+    "pinned-plain": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.PLAIN, "PLAIN"),
+    "pinned-login": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.LOGIN, "LOGIN"),
+    "pinned-cram-md5": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.CRAM_MD5, "CRAM-MD5"),
+}
+LOGINS = [
+    *(
+        row(
+            f"25b-{choice}-{way}",
+            "sent",
+            relay=over_tls(mode, auth=offered, auth_required=True)
+            if mode in (STARTTLS, IMPLICIT)
+            else with_auth(*offered, auth_required=True),
+            place=place,
+            settings={"tls": mode, "auth": auth, **more, **LOGGING_IN},
+            never=PASSWORD_ON_THE_WIRE if mechanism == "CRAM-MD5" else [],
+            check=shows(auth=mechanism, tls=mode in (STARTTLS, IMPLICIT)),
+        )
+        for choice, (offered, auth, mechanism) in CHOICES.items()
+        for way, (mode, more, place) in WAYS.items()
+        if way != "in-clear" or mechanism == "CRAM-MD5"
+    ),
+    *(
+        row(
+            f"27b-{choice}-in-clear",
+            "EAUTH/auth_needs_tls C",
+            relay=with_auth(*offered),
+            place=elsewhere,
+            settings={"auth": auth, **LOGGING_IN},
+            hint=['tls = "starttls"'],
+            phase=Phase.AUTH,
+            wire=EHLO,
+            check=shows(auth=None),
+        )
+        for choice, (offered, auth, mechanism) in CHOICES.items()
+        if mechanism != "CRAM-MD5"
+    ),
+    row(
+        "27b-cram-md5-to-another-machine-in-clear",
+        "sent",
+        relay=with_auth("PLAIN", "CRAM-MD5", auth_required=True),
+        place=elsewhere,
+        settings={"host": "mail.test", "auth": AuthMode.CRAM_MD5, **LOGGING_IN},
+        wire=EHLO + AUTH_CRAM + SENDING + QUIT,
+    ),
+    row(
+        "25b-offered-in-lower-case",
+        "sent",
+        ("EHLO", "250-relay.test\n250 auth cram-md5 plain"),
+        relay=with_auth("CRAM-MD5", auth_required=True),
+        settings=LOGGING_IN,
+        check=shows(auth="CRAM-MD5"),
+    ),
+    row(
+        "25-pinned-cram-md5-not-offered",
+        "EAUTH/auth_mechanism_unsupported C",
+        relay=with_auth("PLAIN", "NTLM"),
+        settings={"auth": AuthMode.CRAM_MD5, **LOGGING_IN},
+        hint=["PLAIN NTLM", 'auth = "plain"'],
+        wire=EHLO,
+    ),
+    *(
+        row(
+            f"23-535-to-cram-md5-beside-{'-and-'.join(others) or 'nothing'}".lower(),
+            "EAUTH/auth_rejected C",
+            relay=with_auth("CRAM-MD5", *others),
+            settings=MISTAKEN,
+            hint=["username", "password", *([f'auth = "{instead}"'] if instead else [])],
+            reply="535 5.7.8 authentication failed",
+            phase=Phase.AUTH,
+            wire=EHLO + AUTH_CRAM_WRONG,
+            check=connected_once if instead else hints_at_no_mechanism,
+        )
+        for others, instead in {(): None, ("PLAIN",): "plain", ("LOGIN",): "login", ("LOGIN", "PLAIN"): "plain"}.items()
+    ),
+    *(
+        row(
+            f"23-535-to-cram-md5-under-{name}",
+            "EAUTH/auth_rejected C",
+            relay=over_tls(mode, auth=("PLAIN", "CRAM-MD5")),
+            settings={"tls": mode, **MISTAKEN},
+            hint=['auth = "plain"'],
+            wire=(EHLO if mode is IMPLICIT else EHLO + b"STARTTLS\r\n" + EHLO) + AUTH_CRAM_WRONG,
+        )
+        for name, mode in VERIFYING.items()
+    ),
+    row(
+        "23-535-to-plain-beside-cram-md5",
+        "EAUTH/auth_rejected C",
+        relay=with_auth("PLAIN", "CRAM-MD5"),
+        settings={"auth": AuthMode.PLAIN, **MISTAKEN},
+        wire=EHLO + AUTH_PLAIN_WRONG,
+        check=hints_at_no_mechanism,
+    ),
+    *(
+        row(
+            f"23-the-relay-repeats-{what}-of-cram-md5-with-{code}",
+            says,
+            ("AUTH2", f"{code} x {said} y"),
+            relay=with_auth("CRAM-MD5"),
+            settings=LOGGING_IN,
+            reply=None if code == 235 else f"{code} x {kept} y",
+        )
+        for code, says in [
+            (235, "sent"),
+            (454, "EAUTH/auth_unavailable T"),
+            (500, "EAUTH/auth_rejected C"),
+            (535, "EAUTH/auth_rejected C"),
+        ]
+        for what, said, kept in [
+            ("the-line", in_base64("bot " + digest("secret")), "***"),
+            ("some-of-the-line", in_base64("bot " + digest("secret"))[:40], "***"),
+            ("the-digest", digest("secret"), "***"),
+            ("name-and-digest", f"bot {digest('secret')}", "bot ***"),
+        ]
+    ),
+    *(
+        row(
+            f"23-{code}-instead-of-a-challenge",
+            says,
+            ("AUTH", f"{code} not so"),
+            relay=with_auth("CRAM-MD5", "PLAIN"),
+            settings=LOGGING_IN,
+            hint=hint,
+            reply=f"{code} not so",
+            phase=Phase.AUTH,
+            wire=EHLO + b"AUTH CRAM-MD5\r\n",
+        )
+        for code, says, hint in [
+            (235, "EPROTOCOL/unexpected_reply T", []),
+            (421, "ECONNECTION/service_unavailable T", []),
+            (454, "EAUTH/auth_unavailable T", []),
+            (500, "EAUTH/auth_rejected C", ['auth = "plain"']),
+            (504, "EAUTH/auth_mechanism_unsupported C", ["PLAIN"]),
+            (535, "EAUTH/auth_rejected C", ['auth = "plain"']),
+            (538, "EAUTH/auth_needs_tls C", ['tls = "starttls"']),
+        ]
+    ),
+    *(
+        row(
+            f"29-{how}-at-{verb.lower()}-of-cram-md5",
+            "ECONNECTION/connection_lost T",
+            (verb, cut),
+            relay=with_auth("CRAM-MD5"),
+            settings=LOGGING_IN,
+            phase=Phase.AUTH,
+        )
+        for how, cut in CUTS.items()
+        for verb in ("AUTH", "AUTH2")
+    ),
+    *(
+        row(
+            f"29-no-reply-to-{verb.lower()}-of-cram-md5",
+            "ETIMEDOUT/reply_timeout T",
+            (verb, Stall()),
+            relay=with_auth("CRAM-MD5"),
+            settings={"timeouts": timeouts(auth=SHORT), **LOGGING_IN},
+            hint=["timeouts.auth"],
+            phase=Phase.AUTH,
+        )
+        for verb in ("AUTH", "AUTH2")
+    ),
+]
 
 OPENING = [
     row("1-connection-refused", "ECONNECTION/connection_refused T", place=nowhere, hint=["host", "port"], wire=b""),
@@ -560,6 +797,58 @@ OPENING = [
         )
         for name, mode in VERIFYING.items()
     ),
+    *(
+        row(
+            f"14b-pinned-{certificate}-{name}",
+            "sent",
+            relay=over_tls(mode, certificate, auth=("PLAIN",), auth_required=True),
+            settings=pinning({"tls": mode, **LOGGING_IN}),
+            check=was_encrypted_and_verified,
+        )
+        for certificate in ("server", "untrusted", "self_signed", "expired", "wrong_name")
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"14c-{certificate}-and-another-pinned-{name}",
+            "ETLS/tls_pin_mismatch C",
+            relay=over_tls(mode, certificate, auth=("PLAIN",)),
+            settings={"tls": mode, "cert_sha256": "ab" * 32, **LOGGING_IN},
+            hint=["cert_sha256", "localhost", until],
+            phase=Phase.TLS if mode is IMPLICIT else Phase.STARTTLS,
+            wire=b"" if mode is IMPLICIT else EHLO + b"STARTTLS\r\n",
+            check=was_refused_by_its_pin,
+        )
+        for certificate, until in [("server", "until "), ("expired", "until 2024-01-31")]
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"16b-{what}-{name}",
+            "sent",
+            relay=over_tls(mode, certificate),
+            settings={"tls": mode, **more},
+            check=was_verified_as(asks_for),
+        )
+        for what, certificate, more, asks_for in [
+            ("for-host", "server", Settings(), "localhost"),
+            ("for-host-that-is-an-address", "server", Settings(host="127.0.0.1"), None),
+            ("for-server-name", "wrong_name", Settings(server_name="other.test"), "other.test"),
+            ("for-server-name-and-host", "server", Settings(host="10.0.0.1", server_name="localhost"), "localhost"),
+        ]
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"16b-not-for-server-name-{name}",
+            "ETLS/tls_hostname_mismatch C",
+            relay=over_tls(mode, auth=("PLAIN",)),
+            settings={"tls": mode, "server_name": "other.test", **LOGGING_IN},
+            hint=["is for localhost", "not for other.test", 'server_name = "localhost"'],
+            check=was_not_verified,
+        )
+        for name, mode in VERIFYING.items()
+    ),
     row(
         "17-handshake-stalls-starttls",
         "ETIMEDOUT/tls_timeout T",
@@ -596,13 +885,23 @@ OPENING = [
         )
         for how, cut in CUTS.items()
     ),
+    row(
+        "18-no-cipher-in-common",
+        "ETLS/tls_handshake_failed C",
+        relay=over_tls(STARTTLS, "odd_cipher_only"),
+        settings={"tls": STARTTLS},
+    ),
     *(
         row(
-            f"18b-only-tls-1.0-{name}",
-            "ETLS/tls_version_unsupported C",
-            relay=over_tls(mode, "tls10_only"),
-            settings={"tls": mode},
+            f"18b-only-tls-{speaks}-and-at-least-{least or 'what-is-usual'}-{name}",
+            "sent" if speaks >= (least or "1.2") else "ETLS/tls_version_unsupported C",
+            relay=over_tls(mode, f"tls{speaks.replace('.', '')}_only"),
+            settings={"tls": mode, "min_tls": least} if least else {"tls": mode},
+            hint=[] if speaks >= (least or "1.2") else ['min_tls = "1.2"' if least == "1.3" else 'min_tls = "1.0"'],
+            check=shows(tls_version=f"TLSv{speaks.removesuffix('.0')}" if speaks >= (least or "1.2") else None),
         )
+        for speaks in ("1.0", "1.2", "1.3")
+        for least in (None, TlsVersion.V1_2, TlsVersion.V1_3)
         for name, mode in VERIFYING.items()
     ),
     *(
@@ -1602,7 +1901,14 @@ def step_by_step(row: Row) -> Row:
     return replace(row, id=f"{row.id}-step-by-step", relay=relay)
 
 
-OPENINGS = [*OPENING, *UNKNOWN_IN_THE_OPENING, *OUT_OF_TURN_IN_THE_OPENING, *SURPLUS_IN_THE_OPENING, *ODD_BUT_GOOD]
+OPENINGS = [
+    *OPENING,
+    *LOGINS,
+    *UNKNOWN_IN_THE_OPENING,
+    *OUT_OF_TURN_IN_THE_OPENING,
+    *SURPLUS_IN_THE_OPENING,
+    *ODD_BUT_GOOD,
+]
 TABLE = [*OPENINGS, *FROM_MAIL, *map(step_by_step, FROM_MAIL)]
 
 
@@ -1612,8 +1918,9 @@ async def test_the_attempt_says_what_the_table_says(row: Row) -> None:
     async with row.relay() as relay:
         for verb, answer, *match in row.script:
             relay.on(verb, answer, match="".join(match))
+        said = row.settings(relay) if callable(row.settings) else row.settings
         with (row.place or where_it_is)(relay) as resolve:
-            seen = Seen(relay, await attempt(relay, row.claim, resolve=resolve, **row.settings))
+            seen = Seen(relay, await attempt(relay, row.claim, resolve=resolve, **said))
         if not any(isinstance(step, StopReading) for _, answer, *_ in row.script for step in steps(answer)):
             async with asyncio.timeout(1):
                 await relay.closed(relay.connections)
@@ -1679,6 +1986,7 @@ def holds_always_on_the_wire(claim: Claim, seen: Seen) -> None:
     if seen.attempt.phase is not Phase.CONTENT:
         assert BODY not in seen.wire
     assert seen.relay.connections <= 2
+    assert seen.verbs.count("AUTH") <= 1  # one wrong password is one failed login
 
 
 def reached(claim: Claim, seen: Seen) -> bool:
@@ -1767,6 +2075,21 @@ async def test_43_a_reply_that_drips_in_does_not_put_its_deadline_off(
     assert [in_words(outcome) for outcome in outcomes.values()] == [expected]
     assert seen.phase == phase
     assert seen.phases[phase] < SHORT * 1000 * 7
+
+
+@pytest.mark.parametrize(("mechanism", "verb"), [("PLAIN", "AUTH"), ("CRAM-MD5", "AUTH2")])
+@on_both_loops
+async def test_29_a_relay_that_holds_its_answer_to_a_login_back_is_waited_for(mechanism: str, verb: str) -> None:
+    """Many do so with a wrong password for 30 s, longer than a relay may take to greet."""
+    answer = asyncio.Event()
+    async with Relay(auth=(mechanism,), auth_required=True) as relay:
+        relay.on(verb, (Wait(answer), "235 2.7.0 in"))
+        asyncio.get_running_loop().call_later(4 * SHORT, answer.set)
+        others = Timeouts(*[3 * SHORT] * len(Timeouts.__dataclass_fields__))
+        said: Settings = {"timeouts": replace(others, auth=LONG), **LOGGING_IN}
+        outcomes, seen = await attempt(relay, **said)
+    assert [in_words(outcome) for outcome in outcomes.values()] == ["sent"]
+    assert seen.phases["auth"] > 3 * SHORT * 1000
 
 
 REPLIES = {

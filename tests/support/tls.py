@@ -369,6 +369,12 @@ class Certificates:
     def tls13_only(self) -> ServerContext:
         return self._only(ssl.TLSVersion.TLSv1_3)
 
+    def odd_cipher_only(self) -> ServerContext:
+        """Know only ciphers that go with another kind of key than the one there is."""
+        context = self.tls12_only()
+        context.set_ciphers("AES128-SHA:@SECLEVEL=0")
+        return context
+
     def tls12_demanding(self) -> ServerContext:
         """Demand a client's certificate of this authority; where there is none, the handshake fails."""
         return self._demanding(self.tls12_only())
