@@ -10,12 +10,13 @@ Classes: P permanent, T temporary, U unknown, C configuration.
 import asyncio
 import base64
 import hmac
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -1992,6 +1993,73 @@ def holds_always_on_the_wire(claim: Claim, seen: Seen) -> None:
 def reached(claim: Claim, seen: Seen) -> bool:
     """Whether the content's end came to the relay."""
     return (claim.content or b"") + b".\r\n" in seen.wire
+
+
+# --- what a hint says to set -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A relay and a profile that do not go together, and the setting by which the hint puts that right."""
+
+    relay: Callable[[], Relay]
+    settings: Settings
+    set: str
+    script: Sequence[Script] = ()
+
+
+WAYS_OUT: Mapping[str, Way] = {
+    **{
+        f"{number}-{certificate}-{name}": Way(
+            relay=over_tls(mode, certificate), settings={"tls": mode}, set="cert_sha256"
+        )
+        for number, certificate in [("14", "untrusted"), ("14", "self_signed"), ("15", "expired")]
+        for name, mode in VERIFYING.items()
+    },
+    **{
+        f"14c-another-certificate-{name}": Way(
+            relay=over_tls(mode), settings={"tls": mode, "cert_sha256": "ab" * 32}, set="cert_sha256"
+        )
+        for name, mode in VERIFYING.items()
+    },
+    "16-wrong-name": Way(relay=over_tls(STARTTLS, "wrong_name"), settings={"tls": STARTTLS}, set="server_name"),
+    "18b-too-old": Way(
+        relay=over_tls(STARTTLS, "tls12_only"),
+        settings={"tls": STARTTLS, "min_tls": TlsVersion.V1_3},
+        set="min_tls",
+    ),
+    "19-implicit-against-a-plain-port": Way(relay=over_tls(STARTTLS), settings={"tls": IMPLICIT, **HURRIED}, set="tls"),
+    "20-starttls-against-implicit-tls": Way(relay=over_tls(IMPLICIT), settings={"tls": STARTTLS, **HURRIED}, set="tls"),
+    "23-no-cram-md5-though-it-is-offered": Way(
+        relay=with_auth("CRAM-MD5", "PLAIN", auth_required=True),
+        script=[("AUTH2", "535 5.7.8 authentication failed")],
+        settings=LOGGING_IN,
+        set="auth",
+    ),
+    "25-pinned-mechanism-not-offered": Way(
+        relay=with_auth("LOGIN", auth_required=True), settings={"auth": AuthMode.PLAIN, **LOGGING_IN}, set="auth"
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT.values(), ids=WAYS_OUT)
+async def test_what_the_hint_says_to_set_is_then_sent(way: Way) -> None:
+    async with way.relay() as relay:
+        for verb, answer, *match in way.script:
+            relay.on(verb, answer, match="".join(match))
+        tried = await attempt(relay, **way.settings)
+        assert tried.attempt.failure is not None
+        again = await attempt(relay, **as_hinted(way, tried.attempt.failure))
+        assert again.in_words == "sent"
+
+
+def as_hinted(way: Way, failure: Failure) -> Settings:
+    """Change one setting to what a line of the hint says."""
+    line = re.search(rf'\b{way.set} = "([^"]+)"', failure.hint)
+    assert line is not None, failure.hint
+    kinds: Mapping[str, Callable[[str], Any]] = {"tls": TlsMode, "auth": AuthMode, "min_tls": TlsVersion}
+    changed = {**way.settings, way.set: kinds.get(way.set, str)(line[1])}
+    return cast(Settings, changed)
 
 
 # --- situations that need more than a row ----------------------------------------------------------------
