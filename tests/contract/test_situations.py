@@ -2028,8 +2028,10 @@ WAYS_OUT: Mapping[str, Way] = {
         settings={"tls": STARTTLS, "min_tls": TlsVersion.V1_3},
         set="min_tls",
     ),
-    "19-implicit-against-a-plain-port": Way(relay=over_tls(STARTTLS), settings={"tls": IMPLICIT, **HURRIED}, set="tls"),
-    "20-starttls-against-implicit-tls": Way(relay=over_tls(IMPLICIT), settings={"tls": STARTTLS, **HURRIED}, set="tls"),
+    "19-implicit-against-a-plain-port": Way(relay=over_tls(STARTTLS), settings={"tls": IMPLICIT}, set="tls"),
+    "20-starttls-against-implicit-tls": Way(
+        relay=over_tls(IMPLICIT), settings={"tls": STARTTLS, "timeouts": timeouts(greeting=SHORT)}, set="tls"
+    ),
     "23-no-cram-md5-though-it-is-offered": Way(
         relay=with_auth("CRAM-MD5", "PLAIN", auth_required=True),
         script=[("AUTH2", "535 5.7.8 authentication failed")],

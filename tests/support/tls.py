@@ -342,12 +342,13 @@ class Certificates:
     client_key_file: Path
     stranger_file: Path  # a client's certificate of an authority nobody knows, and its key
 
-    def server(self, *names: str) -> ServerContext:
+    def server(self, *names: str, until: datetime.datetime | None = None) -> ServerContext:
         """Show a good certificate, by default for localhost, 127.0.0.1 and ::1."""
-        return _context(self._authority.issue_cert(*(names or LOCAL)))
+        return _context(self._authority.issue_cert(*(names or LOCAL), not_after=until))
 
-    def expired(self, *names: str, on: datetime.datetime = LONG_AGO) -> ServerContext:
-        return _context(self._authority.issue_cert(*(names or LOCAL), not_after=on))
+    def expired(self, *names: str) -> ServerContext:
+        """Show one that ended on 2024-01-31."""
+        return self.server(*names, until=LONG_AGO)
 
     def wrong_name(self, name: str = "other.test") -> ServerContext:
         return _context(self._authority.issue_cert(name))
