@@ -17,11 +17,12 @@ from tests.support.factories import (
     make_attempt,
     make_claim,
     make_profile,
+    marked,
     on_both_loops,
     timeouts,
     turns,
 )
-from tests.support.relay import Close, Conversation, Relay, Reset, Stall, Wait
+from tests.support.relay import Close, Conversation, Relay, Reset, Stall, StopReading, Wait
 from tests.support.tls import Answer, ServerContext, certificates
 
 SOON = 1.9  # seconds in which a connection that is to be closed must have been
@@ -195,6 +196,59 @@ async def test_each_profile_has_its_own_idle_timeout() -> None:
         assert deliveries.pool.count("patient") == 1
 
 
+# --- used up ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3])
+@on_both_loops
+async def test_a_connection_carries_as_many_mails_as_it_may_and_ends_with_quit(bound: int) -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_connections=1, max_messages_per_connection=bound)
+        for number in range(2 * bound):
+            assert is_sent(await send(deliveries, profile, number))
+        await relay.closed(2)
+        whole = ["EHLO", *["MAIL", "RCPT", "DATA"] * bound, "QUIT"]
+        assert [verbs(session) for session in relay.sessions] == [whole, whole]
+        assert [mail.content for mail in relay.mails] == [content(number) for number in range(2 * bound)]
+        assert deliveries.pool.count(profile.name) == 0
+
+
+async def test_without_a_bound_a_connection_carries_all() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_messages_per_connection=0)
+        for number in range(120):  # more than by default
+            assert is_sent(await send(deliveries, profile, number))
+        assert relay.connections == 1
+
+
+async def test_what_was_refused_counts_and_needs_no_rset_before_quit() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        relay.on("RCPT", "550 5.1.1 unknown", times=2)
+        profile = make_profile(port=relay.port, max_connections=1, max_messages_per_connection=2)
+        for number in range(3):
+            await send(deliveries, profile, number)
+        transaction = ["MAIL", "RCPT", "DATA"]
+        assert verbs(relay.sessions[0]) == ["EHLO", *transaction, "RSET", *transaction, "QUIT"]
+        assert [mail.content for mail in relay.mails] == [content(2)]
+
+
+@on_both_loops
+async def test_many_at_once_use_connections_up_and_share_no_more_than_max_connections() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_connections=3, max_messages_per_connection=2)
+        counts: list[int] = []
+
+        def counted() -> "asyncio.Future[None]":
+            counts.append(deliveries.pool.count(profile.name))
+            return marked()
+
+        sending = [send(deliveries, profile, number, before_handover=counted) for number in range(20)]
+        assert all(map(is_sent, await asyncio.gather(*sending)))
+        assert max(counts) == 3
+        assert max(len(session.mails) for session in relay.sessions) == 2
+        assert sorted(mail.content for mail in relay.mails) == sorted(content(number) for number in range(20))
+
+
 # --- many at once ----------------------------------------------------------------------------------------
 
 
@@ -347,6 +401,30 @@ async def test_closing_says_quit_and_leaves_nothing_open(tls: ServerContext | No
         await relay.closed(3)
         assert [verbs(session)[-1] for session in relay.sessions] == ["QUIT"] * 3
         assert deliveries.pool.count(profile.name) == 0
+
+
+@pytest.mark.parametrize("answer", [Stall(), Close(), Reset(), StopReading(), b"\xff"], ids=type)
+@pytest.mark.parametrize("tls", [None, certificates().server()], ids=["clear", "tls"])
+@on_both_loops
+async def test_the_answer_to_quit_is_not_waited_for(tls: ServerContext | None, answer: Answer) -> None:
+    async with Relay(tls=tls) as relay, Deliveries() as deliveries:
+        relay.on("QUIT", answer)
+        mode = TlsMode.STARTTLS if tls else TlsMode.NONE
+        profile = make_profile(port=relay.port, tls=mode, max_connections=2, max_messages_per_connection=2)
+        async with asyncio.timeout(SOON):
+            for number in range(3):  # the first connection is used up, and the second closed with the pool
+                assert is_sent(await send(deliveries, profile, number))
+            await deliveries.pool.close()
+            await relay.seen("QUIT", 2)
+
+
+@on_both_loops
+async def test_quit_to_a_relay_that_is_gone_is_no_failure() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port)
+        await send(deliveries, profile)
+    await deliveries.pool.close()
+    assert deliveries.pool.count(profile.name) == 0
 
 
 @on_both_loops

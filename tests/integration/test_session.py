@@ -98,7 +98,8 @@ async def test_an_attempt_over_a_warm_connection_knows_what_was_learned_at_its_o
         profile = make_profile(port=relay.port, tls=TlsMode.STARTTLS, username="bot", password="secret")
         _, first = await deliveries.send(profile)
         _, second = await deliveries.send(profile)
-        for name in ("host", "ip", "port", "tls", "tls_version", "tls_cipher", "tls_verified", "auth", "extensions"):
+        of_tls = ("tls", "tls_version", "tls_cipher", "tls_verified", "tls_names", "tls_not_after", "tls_sha256")
+        for name in ("host", "ip", "port", *of_tls, "auth", "extensions"):
             assert getattr(second, name) == getattr(first, name)
         assert (second.tls, second.tls_verified, second.auth, second.ip) == (True, True, "LOGIN", "127.0.0.1")
         assert words(second)[0].startswith("C MAIL FROM:")
@@ -300,6 +301,96 @@ async def test_49_the_replacement_of_a_dead_connection_may_break_too_and_is_not_
         assert (await deliveries.send(profile)).in_words == "ECONNECTION/connection_lost T"
         assert relay.connections == 2
         assert deliveries.pool.count(profile.name) == 0
+
+
+# --- situation 49b: a warm connection that went silent ---------------------------------------------------
+
+SILENCES: dict[str, tuple[str, Answer]] = {
+    "no-answer": ("MAIL", Stall()),
+    "black-hole": ("CONTENT", ("250 2.0.0 Ok", StopReading())),
+}
+SECOND = make_claim(number=2, content=b"second\r\n")
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+@pipelined_or_not
+@on_both_loops
+async def test_49b_a_warm_connection_that_went_silent_is_replaced_and_the_mail_sent_once(
+    silence: str, extensions: Sequence[str]
+) -> None:
+    verb, answer = SILENCES[silence]
+    async with Relay(extensions=extensions) as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_connections=1, timeouts=timeouts(reset=SHORT))
+        if verb == "CONTENT":
+            relay.on(verb, answer, times=1)
+        assert (await deliveries.send(profile)).in_words == "sent"
+        if verb == "MAIL":
+            relay.on(verb, answer, times=1)
+        _, seen = again = await deliveries.send(profile, SECOND)
+        assert again.in_words == "sent"
+        assert (seen.failure, seen.number) == (None, 1)
+        assert [mail.content for mail in relay.mails] == [CONTENT, b"second\r\n"]
+        assert b"second" not in relay.sessions[0].wire
+        assert relay.connections == 2
+        assert seen.duration_ms is not None
+        assert SHORT * 1000 < seen.duration_ms < LONG * 1000
+
+
+@pipelined_or_not
+@on_both_loops
+async def test_49b_where_the_replacement_is_silent_too_nothing_is_in_doubt(extensions: Sequence[str]) -> None:
+    async with Relay(extensions=extensions) as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, timeouts=timeouts(reset=SHORT, mail=2 * SHORT))
+        assert (await deliveries.send(profile)).in_words == "sent"
+        relay.on("MAIL", Stall())
+        _, seen = again = await deliveries.send(profile, SECOND)
+        assert again.in_words == "ETIMEDOUT/reply_timeout T"
+        assert not seen.handover
+        assert relay.connections == 2
+        assert deliveries.pool.count(profile.name) == 0
+
+
+@pipelined_or_not
+@on_both_loops
+async def test_49b_a_relay_that_answers_after_it_was_given_up_takes_the_mail_once(extensions: Sequence[str]) -> None:
+    async with Relay(extensions=extensions) as relay, Deliveries() as deliveries:
+        late = asyncio.Event()
+        profile = make_profile(port=relay.port, timeouts=timeouts(reset=SHORT))
+        assert (await deliveries.send(profile)).in_words == "sent"
+        relay.on("MAIL", (Wait(late), "250 2.1.0 Ok"), times=1)
+        assert (await deliveries.send(profile, SECOND)).in_words == "sent"
+        late.set()
+        await relay.closed()
+        assert [mail.content for mail in relay.mails] == [CONTENT, b"second\r\n"]
+
+
+@on_both_loops
+async def test_49b_of_several_silent_connections_one_is_waited_for() -> None:
+    async with Relay() as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_connections=3, timeouts=timeouts(reset=SHORT))
+        sending = (deliveries.send(profile, make_claim(number=number)) for number in range(3))
+        assert [tried.in_words for tried in await asyncio.gather(*sending)] == ["sent"] * 3
+        assert relay.connections == 3
+        relay.on("MAIL", Stall(), times=1)
+        assert (await deliveries.send(profile, SECOND)).in_words == "sent"
+        assert relay.connections == 4
+
+
+@pytest.mark.parametrize(("warm", "verb"), [(False, "MAIL"), (True, "RCPT"), (True, "DATA")])
+@pipelined_or_not
+@on_both_loops
+async def test_49b_whoever_is_new_or_has_said_a_word_gets_its_full_time(
+    warm: bool, verb: str, extensions: Sequence[str]
+) -> None:
+    async with Relay(extensions=extensions) as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, timeouts=timeouts(reset=SHORT))
+        if warm:
+            assert (await deliveries.send(profile)).in_words == "sent"
+        slow = asyncio.Event()
+        asyncio.get_running_loop().call_later(2 * SHORT, slow.set)
+        relay.on(verb, (Wait(slow), "354 go" if verb == "DATA" else "250 2.0.0 Ok"), times=1)
+        assert (await deliveries.send(profile, SECOND)).in_words == "sent"
+        assert relay.connections == 1
 
 
 # --- the handover mark -----------------------------------------------------------------------------------
