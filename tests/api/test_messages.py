@@ -12,7 +12,7 @@ import pytest
 from tests.api.shapes import ATTEMPT, FLAT, problem
 from tests.support.app import Application, running
 from tests.support.relay import Close, Relay
-from tests.support.tls import certificates
+from tests.support.tls import FAR_AWAY, certificates
 
 SOME = 60
 
@@ -183,13 +183,16 @@ async def test_an_attempt_under_tls_with_a_login_says_so(tmp_path: Path) -> None
         "USERNAME": "bot",
         "PASSWORD": "secret",
     }
-    relay = Relay(tls=certificates().server(), auth=["LOGIN", "PLAIN"], auth_only_under_tls=True)
+    tls = certificates().server(until=FAR_AWAY)
+    relay = Relay(tls=tls, auth=["LOGIN", "PLAIN"], auth_only_under_tls=True)
     environ = {f"MAILCHUTE_PROFILES__RELAY__{name}": value for name, value in facts.items()}
     async with running(tmp_path, relay, environ=environ) as service:
         attempt = await only_attempt(service)
     assert (attempt["tls"], attempt["tls_verified"], attempt["tls_error"]) == (True, True, None)
     assert attempt["tls_version"] == "TLSv1.3"
     assert attempt["tls_cipher"]
+    assert (attempt["tls_names"], attempt["tls_sha256"]) == (["localhost", "127.0.0.1", "::1"], tls.sha256)
+    assert attempt["tls_not_after"] == "2099-01-01"
     assert attempt["auth"] == "PLAIN"
     assert "AUTH LOGIN PLAIN" in attempt["extensions"]
     assert {"starttls", "auth"} <= set(attempt["phases"])

@@ -5,6 +5,7 @@ that leads back to it: as it is, in base64 at any alignment (AUTH PLAIN puts byt
 """
 
 import base64
+import hmac
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from app.mail.errors import ConfigError
 from app.settings import load
 from tests.support.app import MESSAGE
-from tests.support.relay import Close, Relay
+from tests.support.relay import CHALLENGES, Close, Relay
 from tests.support.service import Service
 from tests.support.tls import certificates
 
@@ -36,10 +37,12 @@ async def test_no_secret_comes_out_of_a_conversation_that_succeeds_and_fails(tmp
         assert_no_secret([*answers, service.text, *service.errors, *in_files])
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
 async def test_a_relay_that_repeats_the_credentials_does_not_bring_them_out(mechanism: str, tmp_path: Path) -> None:
     """Relays that do not understand a line quote it in their refusal."""
-    encoded = base64.b64encode(f"\0bot\0{PASSWORD}".encode() if mechanism == "PLAIN" else PASSWORD.encode()).decode()
+    digest = hmac.new(PASSWORD.encode(), CHALLENGES["CRAM-MD5"][0], "md5").hexdigest()
+    sent = {"PLAIN": f"\0bot\0{PASSWORD}", "LOGIN": PASSWORD, "CRAM-MD5": f"bot {digest}"}[mechanism]
+    encoded = base64.b64encode(sent.encode()).decode()
     relay = Relay(tls=certificates().server(), auth=[mechanism])
     relay.on("AUTH" if mechanism == "PLAIN" else "AUTH2", f"500 5.5.1 Command unrecognized: {encoded}", match=encoded)
     async with relay, Service(settings(relay), folder=tmp_path) as service:
@@ -47,6 +50,7 @@ async def test_a_relay_that_repeats_the_credentials_does_not_bring_them_out(mech
         assert await service.stop() == 0
         assert any("Command unrecognized" in answer for answer in answers)
         assert_no_secret([*answers, *service.errors])
+        assert [form for form in (digest, encoded) for text in (*answers, *service.errors) if form in text] == []
 
 
 @pytest.mark.parametrize(

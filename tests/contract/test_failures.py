@@ -60,7 +60,7 @@ AIOSMTPLIB = [error for cls in family(aiosmtplib.SMTPException) for error in mad
 SYSTEM = [error for cls in family(OSError) if cls not in family(aiosmtplib.SMTPException) for error in made(cls)]
 TLS = [error for error in SYSTEM if isinstance(error, ssl.SSLError)]
 BREACHES: list[type[Breach]] = [Breach, *Breach.__subclasses__()]
-CALLS = ("connect", "ehlo", "helo", "starttls", "auth_plain", "auth_login")
+CALLS = ("connect", "ehlo", "helo", "starttls", "auth_crammd5", "auth_plain", "auth_login")
 
 
 def raising(error: Exception) -> Callable[..., Awaitable[None]]:
@@ -108,7 +108,8 @@ async def test_what_a_call_of_the_opening_raises_is_a_failure_with_a_hint(
     call: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: Settings = {**LOGGING_IN, "tls": TlsMode.STARTTLS}
-    async with Relay(tls=certificates().server(), auth=("LOGIN",) if call == "auth_login" else ("PLAIN",)) as relay:
+    mechanism = {"auth_login": "LOGIN", "auth_crammd5": "CRAM-MD5"}.get(call, "PLAIN")
+    async with Relay(tls=certificates().server(), auth=(mechanism,)) as relay:
         if call == "helo":
             relay.on("EHLO", "502 5.5.1 what?")
             said = {}

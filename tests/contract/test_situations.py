@@ -1231,6 +1231,19 @@ SURPLUS_IN_THE_OPENING = [
         ("ehlo-before-a-wrong-password", "EHLO", "250-relay.test\n250 AUTH PLAIN\n235 2.7.0 in", MISTAKEN),
         ("auth", "AUTH", "235 2.7.0 in\n250 2.0.0 surplus", LOGGING_IN),
     ]
+] + [
+    row(
+        f"45-two-replies-to-cram-md5-{name}",
+        "EPROTOCOL/unexpected_reply T",
+        ("AUTH", f"334 {in_base64('<1896@relay.test>')}\n{surplus}"),
+        relay=with_auth("CRAM-MD5"),
+        settings=settings,
+        never=[b"MAIL"],
+    )
+    for name, surplus, settings in [
+        ("right", "235 2.7.0 in", LOGGING_IN),
+        ("wrong", "235 2.7.0 in", MISTAKEN),
+    ]
 ]
 GREETINGS: Mapping[str, Answer] = {
     "code-alone": b"220\r\n",

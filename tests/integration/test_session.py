@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gc
+import hmac
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -42,7 +43,7 @@ from tests.support.factories import (
     timeouts,
     turns,
 )
-from tests.support.relay import EXTENSIONS, Close, Relay, Reset, Stall, StopReading, Wait
+from tests.support.relay import CHALLENGES, EXTENSIONS, Close, Relay, Reset, Stall, StopReading, Wait
 from tests.support.tls import Answer, certificates
 
 ALICE, BOB = "alice@theirs.test", RECIPIENT
@@ -788,7 +789,7 @@ async def test_the_connection_of_an_attempt_that_timed_out_is_closed_though_the_
 PASSWORDS = ["correct horse", "100%", "a:b", "=", "ü€𝄞", 'quo"te\\', " leading", "x" * 200, "***", "\t"]
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
 @pytest.mark.parametrize("username", ["bot", "b ot@corp.test", "jürgen:x"])
 @on_both_loops
 async def test_credentials_go_through_as_they_are_and_into_no_transcript(mechanism: str, username: str) -> None:
@@ -804,18 +805,19 @@ async def test_credentials_go_through_as_they_are_and_into_no_transcript(mechani
 
 
 def secrets(username: str, password: str) -> list[str]:
-    forms = [password.encode(), f"\0{username}\0{password}".encode()]
-    return [password, *(base64.b64encode(form).decode() for form in forms)]
+    digest = hmac.new(password.encode(), CHALLENGES["CRAM-MD5"][0], "md5").hexdigest()
+    forms = [password, f"\0{username}\0{password}", f"{username} {digest}"]
+    return [password, digest, *(base64.b64encode(form.encode()).decode() for form in forms)]
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
 @pytest.mark.parametrize("code", [235, 454, 501, 535])
 @on_both_loops
 async def test_a_relay_that_repeats_the_password_brings_it_nowhere(mechanism: str, code: int) -> None:
     password = "correct horse battery"
     async with Relay(auth=(mechanism,), users={"bot": password}) as relay:
         for secret in secrets("bot", password):
-            relay.on("AUTH2" if mechanism == "LOGIN" else "AUTH", f"{code} x {secret} y", times=1)
+            relay.on("AUTH" if mechanism == "PLAIN" else "AUTH2", f"{code} x {secret} y", times=1)
             outcomes, seen = await attempt(relay, username="bot", password=password)
             everything = f"{words(seen)}{outcomes}{seen.failure}"
             assert [form for form in secrets("bot", password) if form in everything] == []
