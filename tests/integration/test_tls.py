@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from app.mail.attempt import Attempt
 from app.mail.profile import TlsMode
+from app.smtp.network import SocketAddress
 from app.smtp.tls import MOST_NAMES
-from tests.support.factories import Deliveries, Settings, attempt, make_profile, on_both_loops
+from tests.support.factories import Deliveries, Settings, address_of, attempt, make_profile, on_both_loops, refused_port
 from tests.support.relay import Close, Relay
 from tests.support.tls import FAR_AWAY, LOCAL, LONG_AGO, ServerContext, certificates
 
@@ -116,6 +117,23 @@ async def test_a_certificate_without_alternative_names_is_for_its_common_name() 
     async with Relay(tls=ServerContext.showing(pem)) as relay:
         seen = (await attempt(relay, tls=OPPORTUNISTIC)).attempt
     assert seen.tls_names == ("relay.corp.test",)
+
+
+@BOTH
+@on_both_loops
+async def test_a_refused_certificate_is_looked_at_where_it_was_shown(mode: TlsMode) -> None:
+    """One address refuses, the next one answers: the second look goes there at once."""
+    tls = certificates().untrusted()
+
+    async def resolve(_host: str, _port: int) -> list[SocketAddress]:
+        return [address_of(refused_port(), "::1"), address_of(relay.port)]
+
+    async with Relay(tls=tls, implicit=mode is IMPLICIT) as relay:
+        tried = await attempt(relay, tls=mode, resolve=resolve)
+        assert tried.in_words == "ETLS/tls_cert_untrusted C"
+        assert tried.attempt.failure is not None
+        assert tls.sha256 in tried.attempt.failure.hint
+        assert relay.connections == 2
 
 
 # --- an internal authority, and interpreters that differ -------------------------------------------------

@@ -9,13 +9,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.mail.address import Address
 from app.mail.errors import ConfigError
-from app.mail.profile import AuthMode, Dialect, Profile, TlsMode
+from app.mail.profile import AuthMode, Dialect, Profile, TlsMode, TlsVersion
 from app.settings import LogFormat, Settings, load
+from tests.support.tls import certificates
 
 CANARY = "canary-s3cret-0123456789"
 RELAY = {"SMTP_HOST": "mail.corp.example"}
@@ -650,6 +652,204 @@ def test_a_ca_file_must_hold_a_certificate(tmp_path: Path) -> None:
     assert "certificate" in text
     file.write_text(CERTIFICATE)
     assert _default({"SMTP_TLS": "starttls", "SMTP_CA_FILE": str(file)}).ca_file == str(file)
+
+
+# What is asked of TLS, and the bounds of a connection, in all three dialects.
+
+
+_BY_SMTP_NAME = ("host", "port", "tls", "auth", "username", "password", "password_file", "ca_file", "verify")
+_FINGERPRINT = "0123456789abcdef" * 4
+_COLONS = ":".join(re.findall("..", _FINGERPRINT))
+
+
+def _named(dialect: Dialect, key: str) -> str:
+    """Name a key as whoever writes in this dialect does."""
+    if dialect is Dialect.FILE:
+        return key
+    if dialect is Dialect.ENVIRONMENT and key in _BY_SMTP_NAME:
+        return f"SMTP_{key}".upper()
+    profile = "CORP" if dialect is Dialect.NESTED else "DEFAULT"
+    return f"MAILCHUTE_PROFILES__{profile}__{key.replace('.', '__')}".upper()
+
+
+def _written(dialect: Dialect, toml: Path, said: Mapping[str, Any]) -> tuple[dict[str, str], tuple[Path, ...]]:
+    """Write a profile with a login in a dialect; give the environment and the files. None = leave the key out."""
+    said = {"host": "a.example", "tls": "starttls", "username": "bot", "password": CANARY, **said}
+    said = {key: value for key, value in said.items() if value is not None}
+    if dialect is Dialect.FILE:
+        toml.write_text(f"[profiles.corp]\n{_toml(said)}")
+        return {}, (toml,)
+    texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in said.items()}
+    return {_named(dialect, key): text for key, text in texts.items()}, ()
+
+
+def _refused(dialect: Dialect, toml: Path, key: str, said: Mapping[str, Any]) -> str:
+    """Load the profile, and check that the error names the key as its writer does, and no secret."""
+    environ, files = _written(dialect, toml, said)
+    text = _error(environ, *files)
+    assert _named(dialect, key) in text
+    foreign = {Dialect.FILE: ("SMTP_", "MAILCHUTE_"), Dialect.NESTED: ("SMTP_",), Dialect.ENVIRONMENT: ("profiles.",)}
+    assert [word for word in (*foreign[dialect], CANARY) if word in text] == []
+    return text
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Mapping[str, str]:
+    """Files with a certificate and keys of ours: a whole set, and what is wrong with them."""
+    known, pem = certificates(), serialization.Encoding.PEM
+    key = serialization.load_pem_private_key(known.client_key_file.read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(CANARY.encode())
+    contents = {
+        "certificate": known.client_cert_file.read_bytes(),
+        "key": known.client_key_file.read_bytes(),
+        "both": known.client_file.read_bytes(),
+        "another": known.stranger_file.read_bytes(),
+        "locked": key.private_bytes(pem, serialization.PrivateFormat.PKCS8, locked),
+        "locked in the old way": key.private_bytes(pem, serialization.PrivateFormat.TraditionalOpenSSL, locked),
+        "words": b"no key",
+        "not text": b"\xff\xfe",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    return {name: str(tmp_path / name) for name in (*contents, "folder", "nothing")}
+
+
+@pytest.mark.parametrize("written", [_FINGERPRINT, _FINGERPRINT.upper(), _COLONS, _COLONS.upper()])
+@pytest.mark.parametrize("prefix", ["", "sha256:", "SHA256:", " "])
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_fingerprint_is_read_in_any_of_its_forms(toml: Path, dialect: Dialect, prefix: str, written: str) -> None:
+    environ, files = _written(dialect, toml, {"cert_sha256": prefix + written})
+    (profile,) = _load(environ, *files).profiles.values()
+    assert profile.cert_sha256 == _FINGERPRINT
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("cert_sha256", "ab" * 20, "64 hexadecimal digits"),  # SHA-1
+        ("cert_sha256", "ab" * 33, "64 hexadecimal digits"),
+        ("cert_sha256", "ab" * 31 + "xy", "64 hexadecimal digits"),
+        ("cert_sha256", "ab" * 31 + "ａｂ", "64 hexadecimal digits"),
+        ("cert_sha256", f"sha1:{'ab' * 20}", "64 hexadecimal digits"),
+        ("cert_sha256", f"sha512:{'ab' * 32}", "64 hexadecimal digits"),
+        ("cert_sha256", "latest", "64 hexadecimal digits"),
+        ("server_name", "a b", "pattern"),
+        ("server_name", "smtp://a.example/", "pattern"),
+        ("server_name", "bücher.example", "pattern"),
+        ("min_tls", "1.4", "'1.2'"),
+        ("min_tls", "TLSv1.2", "'1.2'"),
+        ("min_tls", 1, "'1.2'"),
+        ("min_tls", 1.25, "'1.2'"),
+        ("min_tls", True, "'1.2'"),
+        ("auth", "cram_md5", "'cram-md5'"),
+        ("max_connections", 0, "1"),
+        ("max_messages_per_connection", -1, "0"),
+        ("max_messages_per_connection", 1.5, "integer"),
+        ("max_messages_per_connection", "many", "integer"),
+        ("idle_timeout", -1, "0"),
+        ("client_cert", "/no/such", "/no/such cannot be read"),
+        ("ca_file", "/no/such", "/no/such cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_value_that_cannot_be_is_told_in_the_words_of_its_writer(
+    toml: Path, dialect: Dialect, key: str, value: object, says: str
+) -> None:
+    assert says in _refused(dialect, toml, key, {key: value})
+
+
+@pytest.mark.parametrize("key", ["auth", "reset"])
+@pytest.mark.parametrize("seconds", [0, -1, "soon", 3601])
+@pytest.mark.parametrize("dialect", [Dialect.NESTED, Dialect.FILE])
+def test_a_time_out_that_cannot_be_is_told(toml: Path, dialect: Dialect, key: str, seconds: object) -> None:
+    said = {"timeouts": {key: seconds}} if dialect is Dialect.FILE else {f"timeouts.{key}": seconds}
+    _refused(dialect, toml, f"timeouts.{key}", said)
+
+
+@pytest.mark.parametrize("version", TlsVersion)
+@pytest.mark.parametrize("quoted", [False, True], ids=["number", "text"])
+@pytest.mark.parametrize("dialect", Dialect)
+def test_the_oldest_tls_may_be_written_as_a_number(
+    toml: Path, dialect: Dialect, quoted: bool, version: TlsVersion
+) -> None:
+    value = version.value if quoted else float(version.value)
+    environ, files = _written(dialect, toml, {"min_tls": value})
+    settings = _load(environ, *files)
+    assert [profile.min_tls for profile in settings.profiles.values()] == [version]
+    assert bool(settings.warnings) == (version in (TlsVersion.V1_0, TlsVersion.V1_1))
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "names"),
+    [
+        ("cert_sha256", {"ca_file": "certificate", "cert_sha256": _FINGERPRINT}, "ca_file"),
+        ("cert_sha256", {"verify": False, "cert_sha256": _FINGERPRINT}, "verify"),
+        ("client_key", {"client_key": "key"}, "client_cert"),
+        *(
+            (key, {key: value, "tls": tls, **more}, "tls")
+            for key, value, more in [
+                ("cert_sha256", _FINGERPRINT, {}),
+                ("server_name", "mx.example", {}),
+                ("client_cert", "both", {}),
+                ("client_cert", "certificate", {"client_key": "key"}),
+                ("min_tls", "1.2", {}),
+            ]
+            for tls in ("none", "opportunistic")
+        ),
+    ],
+)
+@pytest.mark.parametrize("dialect", Dialect)
+def test_what_contradicts_itself_about_tls_is_refused_at_start(
+    toml: Path, client: Mapping[str, str], dialect: Dialect, key: str, said: Mapping[str, Any], names: str
+) -> None:
+    with_files = {name: client.get(str(value), value) for name, value in said.items()}
+    text = _refused(dialect, toml, key, {**with_files, "auth": "none"})
+    assert _named(dialect, names) in text
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key"), [("both", None), ("both", "key"), ("certificate", "key"), ("both", "both")]
+)
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_client_certificate_may_hold_its_key_or_stand_beside_it(
+    toml: Path, client: Mapping[str, str], dialect: Dialect, certificate: str, key: str | None
+) -> None:
+    said = {"client_cert": client[certificate], **({"client_key": client[key]} if key else {})}
+    environ, files = _written(dialect, toml, said)
+    (profile,) = _load(environ, *files).profiles.values()
+    assert (profile.client_cert, profile.client_key) == (client[certificate], client[key] if key else None)
+
+
+@pytest.mark.parametrize("certificate", ["nothing", "folder", "words", "not text", "key"])
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_client_certificate_that_is_none_is_told_by_its_path(
+    toml: Path, client: Mapping[str, str], dialect: Dialect, certificate: str
+) -> None:
+    said = {"client_cert": client[certificate], "client_key": client["key"]}
+    assert client[certificate] in _refused(dialect, toml, "client_cert", said)
+
+
+@pytest.mark.parametrize(
+    "key", ["another", "locked", "locked in the old way", "words", "not text", "certificate", "folder", "nothing"]
+)
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_key_that_does_not_fit_or_is_locked_is_told_by_its_path(
+    toml: Path, client: Mapping[str, str], dialect: Dialect, key: str
+) -> None:
+    said = {"client_cert": client["certificate"], "client_key": client[key]}
+    assert client[key] in _refused(dialect, toml, "client_key", said)
+
+
+@pytest.mark.parametrize("content", [None, b"\n", b"\xff\xfe"])
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_password_file_without_a_password_is_told_at_start(
+    toml: Path, tmp_path: Path, dialect: Dialect, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    environ, files = _written(dialect, toml, {"password": None, "password_file": str(tmp_path / "secret")})
+    assert "password" in _error(environ, *files).lower()
 
 
 def test_no_secret_is_in_the_repr_of_the_settings() -> None:

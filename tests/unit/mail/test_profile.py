@@ -15,6 +15,7 @@ from app.mail.profile import (
     ProfileFacts,
     Timeouts,
     TlsMode,
+    TlsVersion,
     is_loopback,
     resolve_profile,
     setting,
@@ -25,6 +26,15 @@ NONE, OPPORTUNISTIC, STARTTLS, IMPLICIT = TlsMode
 ENVIRONMENT, NESTED, FILE = Dialect
 CANARY = "canary-s3cret"
 LOGIN: dict[str, Any] = {"username": "bot", "password": CANARY}
+PIN = "ab" * 32
+CLIENT = {"client_cert": "/client.pem", "client_key": "/client.key"}
+# What only a relay that must speak TLS can be asked for.
+OF_TLS: dict[str, Any] = {
+    "cert_sha256": PIN,
+    "server_name": "mx.corp.example",
+    "client_cert": "/client.pem",
+    "min_tls": TlsVersion.V1_3,
+}
 
 
 def _said(dialect: Dialect = FILE, **said: Any) -> ProfileFacts:
@@ -69,6 +79,16 @@ def _error(said: ProfileFacts) -> str:
         ({**LOGIN, "tls": NONE, "host": "::1", "port": 25}, 25, NONE, True),
         ({**LOGIN, "tls": NONE, "allow_cleartext_auth": True, "port": 25}, 25, NONE, True),
         ({**LOGIN, "tls": NONE, "auth": AuthMode.NONE, "port": 25}, 25, NONE, False),
+        ({**LOGIN, "tls": NONE, "auth": AuthMode.CRAM_MD5, "port": 25}, 25, NONE, True),
+        ({**LOGIN, "port": 587, "auth": AuthMode.CRAM_MD5}, 587, STARTTLS, True),
+        ({**LOGIN, **OF_TLS, **CLIENT}, None, STARTTLS, True),
+        ({"port": 465, **OF_TLS, **CLIENT}, 465, IMPLICIT, False),
+        (
+            {"tls": STARTTLS, "ca_file": "/ca.pem", "server_name": "mx.corp.example", "verify": True},
+            None,
+            STARTTLS,
+            False,
+        ),
         ({**LOGIN, "tls": OPPORTUNISTIC, "auth": AuthMode.NONE, "port": 25}, 25, OPPORTUNISTIC, False),
     ],
 )
@@ -104,6 +124,10 @@ _CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[tuple[str, str | None]]]] 
         {"auth": AuthMode.LOGIN},
         [("auth", "login"), ("username", None), ("password", None)],
     ),
+    "auth cram-md5 without credentials": (
+        {"auth": AuthMode.CRAM_MD5},
+        [("auth", "cram-md5"), ("username", None), ("password", None)],
+    ),
     "opportunistic with credentials": (
         {**LOGIN, "tls": OPPORTUNISTIC},
         [("tls", "opportunistic"), ("tls", "starttls")],
@@ -138,15 +162,39 @@ _CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[tuple[str, str | None]]]] 
         [("verify", "true"), ("tls", "opportunistic"), ("tls", "starttls")],
     ),
     "verifying without TLS": ({"verify": True, "tls": NONE}, [("verify", "true"), ("tls", "none")]),
+    "a pin and a CA": (
+        {"tls": STARTTLS, "cert_sha256": PIN, "ca_file": "/ca.pem"},
+        [("cert_sha256", None), ("ca_file", None)],
+    ),
+    "a pin that is not asked": (
+        {"tls": STARTTLS, "cert_sha256": PIN, "verify": False},
+        [("cert_sha256", None), ("verify", "false")],
+    ),
+    "a key without its certificate": (
+        {"tls": STARTTLS, "client_key": "/client.key"},
+        [("client_key", None), ("client_cert", None)],
+    ),
+    "a key without its certificate in clear": (
+        {"tls": NONE, "client_key": "/client.key"},
+        [("client_key", None), ("client_cert", None)],
+    ),
+    **{
+        f"{key} with {tls.value}{' by default' if not written else ''}": (
+            {key: value, "port": 587, **({"tls": tls} if written else {})},
+            [(key, None), ("tls", tls.value), ("tls", "starttls")],
+        )
+        for key, value in OF_TLS.items()
+        for tls, written in [(NONE, True), (OPPORTUNISTIC, True), (OPPORTUNISTIC, False)]
+    },
 }
+_SMTP_NAMES = ("host", "username", "password", "tls", "auth", "ca_file", "verify")
 
 
 @pytest.mark.parametrize(("said", "named"), _CONTRADICTIONS.values(), ids=_CONTRADICTIONS.keys())
 def test_a_contradiction_names_the_smtp_settings(said: dict[str, Any], named: list[tuple[str, str | None]]) -> None:
     text = _error(_said(ENVIRONMENT, **said))
     for key, value in named:
-        own = key != "allow_cleartext_auth"
-        name = f"SMTP_{key.upper()}" if own else f"MAILCHUTE_PROFILES__DEFAULT__{key.upper()}"
+        name = f"SMTP_{key.upper()}" if key in _SMTP_NAMES else f"MAILCHUTE_PROFILES__DEFAULT__{key.upper()}"
         assert (name if value is None else f"{name}={value}") in text
 
 
@@ -181,6 +229,11 @@ def test_a_contradiction_names_the_keys_of_the_file(said: dict[str, Any], named:
         ({**LOGIN, "verify": False}, ["SMTP_VERIFY=false"]),
         ({"port": 465, "verify": False}, ["SMTP_VERIFY=false"]),
         ({**LOGIN, "auth": AuthMode.NONE, "port": 465, "verify": False}, ["SMTP_AUTH=none", "SMTP_VERIFY=false"]),
+        ({"port": 465, "cert_sha256": PIN}, []),
+        ({"port": 465, "min_tls": TlsVersion.V1_0}, ["MAILCHUTE_PROFILES__DEFAULT__MIN_TLS"]),
+        ({"port": 465, "min_tls": TlsVersion.V1_1}, ["MAILCHUTE_PROFILES__DEFAULT__MIN_TLS"]),
+        ({"port": 465, "min_tls": TlsVersion.V1_2}, []),
+        ({"port": 465, "min_tls": TlsVersion.V1_3}, []),
     ],
 )
 def test_what_is_unsafe_or_ignored_gives_a_warning(said: dict[str, Any], warnings: list[str]) -> None:
@@ -203,6 +256,11 @@ def _any_facts(draw: st.DrawFn) -> ProfileFacts:
         password=draw(st.sampled_from([None, "", CANARY])),
         verify=draw(st.sampled_from([None, True, False])),
         ca_file=draw(st.sampled_from([None, "", "/ca.pem"])),
+        cert_sha256=draw(st.sampled_from([None, "", PIN])),
+        server_name=draw(st.sampled_from([None, "", "mx.example"])),
+        client_cert=draw(st.sampled_from([None, "", "/client.pem"])),
+        client_key=draw(st.sampled_from([None, "", "/client.key"])),
+        min_tls=draw(st.sampled_from([None, *TlsVersion])),
         allow_cleartext_auth=draw(st.booleans()),
     )
 
@@ -216,14 +274,26 @@ def test_no_profile_can_send_a_password_in_clear_unasked(said: ProfileFacts) -> 
     assert profile.wants_login is (bool(said.username and said.password) and said.auth is not AuthMode.NONE)
     if profile.wants_login:
         assert profile.tls is not OPPORTUNISTIC
-        assert profile.tls is not NONE or profile.allow_cleartext_auth or is_loopback(profile.host)
+        in_clear = profile.tls is NONE and profile.auth is not AuthMode.CRAM_MD5
+        assert not in_clear or profile.allow_cleartext_auth or is_loopback(profile.host)
     else:
         assert not profile.username
         assert not profile.password
-    if profile.auth in (AuthMode.REQUIRED, AuthMode.PLAIN, AuthMode.LOGIN):
+    if profile.auth not in (AuthMode.AUTO, AuthMode.NONE):
         assert profile.wants_login
-    if profile.ca_file or said.verify:
-        assert profile.tls in (STARTTLS, IMPLICIT)
+
+
+@given(_any_facts())
+def test_what_is_asked_of_tls_can_be_had(said: ProfileFacts) -> None:
+    try:
+        profile = resolve_profile(said)[0]
+    except ConfigError:
+        return
+    if said.verify or any(getattr(said, key) for key in ("ca_file", "client_key", *OF_TLS)):
+        assert profile.requires_tls
+    assert not (profile.cert_sha256 and profile.ca_file)
+    assert profile.verify or not (profile.cert_sha256 or profile.ca_file)
+    assert profile.client_cert or not profile.client_key
 
 
 @given(_any_facts())
