@@ -143,7 +143,7 @@ def _tls_mode_mismatch(p: Profile, _: Facts) -> str:
 
 
 def _tls_version_unsupported(p: Profile, _: Facts) -> str:
-    if p.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
+    if p.min_tls is TlsVersion.V1_0:
         return f"The relay and this machine have no TLS version in common, from {p.min_tls} on: have it upgraded."
     older = "1.2" if p.min_tls is TlsVersion.V1_3 else "1.0"
     cure = p.setting("min_tls", older)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -68,8 +69,10 @@ def _context(
 ) -> ssl.SSLContext:
     """Build a context; `min_tls` None = an old TLS is better than none (RFC 7435)."""
     context = ssl.create_default_context(cafile=ca[0] if ca else None)
-    # Said in any case: Debian's Python leaves it to OpenSSL's settings, which take anything.
-    context.minimum_version = _VERSIONS[min_tls] if min_tls else ssl.TLSVersion.MINIMUM_SUPPORTED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # who asks for 1.0 or 1.1 was warned at start
+        # Said in any case: Debian's Python leaves it to OpenSSL's settings, which take anything.
+        context.minimum_version = _VERSIONS[min_tls] if min_tls else ssl.TLSVersion.MINIMUM_SUPPORTED
     if ca is not None:
         # Internal CAs rarely carry what RFC 5280 wants; Python 3.13 began to insist.
         context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
