@@ -96,6 +96,11 @@ class Attempt:
                 at, whose, _ = transcript[_BEGINNING]
                 transcript[_BEGINNING] = (at, whose, f"({self._left_out + 1} lines left out)")
 
+    def forget_tls(self) -> None:
+        """Drop what was noted of TLS on a connection that came to nothing, except the error."""
+        self.tls, self.tls_version, self.tls_cipher, self.tls_verified = False, None, None, False
+        self.tls_names, self.tls_not_after, self.tls_sha256 = (), None, None
+
     def _close_phase(self, now: float) -> None:
         if self._since is None:
             return

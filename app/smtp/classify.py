@@ -20,7 +20,7 @@ from app.mail.profile import Profile, TlsMode
 from app.mail.reply import Reply
 from app.smtp.limits import limit
 from app.smtp.relays import recognise
-from app.smtp.tls import Certificate
+from app.smtp.tls import Certificate, OursRefused
 from app.smtp.wire import Breach, Malformed, TimedOut, Unexpected
 
 _P = FailureClass.PERMANENT
@@ -366,9 +366,9 @@ def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
         return Reason.TLS_TIMEOUT, _T
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
         return Reason.TLS_CONNECTION_LOST, _T
-    reason = getattr(error, "reason", None)
-    if reason in ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE"):
+    if isinstance(error, OursRefused):
         return Reason.TLS_CLIENT_CERT_REQUIRED, _C
+    reason = getattr(error, "reason", None)
     if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"):
         return Reason.TLS_MODE_MISMATCH, _C  # OpenSSL: the peer's first bytes are no TLS record at all
     if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE"):

@@ -28,7 +28,7 @@ from app.mail.reply import Reply, printable
 from app.smtp import classify
 from app.smtp.login import Credentials, choose_mechanism, credentials_of, log_in
 from app.smtp.network import OwnName, Resolve, SocketAddress, connect_to_any
-from app.smtp.tls import certificate_of, context_for, read_certificate
+from app.smtp.tls import Connection, OursRefused, certificate_of, context_for, read_certificate
 from app.smtp.wire import Breach, Unexpected, Wire
 
 _MOST = 100  # messages a session carries unless the profile says otherwise
@@ -116,6 +116,7 @@ async def open_session(profile: Profile, attempt: Attempt, *, resolve: Resolve, 
         cause = error.cause
         known = cause.failure if isinstance(cause, TransactionError) else classify.tls(profile, cause)
         attempt.tls_error = known.message
+        attempt.forget_tls()
     # RFC 7435: opportunistic goes on in clear, over a fresh connection since this one may be in any state.
     return await _Opening(profile, attempt, resolve, own_name, in_clear=True).run()
 
@@ -155,6 +156,7 @@ class _Opening:
         self._in_clear = in_clear or profile.tls is TlsMode.NONE
         self._address: SocketAddress | None = None
         self._client: _Client | None = None
+        self._tls: Connection | None = None
         self._credentials: Credentials | None = None
         self._greeting = ""
 
@@ -243,6 +245,8 @@ class _Opening:
         if isinstance(error, aiosmtplib.SMTPResponseException):
             return self._refused(Phase.GREETING, error)
         cause = error.__cause__
+        if cause is not None and isinstance(cause.__cause__, OursRefused):
+            return _HandshakeFailed(cause.__cause__)
         greets = isinstance(cause, aiosmtplib.SMTPReadTimeoutError | aiosmtplib.SMTPServerDisconnected)
         if implicit and not greets:
             return _HandshakeFailed(_handshake_cause(error))
@@ -363,7 +367,7 @@ class _Opening:
         """Keep what TLS came to, and refuse another certificate than the pinned one."""
         if not client.is_connected:
             return  # which the next command finds
-        tls = client.get_transport_info("ssl_object")
+        tls = self._tls = client.get_transport_info("ssl_object")
         if tls is None:
             return
         attempt, pin = self._attempt, self._profile.cert_sha256
@@ -388,10 +392,10 @@ class _Opening:
             with suppress(Exception):  # a hint's detail: whatever hinders it, the failure itself is known
                 certificate = await read_certificate(self._profile, self._address)
         failure = classify.tls(self._profile, cause, certificate=certificate)
-        self._attempt.tls_error = failure.message
+        self._attempt.phase, self._attempt.tls_error = failure.phase, failure.message
         return failure
 
-    def _refused(self, phase: Phase, error: Exception) -> TransactionError:
+    def _refused(self, phase: Phase, error: Exception) -> Exception:
         """Map what aiosmtplib raised in an opening phase."""
         self._attempt.phase = phase
         profile = self._profile
@@ -407,6 +411,8 @@ class _Opening:
             return TransactionError(
                 classify.opening(profile, phase, said, offered=offered, mechanism=self._attempt.auth or "")
             )
+        if self._tls is not None and self._tls.refusal is not None:
+            return _HandshakeFailed(self._tls.refusal)
         return TransactionError(classify.opening_broke(profile, phase, is_timeout=_is_timeout(error)))
 
 

@@ -3,6 +3,9 @@
 A context costs 20 ms of CPU to build, so there is one a way of verifying. Python gives no certificate after a
 failed verification; `read_certificate()` asks for it over a second connection that verifies nothing, sends no
 credentials and no mail, and counts as no attempt.
+
+A relay that does not like our own certificate says so in an alert: under TLS 1.2 in the handshake, under TLS 1.3 when
+that is over for us, instead of the greeting or the reply to EHLO (RFC 8446 §4.4.2.4). `Connection` hears it there too.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import aiosmtplib
 
@@ -30,6 +33,20 @@ _VERSIONS = {
     TlsVersion.V1_3: ssl.TLSVersion.TLSv1_3,
 }
 MOST_NAMES = 20  # of a certificate's, that are kept
+# Alerts that are about our certificate: RFC 5246 §7.2.2, RFC 8446 §6.2.
+_ABOUT_OURS = frozenset(
+    {
+        "SSLV3_ALERT_NO_CERTIFICATE",
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "TLSV1_ALERT_ACCESS_DENIED",
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +57,36 @@ class Certificate:
     not_after: str  # YYYY-MM-DD, its last day
     issuer: str  # its common name
     sha256: str  # lower-case hex
+
+
+class OursRefused(ssl.SSLError):
+    """The relay wants a certificate of ours that it knows."""
+
+
+class Connection(ssl.SSLObject):
+    """One connection under TLS. Keeps a refusal of our certificate: nobody may be waiting when it comes."""
+
+    refusal: OursRefused | None = None
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLError as error:
+            raise self._heard(error) from None
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        try:
+            return super().read(len, buffer)
+        except ssl.SSLError as error:
+            raise self._heard(error) from None
+
+    def _heard(self, error: ssl.SSLError) -> ssl.SSLError:
+        # With a cipher agreed upon, "handshake failure" is what TLS 1.2 has for none of ours (RFC 5246 §7.4.6).
+        late = error.reason == "SSLV3_ALERT_HANDSHAKE_FAILURE" and self.cipher() is not None
+        if error.reason not in _ABOUT_OURS and not late:
+            return error
+        self.refusal = OursRefused(error.errno, error.reason)
+        return self.refusal
 
 
 def context_for(profile: Profile) -> ssl.SSLContext:
@@ -69,6 +116,7 @@ def _context(
 ) -> ssl.SSLContext:
     """Build a context; `min_tls` None = an old TLS is better than none (RFC 7435)."""
     context = ssl.create_default_context(cafile=ca[0] if ca else None)
+    context.sslobject_class = Connection
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # who asks for 1.0 or 1.1 was warned at start
         # Said in any case: Debian's Python leaves it to OpenSSL's settings, which take anything.

@@ -235,6 +235,7 @@ def connected_once(seen: Seen) -> None:
 def went_on_in_clear(seen: Seen) -> None:
     attempt = seen.attempt
     assert (attempt.tls, attempt.tls_verified, attempt.tls_version) == (False, False, None)
+    assert (attempt.tls_names, attempt.tls_not_after, attempt.tls_sha256) == ((), None, None)
     assert attempt.tls_error
     assert seen.relay.connections == 2
     assert not seen.relay.sessions[1].tls
@@ -318,6 +319,10 @@ CERTIFICATES = [
         ["other.test", "localhost", 'server_name = "other.test"'],
     ),
 ]
+CLIENT_CERTIFICATES: Mapping[str, Settings] = {
+    "one-file": Settings(client_cert=certificates().client_file),
+    "two-files": Settings(client_cert=certificates().client_cert_file, client_key=certificates().client_key_file),
+}
 CUTS: Mapping[str, Close | Reset] = {"closed": Close(), "reset": Reset()}
 STARTTLS_FAILURES: Mapping[str, Answer] = {
     "refused-for-now": "454 4.7.0 TLS not available",
@@ -904,6 +909,68 @@ OPENING = [
         for speaks in ("1.0", "1.2", "1.3")
         for least in (None, *TlsVersion)
         for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"18d-{demands}-and-{shows}-{name}",
+            "sent",
+            relay=over_tls(mode, demands, auth=("PLAIN",), auth_required=True),
+            settings={"tls": mode, **of_ours, **LOGGING_IN},
+            check=was_encrypted_and_verified,
+        )
+        for demands in ("tls12_demanding", "tls13_demanding")
+        for shows, of_ours in CLIENT_CERTIFICATES.items()
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"18d-{demands}-and-{shows}-{name}",
+            "ETLS/tls_client_cert_required C",
+            relay=over_tls(mode, demands, auth=("PLAIN",)),
+            settings={"tls": mode, **of_ours, **LOGGING_IN},
+            hint=['client_cert = "', "client_key"],
+            phase=Phase.TLS if mode is IMPLICIT else Phase.STARTTLS,
+            wire=b"" if mode is IMPLICIT else EHLO + b"STARTTLS\r\n",
+            check=connected_once,
+        )
+        for demands in ("tls12_demanding", "tls13_demanding")
+        for shows, of_ours in {
+            "nothing": Settings(),
+            "a-stranger": Settings(client_cert=certificates().stranger_file),
+        }.items()
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"18d-alert-{number}",
+            says,
+            ("STARTTLS", ("220 go", Hear(), b"\x15\x03\x03\x00\x02\x02" + bytes([number]), Close())),
+            relay=over_tls(STARTTLS),
+            settings={"tls": STARTTLS},
+        )
+        for number, says in {
+            40: "ETLS/tls_handshake_failed C",  # in answer to the ClientHello it is about ciphers
+            42: "ETLS/tls_client_cert_required C",
+            43: "ETLS/tls_client_cert_required C",
+            44: "ETLS/tls_client_cert_required C",
+            45: "ETLS/tls_client_cert_required C",
+            46: "ETLS/tls_client_cert_required C",
+            48: "ETLS/tls_client_cert_required C",
+            49: "ETLS/tls_client_cert_required C",
+            70: "ETLS/tls_version_unsupported C",
+            80: "ETLS/tls_handshake_failed C",
+            116: "ETLS/tls_client_cert_required C",
+        }.items()
+    ),
+    *(
+        row(
+            f"18c-{demands}",
+            "sent",
+            relay=over_tls(OPPORTUNISTIC, demands),
+            settings={"tls": OPPORTUNISTIC},
+            check=went_on_in_clear,
+        )
+        for demands in ("tls12_demanding", "tls13_demanding")
     ),
     *(
         row(
