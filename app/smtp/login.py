@@ -1,14 +1,15 @@
 """The login of a session: which mechanism, which password, and how neither gets into a transcript.
 
 One mechanism an attempt, so that one wrong password is one failed login at the relay. aiosmtplib's own `login()`
-would try three. RFC 4954 (AUTH), RFC 4616 (PLAIN), RFC 2195 (CRAM-MD5).
+would try three, and its CRAM-MD5 answers what is no challenge. RFC 4954 (AUTH), RFC 4616 (PLAIN), RFC 2195 (CRAM-MD5).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -80,5 +81,29 @@ async def log_in(
     Raises:
         aiosmtplib.SMTPException, OSError: refused, or broken off.
     """
-    by = {"CRAM-MD5": client.auth_crammd5, "PLAIN": client.auth_plain, "LOGIN": client.auth_login}[mechanism]
+    if mechanism == "CRAM-MD5":
+        return await _cram_md5(client, credentials, timeout=timeout)
+    by = {"PLAIN": client.auth_plain, "LOGIN": client.auth_login}[mechanism]
     return await by(credentials.username, credentials.password, timeout=timeout)
+
+
+async def _cram_md5(client: aiosmtplib.SMTP, credentials: Credentials, *, timeout: float) -> aiosmtplib.SMTPResponse:
+    said = await client.execute_command(b"AUTH", b"CRAM-MD5", timeout=timeout)
+    if said.code != 334:
+        raise aiosmtplib.SMTPAuthenticationError(said.code, said.message)
+    digest = hmac.new(credentials.password.encode(), _challenge(said.message), "md5").hexdigest()
+    answer = b64encode(f"{credentials.username} {digest}".encode())
+    said = await client.execute_command(answer, timeout=timeout)
+    if said.code != 235:
+        raise aiosmtplib.SMTPAuthenticationError(said.code, said.message)
+    return said
+
+
+def _challenge(message: str) -> bytes:
+    try:
+        challenge = b64decode(message, validate=True)
+    except ValueError:
+        challenge = b""
+    if not challenge:  # as aiosmtplib tells of a line that is no reply
+        raise aiosmtplib.SMTPResponseException(-1, f"No challenge: 334 {message}")
+    return challenge

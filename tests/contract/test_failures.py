@@ -11,6 +11,7 @@ import inspect
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 import aiosmtplib
 import pytest
@@ -63,10 +64,16 @@ BREACHES: list[type[Breach]] = [Breach, *Breach.__subclasses__()]
 CALLS = ("connect", "ehlo", "helo", "starttls", "auth_crammd5", "auth_plain", "auth_login")
 
 
-def raising(error: Exception) -> Callable[..., Awaitable[None]]:
-    """Give a method that raises; a client's socket is closed, as aiosmtplib does when it cannot connect."""
+def raising(error: Exception, *, at: bytes | None = None) -> Callable[..., Awaitable[object]]:
+    """Give a method that raises; a client's socket is closed, as aiosmtplib does when it cannot connect.
 
-    async def call(*args: object, **_: object) -> None:
+    With `at` it is a client's `execute_command`, and raises at this command only.
+    """
+    execute = aiosmtplib.SMTP.execute_command
+
+    async def call(*args: Any, **said: Any) -> object:
+        if at is not None and at not in args:
+            return await execute(*args, **said)
         if args and isinstance(args[0], aiosmtplib.SMTP) and args[0].sock is not None and not args[0].is_connected:
             args[0].sock.close()
         raise error
@@ -113,7 +120,10 @@ async def test_what_a_call_of_the_opening_raises_is_a_failure_with_a_hint(
         if call == "helo":
             relay.on("EHLO", "502 5.5.1 what?")
             said = {}
-        monkeypatch.setattr(aiosmtplib.SMTP, call, raising(error))
+        if call == "auth_crammd5":  # whose commands are ours
+            monkeypatch.setattr(aiosmtplib.SMTP, "execute_command", raising(error, at=b"AUTH"))
+        else:
+            monkeypatch.setattr(aiosmtplib.SMTP, call, raising(error))
         tried = await attempt(relay, **said)
         monkeypatch.undo()
         failure = the_failure(tried)

@@ -299,6 +299,17 @@ def hints_at_no_mechanism(seen: Seen) -> None:
     assert all("auth =" not in failure.hint for failure in seen.failures)
 
 
+def has_no_words_of_ours(*words: str) -> Callable[[Seen], None]:
+    """Check that nobody's words are in the relay's mouth."""
+
+    def check(seen: Seen) -> None:
+        said = "".join(line for _, who, line in seen.attempt.transcript if who == "S").lower()
+        assert [word for word in words if word in said] == []
+        assert all(failure.reply is None for failure in seen.failures)
+
+    return check
+
+
 def bears(enhanced: str | None) -> Callable[[Seen], None]:
     def check(seen: Seen) -> None:
         assert {failure.enhanced_code for failure in seen.failures} == {enhanced}
@@ -355,6 +366,16 @@ CHOICES: Mapping[str, tuple[Sequence[str], AuthMode, str]] = {
     "pinned-plain": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.PLAIN, "PLAIN"),
     "pinned-login": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.LOGIN, "LOGIN"),
     "pinned-cram-md5": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.CRAM_MD5, "CRAM-MD5"),
+}
+NO_CHALLENGES: Mapping[str, Answer] = {
+    "nothing": "334 ",
+    "a-code-alone": "334",
+    "words": "334 Go ahead, please",
+    "marks": "334 !!!",
+    "base64-cut-off": "334 PDE4OTZ",
+    "padding-alone": "334 ====",
+    "binary": b"334 \xff\xfe\r\n",
+    "two-lines": f"334-{in_base64('<1896')}\n334 {in_base64('@relay.test>')}",
 }
 LOGINS = [
     *(
@@ -488,6 +509,19 @@ LOGINS = [
             (535, "EAUTH/auth_rejected C", ['auth = "plain"']),
             (538, "EAUTH/auth_needs_tls C", ['tls = "starttls"']),
         ]
+    ),
+    *(
+        row(
+            f"23-{what}-for-a-challenge",
+            "EPROTOCOL/malformed_reply T",
+            ("AUTH", said),
+            relay=with_auth("CRAM-MD5", "PLAIN"),
+            settings=LOGGING_IN,
+            phase=Phase.AUTH,
+            wire=EHLO + b"AUTH CRAM-MD5\r\n",
+            check=has_no_words_of_ours("challenge"),
+        )
+        for what, said in NO_CHALLENGES.items()
     ),
     *(
         row(
