@@ -26,23 +26,31 @@ Mechanism: TypeAlias = str
 # Strongest first, of those that we speak: only the first never sends the password.
 _MECHANISMS = ("CRAM-MD5", "PLAIN", "LOGIN")
 _IN_CLEAR = ("PLAIN", "LOGIN")
-_LONG_BASE64 = re.compile(r"[A-Za-z0-9+/]{24,}={0,2}")
+_PIECE = re.compile(r"[A-Za-z0-9+/]{12,}")  # of a line that was quoted in part
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Credentials:
     """What one session logs in with."""
 
     username: str
     password: str = field(repr=False)
+    digest: str = field(default="", repr=False)  # of CRAM-MD5, once it was sent: the password can be guessed from it
+
+    @property
+    def answer(self) -> bytes:
+        """What CRAM-MD5 sends."""
+        return b64encode(f"{self.username} {self.digest}".encode())
 
     def mask(self, text: str) -> str:
         """Relays that do not understand a line quote it: no secret may come back into a transcript."""
-        password = self.password.encode()
-        both = b"\0" + self.username.encode() + b"\0" + password
-        for secret in (b64encode(both).decode(), b64encode(password).decode(), self.password):
+        both = f"\0{self.username}\0{self.password}"
+        secrets = [b64encode(both.encode()).decode(), b64encode(self.password.encode()).decode(), self.password]
+        if self.digest:
+            secrets += [self.answer.decode(), self.digest]
+        for secret in secrets:
             text = text.replace(secret, "***")
-        return _LONG_BASE64.sub("***", text)  # a digest of CRAM-MD5, which can be guessed at
+        return _PIECE.sub(lambda piece: "***" if any(piece[0] in secret for secret in secrets) else piece[0], text)
 
 
 async def credentials_of(profile: Profile) -> Credentials:
@@ -91,9 +99,8 @@ async def _cram_md5(client: aiosmtplib.SMTP, credentials: Credentials, *, timeou
     said = await client.execute_command(b"AUTH", b"CRAM-MD5", timeout=timeout)
     if said.code != 334:
         raise aiosmtplib.SMTPAuthenticationError(said.code, said.message)
-    digest = hmac.new(credentials.password.encode(), _challenge(said.message), "md5").hexdigest()
-    answer = b64encode(f"{credentials.username} {digest}".encode())
-    said = await client.execute_command(answer, timeout=timeout)
+    credentials.digest = hmac.new(credentials.password.encode(), _challenge(said.message), "md5").hexdigest()
+    said = await client.execute_command(credentials.answer, timeout=timeout)
     if said.code != 235:
         raise aiosmtplib.SMTPAuthenticationError(said.code, said.message)
     return said

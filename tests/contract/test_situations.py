@@ -512,6 +512,24 @@ LOGINS = [
     ),
     *(
         row(
+            f"23-{who}-says-why-with-{'-and-'.join(mechanisms).lower()}",
+            "EAUTH/auth_rejected C",
+            ("AUTH2" if mechanisms[0] == "CRAM-MD5" else "AUTH", f"535 {said}"),
+            relay=with_auth(*mechanisms),
+            settings=LOGGING_IN,
+            reply=f"535 {said}",
+        )
+        for who, said in {
+            "exchange-online": (
+                "5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. "
+                "Visit https://aka.ms/smtp_auth_disabled for more information."
+            ),
+            "google": "5.7.8 Learn more at https://support.google.com/accounts/answer/185833 u12-20020a170902",
+        }.items()
+        for mechanisms in (("PLAIN", "LOGIN"), ("CRAM-MD5",))
+    ),
+    *(
+        row(
             f"23-{what}-for-a-challenge",
             "EPROTOCOL/malformed_reply T",
             ("AUTH", said),

@@ -63,7 +63,32 @@ def test_whatever_stands_around_a_secret_it_is_masked(
     digest = hmac.new(password.encode(), challenge, "md5").hexdigest()
     sent = [password, f"\0{username}\0{password}", f"{username} {digest}"]
     for secret in [password, digest, *(b64encode(text.encode()).decode() for text in sent)]:
-        assert secret not in Credentials(username, password).mask(f"{before}{secret}{behind}")
+        assert secret not in Credentials(username, password, digest).mask(f"{before}{secret}{behind}")
+
+
+@given(_secrets, _secrets, st.binary(min_size=1, max_size=40), st.data())
+def test_of_a_secret_that_is_quoted_in_part_the_part_is_masked(
+    username: str, password: str, challenge: bytes, data: st.DataObject
+) -> None:
+    digest = hmac.new(password.encode(), challenge, "md5").hexdigest()
+    sent = [f"\0{username}\0{password}", f"{username} {digest}"]
+    for secret in [digest, *(b64encode(text.encode()).decode() for text in sent)]:
+        at = data.draw(st.integers(0, len(secret) - 12))
+        part = secret[at : data.draw(st.integers(at + 12, len(secret)))].rstrip("=")
+        if len(part) >= 12:
+            assert part not in Credentials(username, password, digest).mask(f"unrecognized: {part}...")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SmtpClientAuthentication is disabled for the Tenant",
+        "https://support.google.com/accounts/answer/185833",
+        "0123456789abcdef0123456789abcdef is the number of this session",
+    ],
+)
+def test_words_that_were_not_sent_stay(text: str) -> None:
+    assert Credentials("bot", "secret", "ab" * 16).mask(text) == text
 
 
 @given(_secrets)
