@@ -197,12 +197,11 @@ def _auth_rejected(p: Profile, facts: Facts) -> str:
 
 def _auth_mechanism_unsupported(p: Profile, facts: Facts) -> str:
     offered = facts.get("offered") or "none that we know"
-    common = [m for m in offered.split() if m in ("CRAM-MD5", "PLAIN", "LOGIN")]
+    # The one that was tried is offered and refused all the same.
+    common = [m for m in offered.split() if m in ("CRAM-MD5", "PLAIN", "LOGIN") and m != facts.get("mechanism")]
     if common:
-        return (
-            f"The relay offers these mechanisms: {offered}; set {p.setting('auth', common[0].lower())}, or "
-            f"{p.setting('auth', 'auto')} to take the strongest."
-        )
+        strongest = f", or {p.setting('auth', 'auto')} to take the strongest" if p.auth.is_pinned else ""
+        return f"The relay offers these mechanisms: {offered}; set {p.setting('auth', common[0].lower())}{strongest}."
     return (
         f"The relay offers these mechanisms: {offered}, and Mailchute speaks PLAIN, LOGIN and CRAM-MD5: have one of "
         "them allowed there."

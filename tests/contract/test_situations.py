@@ -505,7 +505,7 @@ LOGINS = [
             (421, "ECONNECTION/service_unavailable T", []),
             (454, "EAUTH/auth_unavailable T", []),
             (500, "EAUTH/auth_rejected C", ['auth = "plain"']),
-            (504, "EAUTH/auth_mechanism_unsupported C", ["PLAIN"]),
+            (504, "EAUTH/auth_mechanism_unsupported C", ['set auth = "plain".']),
             (535, "EAUTH/auth_rejected C", ['auth = "plain"']),
             (538, "EAUTH/auth_needs_tls C", ['tls = "starttls"']),
         ]
@@ -2170,6 +2170,18 @@ WAYS_OUT: Mapping[str, Way] = {
     "23-no-cram-md5-though-it-is-offered": Way(
         relay=with_auth("CRAM-MD5", "PLAIN", auth_required=True),
         script=[("AUTH2", "535 5.7.8 authentication failed")],
+        settings=LOGGING_IN,
+        set="auth",
+    ),
+    "25-504-to-cram-md5": Way(
+        relay=with_auth("CRAM-MD5", "PLAIN", auth_required=True),
+        script=[("AUTH", "504 5.5.4 Unrecognized authentication type", "CRAM-MD5")],
+        settings=LOGGING_IN,
+        set="auth",
+    ),
+    "25-504-to-plain": Way(
+        relay=with_auth("PLAIN", "LOGIN", auth_required=True),
+        script=[("AUTH", "504 5.5.4 Unrecognized authentication type", "PLAIN")],
         settings=LOGGING_IN,
         set="auth",
     ),
