@@ -339,7 +339,9 @@ class _Opening:
             raise TransactionError(classify.auth_not_offered(profile, before_starttls=before_starttls))
         offered = extensions["AUTH"].upper()
         mechanism = choose_mechanism(profile.auth, offered.split(), in_clear=in_clear)
-        if mechanism is None and in_clear:
+        # Under TLS what is offered would do, or more may be offered.
+        tls_would_do = choose_mechanism(profile.auth, offered.split()) is not None or "STARTTLS" in extensions
+        if mechanism is None and in_clear and tls_would_do:
             raise TransactionError(classify.auth_needs_tls(profile))
         if mechanism is None:
             raise TransactionError(classify.auth_mechanism_unsupported(profile, offered))

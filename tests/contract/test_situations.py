@@ -417,6 +417,30 @@ LOGINS = [
         settings={"host": "mail.test", "auth": AuthMode.CRAM_MD5, **LOGGING_IN},
         wire=EHLO + AUTH_CRAM + SENDING + QUIT,
     ),
+    *(
+        row(
+            f"25-{what}-in-clear",
+            "EAUTH/auth_mechanism_unsupported C",
+            relay=with_auth(*offered),
+            place=elsewhere,
+            settings={"auth": auth, **LOGGING_IN},
+            hint=hint,
+            wire=EHLO,
+        )
+        for what, offered, auth, hint in [
+            ("no-common-mechanism", ("GSSAPI", "NTLM"), AuthMode.AUTO, ["GSSAPI NTLM"]),
+            ("pinned-cram-md5-not-offered", ("PLAIN", "LOGIN"), AuthMode.CRAM_MD5, ["PLAIN LOGIN"]),
+        ]
+    ),
+    row(
+        "27b-no-common-mechanism-before-starttls",
+        "EAUTH/auth_needs_tls C",
+        relay=over_tls(STARTTLS, auth=("GSSAPI", "NTLM")),
+        place=elsewhere,
+        settings=LOGGING_IN,
+        hint=['tls = "starttls"'],
+        wire=EHLO,
+    ),
     row(
         "25b-offered-in-lower-case",
         "sent",
