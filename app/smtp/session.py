@@ -379,7 +379,7 @@ class _Opening:
         certificate = await certificate_of(tls)
         if certificate is not None:
             attempt.tls_names = certificate.names
-            attempt.tls_not_after = certificate.not_after
+            attempt.tls_not_after = certificate.not_after or None
             attempt.tls_sha256 = certificate.sha256
         if pin and (certificate is None or certificate.sha256 != pin):
             failure = classify.pin_mismatch(self._profile, certificate)

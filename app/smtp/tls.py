@@ -53,7 +53,7 @@ _ABOUT_OURS = frozenset(
 class Certificate:
     """What a relay's certificate says of itself."""
 
-    names: tuple[str, ...]  # that it is for
+    names: tuple[str, ...]  # that it is for; like the next two empty where they cannot be read
     not_after: str  # YYYY-MM-DD, its last day
     issuer: str  # its common name
     sha256: str  # lower-case hex
@@ -176,25 +176,28 @@ def _certificate(der: bytes) -> Certificate:
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
-    fingerprint = sha256(der).hexdigest()
     names: list[str] = []
-    try:
+    not_after = issuer = ""
+    # What is not verified may be anything; cryptography has many errors for it, some only where it is looked at.
+    with suppress(Exception):
         certificate = x509.load_der_x509_certificate(der)
-        not_after = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-    except ValueError:  # what is not verified may be anything
-        return Certificate((), "", "", fingerprint)
-    with suppress(x509.ExtensionNotFound, ValueError):
-        alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names += alternatives.get_values_for_type(x509.DNSName)
-        names += [str(ip) for ip in alternatives.get_values_for_type(x509.IPAddress)]
-    if not names:
-        names = [_text(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    issuer = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME) or list(certificate.issuer)
+        with suppress(Exception):
+            not_after = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        with suppress(Exception):
+            alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            names += alternatives.get_values_for_type(x509.DNSName)
+            names += [str(ip) for ip in alternatives.get_values_for_type(x509.IPAddress)]
+        with suppress(Exception):
+            common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+            names = names or [_text(attribute.value) for attribute in common]
+        with suppress(Exception):
+            said = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME) or list(certificate.issuer)
+            issuer = _text(said[0].value)[:100]
     return Certificate(
         names=tuple(name[:255] for name in names[:MOST_NAMES]),
         not_after=not_after,
-        issuer=_text(issuer[0].value)[:100] if issuer else "",
-        sha256=fingerprint,
+        issuer=issuer,
+        sha256=sha256(der).hexdigest(),
     )
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,72 @@ async def test_a_refused_certificate_is_looked_at_where_it_was_shown(mode: TlsMo
         assert tried.attempt.failure is not None
         assert tls.sha256 in tried.attempt.failure.hint
         assert relay.connections == 2
+
+
+# --- certificates that are none --------------------------------------------------------------------------
+
+WHOLE, NO_NAMES = (("localhost",), "2099-01-01"), ((), "2099-01-01")
+# Bytes of a good certificate, what stands there instead, and what of its names and date can still be read.
+ODD: Mapping[str, tuple[bytes, bytes, tuple[tuple[str, ...], str | None]]] = {
+    "of-a-version-that-there-is-not": (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", ((), None)),
+    "of-version-2": (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x01", ((), None)),
+    "whose-issuer-is-in-latin-1": (b"\x0c\x07Mueller", b"\x14\x07M\xfcller ", WHOLE),
+    "with-an-extension-twice": (bytes.fromhex("06042a030402"), bytes.fromhex("06042a030401"), NO_NAMES),
+    "for-an-x400-address": (b"\x82\x09localhost", b"\xa3\x09localhost", NO_NAMES),
+    "for-an-address-of-nine-bytes": (b"\x82\x09localhost", b"\x87\x09localhost", NO_NAMES),
+    "that-ends-in-a-thirteenth-month": (b"990101000000Z", b"991301000000Z", ((), None)),
+}
+
+
+def odd(good: bytes, instead: bytes) -> ServerContext:
+    """Show a certificate, signed by itself, with other bytes in one place; OpenSSL takes it as it is."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Mueller")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(LONG_AGO).not_valid_after(FAR_AWAY)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    for number in "12":
+        twin = x509.UnrecognizedExtension(x509.ObjectIdentifier(f"1.2.3.4.{number}"), b"\x05\x00")
+        builder = builder.add_extension(twin, critical=False)
+    der = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    assert good in der
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return ServerContext.showing(private + ssl.DER_cert_to_PEM_cert(der.replace(good, instead, 1)).encode())
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("way", ["opportunistic", "unverified", "pinned"])
+@on_both_loops
+async def test_an_odd_certificate_hinders_nobody_who_does_not_ask_for_a_good_one(way: str, kind: str) -> None:
+    good, instead, (names, not_after) = ODD[kind]
+    tls = odd(good, instead)
+    said: Mapping[str, Settings] = {
+        "opportunistic": Settings(tls=OPPORTUNISTIC),
+        "unverified": Settings(tls=STARTTLS, verify=False),
+        "pinned": Settings(tls=STARTTLS, cert_sha256=tls.sha256),
+    }
+    async with Relay(tls=tls) as relay:
+        tried = await attempt(relay, **said[way])
+    assert tried.in_words == "sent"
+    seen = tried.attempt
+    assert (seen.tls, seen.tls_verified, seen.tls_sha256) == (True, way == "pinned", tls.sha256)
+    assert (seen.tls_names, seen.tls_not_after) == (names, not_after)
+
+
+@pytest.mark.parametrize("kind", ODD)
+@BOTH
+@on_both_loops
+async def test_an_odd_certificate_is_refused_where_a_good_one_is_asked_for(mode: TlsMode, kind: str) -> None:
+    good, instead, _ = ODD[kind]
+    tls = odd(good, instead)
+    async with Relay(tls=tls, implicit=mode is IMPLICIT) as relay:
+        tried = await attempt(relay, tls=mode)
+        assert tried.in_words.startswith("ETLS/tls_cert_")
+        assert tried.attempt.failure is not None
+        assert tls.sha256 in tried.attempt.failure.hint
+        assert relay.mails == []
 
 
 # --- an internal authority, and interpreters that differ -------------------------------------------------
