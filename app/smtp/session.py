@@ -307,12 +307,13 @@ class _Opening:
             offered = client.esmtp_extensions.get("auth", "")
             raise TransactionError(classify.tls_not_offered(self._profile, auth_offered=offered))
         self._attempt.enter(Phase.STARTTLS)
+        context = self._context()
         self._attempt.say("STARTTLS")
         timeouts = self._profile.timeouts
         try:
             reply = await client.starttls(
                 server_hostname=self._server_name,
-                tls_context=self._context(),
+                tls_context=context,
                 timeout=max(timeouts.starttls, timeouts.tls),
             )
         except aiosmtplib.SMTPResponseException as error:
@@ -358,11 +359,10 @@ class _Opening:
     def _context(self) -> ssl.SSLContext:
         try:
             return context_for(self._profile)
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
             files = {key: getattr(self._profile, key) for key in ("ca_file", "client_cert", "client_key")}
-            key = next((key for key, path in files.items() if path and path == getattr(error, "filename", None)), None)
-            key = key or ("client_cert" if self._profile.client_cert else "ca_file")
-            why = getattr(error, "strerror", None) or str(error)
+            key = next((key for key, path in files.items() if path and path == error.filename), "ca_file")
+            why = error.strerror or str(error)
             raise TransactionError(classify.unreadable(self._profile, self._attempt.phase, key, why)) from error
 
     async def _note_tls(self, client: _Client) -> None:

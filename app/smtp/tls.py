@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -95,7 +96,7 @@ def context_for(profile: Profile) -> ssl.SSLContext:
     Files are looked at each time: a renewed certificate counts from the next connection on.
 
     Raises:
-        OSError, ssl.SSLError: a file cannot be read any more.
+        OSError: a file cannot be read any more; `filename` says which.
     """
     verifies = profile.verify and profile.requires_tls and not profile.cert_sha256
     return _context(
@@ -115,7 +116,8 @@ def _context(
     *, ca: _File | None, client: tuple[_File | None, _File | None], min_tls: TlsVersion | None, verifies: bool
 ) -> ssl.SSLContext:
     """Build a context; `min_tls` None = an old TLS is better than none (RFC 7435)."""
-    context = ssl.create_default_context(cafile=ca[0] if ca else None)
+    with _reading(ca):
+        context = ssl.create_default_context(cafile=ca[0] if ca else None)
     context.sslobject_class = Connection
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # who asks for 1.0 or 1.1 was warned at start
@@ -132,8 +134,21 @@ def _context(
             context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL 3 refuses TLS 1.0 and 1.1 above that
     certificate, key = client
     if certificate is not None:
-        context.load_cert_chain(certificate[0], key[0] if key else None, password="")
+        with _reading(certificate):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate[0])  # whether it is one
+        with _reading(key or certificate):
+            context.load_cert_chain(certificate[0], key[0] if key else None, password="")
     return context
+
+
+@contextmanager
+def _reading(file: _File | None) -> Iterator[None]:
+    """Put into an error the file that it is about: OpenSSL does not say."""
+    try:
+        yield
+    except OSError as error:  # SSLError is one
+        error.filename = file[0] if file else None
+        raise
 
 
 async def read_certificate(profile: Profile, address: SocketAddress) -> Certificate:
