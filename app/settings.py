@@ -32,6 +32,7 @@ from app.mail.profile import (
     TlsVersion,
     is_loopback,
     resolve_profile,
+    setting,
 )
 from app.mail.schedule import DEFAULT_EXPIRES_AFTER, DEFAULT_SCHEDULE, Schedule, parse_duration
 from app.sources import DEFAULT_FILES, PREFIX, Sources, read
@@ -298,7 +299,7 @@ def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
         cert_sha256=said.cert_sha256,
         server_name=said.server_name,
         client_cert=_readable(said.client_cert, sources.name("profiles", name, "client_cert")),
-        client_key=_key(said.client_cert, said.client_key, sources.name("profiles", name, "client_key")),
+        client_key=_key(name, said, sources),
         min_tls=said.min_tls,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_,
@@ -336,14 +337,18 @@ def _readable(path: str | None, name: str) -> str | None:
     return path
 
 
-def _key(certificate: str | None, key: str | None, name: str) -> str | None:
-    if certificate:
-        try:
-            # An encrypted key would ask at the terminal, if there is one, at every connection.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key or None, password="")
-        except (OSError, ssl.SSLError) as error:
-            held = f"{key} holds no key" if key else f"{certificate} holds no key as well, and {name} is not set,"
-            raise ConfigError(f"{name}: {held} that fits the certificate and has no passphrase ({error})") from error
+def _key(profile: str, said: ProfileSettings, sources: Sources) -> str | None:
+    certificate, key = said.client_cert, said.client_key
+    if not certificate:
+        return key or None
+    try:
+        # An encrypted key would ask at the terminal, if there is one, at every connection.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key or None, password="")
+    except (OSError, ssl.SSLError) as error:
+        name = sources.name("profiles", profile, "client_key" if key else "client_cert")
+        held = f"{key or certificate} holds no key that fits the certificate and has no passphrase ({error})"
+        cure = "" if key else f"; name its file with {setting(_dialect(profile, sources), profile, 'client_key')}"
+        raise ConfigError(f"{name}: {held}{cure}") from error
     return key or None
 
 

@@ -841,6 +841,15 @@ def test_a_key_that_does_not_fit_or_is_locked_is_told_by_its_path(
     assert client[key] in _refused(dialect, toml, "client_key", said)
 
 
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_client_certificate_without_its_key_is_told_with_the_setting_for_that(
+    toml: Path, client: Mapping[str, str], dialect: Dialect
+) -> None:
+    text = _refused(dialect, toml, "client_cert", {"client_cert": client["certificate"]})
+    assert client["certificate"] in text
+    assert f"name its file with {_named(dialect, 'client_key')}" in text
+
+
 @pytest.mark.parametrize("content", [None, b"\n", b"\xff\xfe"])
 @pytest.mark.parametrize("dialect", Dialect)
 def test_a_password_file_without_a_password_is_told_at_start(
