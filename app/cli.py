@@ -57,13 +57,20 @@ def doctor(
 
     Asks the running service, if there is one; else it goes there itself.
     """
+    from app.operator import NoAnswer
+
     settings = _settings()
-    names = profiles or list(settings.profiles)
+    names = dict.fromkeys(profiles or settings.profiles)  # each once: that is one login a profile
     if not names:
         _refuse(ConfigError("there is no relay to try: set SMTP_HOST to the relay's host name"))
     all_well = True
     for at, name in enumerate(names):
-        found = _diagnose(settings, name, {"from": sender, "to": recipient})
+        try:
+            found = _diagnose(settings, name, {"from": sender, "to": recipient})
+        except NoAnswer as error:
+            typer.echo(f"mailchute: {error}", err=True)
+            all_well = False
+            continue
         all_well = all_well and found["ok"]
         if as_json:
             typer.echo(json.dumps(found, ensure_ascii=False))
@@ -176,13 +183,16 @@ def _serve(settings: Settings) -> None:
 
 
 def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dict[str, Any]:
+    """Give a diagnosis as JSON has it; raises `NoAnswer` where there is none to be had now."""
     from urllib.parse import quote
 
-    from app.operator import ask
+    from app.operator import NoAnswer, ask
 
     reply = ask(settings.database, "POST", f"/profiles/{quote(name, safe='')}/verify", whom)
     if reply is None:
         return _diagnose_here(settings, name, whom)
+    if reply.status in (429, 503):
+        raise NoAnswer(reply.body["detail"])
     if reply.status != 200:
         _refuse(ConfigError(reply.body["detail"]))
     found: dict[str, Any] = reply.body
@@ -197,7 +207,7 @@ def _diagnose_here(settings: Settings, name: str, whom: dict[str, str | None]) -
     profile = settings.profiles.get(name)
     if profile is None:
         near = get_close_matches(name, settings.profiles, n=1)
-        cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(settings.profiles)}"
+        cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(settings.profiles) or 'none'}"
         _refuse(ConfigError(f"there is no profile {name[:80]!r}; {cure}"))
     try:
         sender, recipient = (text and parse_address(text).addr_spec for text in whom.values())

@@ -98,7 +98,7 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     path = request.url.path[:80]
     if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
+        allow = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")  # the Gate makes one of the other
         refusal: MailError = MethodNotAllowed(f"{path} does not take {request.method[:20]}; it takes {allow}", allow)
     elif error.status_code == 404:
         refusal = NotFound(f"There is nothing at {path}; /docs lists what is")

@@ -12,6 +12,10 @@ from typing import Any
 PATIENCE = 600.0  # seconds for an answer: a diagnosis may wait for a slow relay
 
 
+class NoAnswer(Exception):
+    """The running service has none for now; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What the service answered."""
@@ -26,7 +30,11 @@ def socket_path(database: Path) -> Path:
 
 
 def ask(database: Path, method: str, path: str, body: object = None) -> Reply | None:
-    """Ask the running service; None = there is none."""
+    """Ask the running service; None = there is none.
+
+    Raises:
+        NoAnswer: it was stopped meanwhile, or took longer than `PATIENCE`.
+    """
     import httpx2  # 60 ms that serving never needs
 
     transport = httpx2.HTTPTransport(uds=str(socket_path(database)))
@@ -35,4 +43,6 @@ def ask(database: Path, method: str, path: str, body: object = None) -> Reply | 
             answer = client.request(method, path, json=body)
         except httpx2.ConnectError:
             return None
+        except httpx2.TransportError as error:
+            raise NoAnswer(f"the running service gave no answer: {error}") from error
     return Reply(answer.status_code, answer.json())

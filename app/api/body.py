@@ -1,4 +1,4 @@
-"""The body of POST /send: JSON in, `Draft` out; every fault with a pointer, what is wrong and what to do.
+"""What is posted: JSON in, `Draft` or `VerifyRequest` out; every fault with a pointer, what is wrong and what to do.
 
 `""` and null equal absent for every optional field. Addresses are parsed once, here, and never again.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -44,6 +44,7 @@ _RECIPIENTS_SCHEMA: dict[str, Any] = {
     "anyOf": [*_ADDRESS_SCHEMA["anyOf"], {"type": "array", "items": _ADDRESS_SCHEMA}, {"type": "null"}],
     "examples": ["ann@example.org", [{"email": "ann@example.org", "name": "Ann"}]],
 }
+_ONE_ADDRESS_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, _ADDRESS_SCHEMA["anyOf"][1], {"type": "null"}]}
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,76}\Z")  # RFC 5322 §3.6.8
 _STRUCTURAL = frozenset(
     [
@@ -294,7 +295,23 @@ class SendRequest(BaseModel):
     ] = None
 
 
-_KNOWN = [field.alias or name for name, field in SendRequest.model_fields.items()]
+class VerifyRequest(BaseModel):
+    """Whom a diagnosis asks the relay for."""
+
+    model_config = ConfigDict(extra="allow", title="VerifyRequest", json_schema_extra={"additionalProperties": False})
+
+    from_: Annotated[
+        Address | None,
+        PlainValidator(_one_address),
+        _schema(_ONE_ADDRESS_SCHEMA, "whom MAIL names; default: the profile's sender"),
+    ] = Field(default=None, alias="from")
+    to: Annotated[
+        Address | None,
+        PlainValidator(_one_address),
+        _schema(_ONE_ADDRESS_SCHEMA, "whom RCPT names; default: the sender"),
+    ] = None
+
+
 _parse: Callable[[bytes], SendRequest] = SendRequest.__pydantic_validator__.validate_json
 
 
@@ -309,7 +326,7 @@ def draft_of(body: bytes, *, lenient: bool, warnings: tuple[str, ...] = ()) -> D
     except ValidationError as error:
         raise _refusal(body, error) from None
     if said.model_extra:
-        unknown = [_unknown(name) for name in list(said.model_extra)[:MAX_FAULTS]]
+        unknown = _unknown_in(said, said.model_extra)
         if not lenient:
             raise InvalidMessage.of(unknown)
         warnings += tuple(fault.detail for fault in unknown)
@@ -329,6 +346,21 @@ def draft_of(body: bytes, *, lenient: bool, warnings: tuple[str, ...] = ()) -> D
         expires_in=said.expires_in,
         warnings=warnings,
     )
+
+
+def verify_of(body: bytes) -> VerifyRequest:
+    """Read the body of a verify.
+
+    Raises:
+        InvalidMessage: not JSON, or a fault for every field that is wrong.
+    """
+    try:
+        said = VerifyRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(body, error) from None
+    if said.model_extra:
+        raise InvalidMessage.of(_unknown_in(said, said.model_extra))
+    return said
 
 
 def json_fault(body: bytes) -> InvalidMessage | None:
@@ -362,10 +394,15 @@ def _not_json(body: bytes, why: str) -> str:
     )
 
 
-def _unknown(name: str) -> Fault:
-    near = get_close_matches(name.lower(), _KNOWN, n=1)
-    cure = f"do you mean {near[0]!r}?" if near else f"known are: {', '.join(_KNOWN)}"
-    return Fault(f"/{_escaped(name[:80])}", f"{name[:80]!r} is not a field of a message; {cure}")
+def _unknown_in(said: BaseModel, extra: Iterable[str]) -> list[Fault]:
+    known = [field.alias or name for name, field in type(said).model_fields.items()]
+    return [_unknown(name, known) for name in list(extra)[:MAX_FAULTS]]
+
+
+def _unknown(name: str, known: Sequence[str]) -> Fault:
+    near = get_close_matches(name.lower(), known, n=1)
+    cure = f"do you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+    return Fault(f"/{_escaped(name[:80])}", f"{name[:80]!r} is not a field here; {cure}")
 
 
 def _escaped(name: str) -> str:

@@ -258,6 +258,9 @@ class Gate:
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # RFC 9110 §9.3.2: as GET without the body, which the server keeps back: its own scope says HEAD.
+            scope = {**scope, "method": "GET"}
         began = perf_counter()
         headers = scope["mailchute.headers"] = headers_of(scope)
         scope["mailchute.began"] = asyncio.get_running_loop().time()

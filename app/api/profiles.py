@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.api.body import draft_of
+from app.api.body import VerifyRequest, verify_of
 from app.api.diagnosis import DiagnosisAnswer, shape_of
 from app.api.document import KEYS, problems
 from app.api.edge import answer_json
@@ -30,13 +30,7 @@ router = APIRouter(tags=["profiles"], dependencies=[Depends(caller_of), *KEYS])
             "required": False,
             "content": {
                 "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "properties": {
-                            "from": {"type": "string", "description": "whom MAIL names; default: the profile's sender"},
-                            "to": {"type": "string", "description": "whom RCPT names; default: the sender"},
-                        },
-                    },
+                    "schema": VerifyRequest.model_json_schema(),
                     "example": {"from": "bot@example.org", "to": "ann@example.org"},
                 }
             },
@@ -53,11 +47,11 @@ async def verify_profile(request: Request, name: str) -> Response:
     body = await request.body()
     if body:
         check_media_type(headers_in(request), body)
-    draft = draft_of(body or b"{}", lenient=False)
+    said = verify_of(body or b"{}")
     found = await runtime.diagnose(
         profile,
-        sender=draft.sender.addr_spec if draft.sender else None,
-        recipient=draft.to[0].addr_spec if draft.to else None,
+        sender=said.from_.addr_spec if said.from_ else None,
+        recipient=said.to.addr_spec if said.to else None,
     )
     return to_response(answer_json(shape_of(found)))
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import ceil, inf
 from typing import TypeAlias
 
 from app.mail.attempt import Attempt
@@ -85,7 +86,7 @@ class Diagnosis:
 
 
 class Doctor:
-    """Diagnoses profiles; remembers when each last logged in."""
+    """Diagnoses profiles; remembers when each last logged in, and which may be logging in now."""
 
     def __init__(self, *, open_session: OpenSession, resolve: Resolve, clock: Callable[[], float]) -> None:
         self._open_session = open_session
@@ -102,6 +103,8 @@ class Doctor:
             RateLimited: this profile logged in for a diagnosis less than a minute ago.
         """
         self._refuse_a_login_too_many(profile)
+        if profile.wants_login:
+            self._logged_in[profile.name] = inf  # until it is known: two at once are one login too many
         failure: Failure | None = None
         session: Session | None = None
         try:
@@ -112,6 +115,7 @@ class Doctor:
         finally:
             if session is not None:
                 session.close()
+            self._logged_in.pop(profile.name, None)
             if attempt.auth is not None:
                 self._logged_in[profile.name] = self._clock()
         attempt.end()
@@ -124,17 +128,18 @@ class Doctor:
         last = self._logged_in.get(profile.name)
         if not profile.wants_login or last is None:
             return
-        wait = last + BETWEEN_LOGINS - self._clock()
+        wait = min(BETWEEN_LOGINS, last + BETWEEN_LOGINS - self._clock())
         if wait > 0:
             raise RateLimited(
                 f"The profile {profile.name} has just logged in for a diagnosis; relays lock accounts that log in too "
-                f"often, so once a minute is enough: try again in {wait:.0f} s",
+                f"often, so once a minute is enough: try again in {ceil(wait)} s",
                 wait,
             )
 
     async def _with_a_port_that_answers(self, profile: Profile, failure: Failure) -> Failure:
         with suppress(OSError, UnicodeError):
-            addresses = await self._resolve(profile.host, profile.port)
+            async with asyncio.timeout(profile.timeouts.resolve):
+                addresses = await self._resolve(profile.host, profile.port)
             found = await asyncio.gather(
                 *(_answers(addresses, port) for port in USUAL_PORTS if port != profile.port), return_exceptions=True
             )
@@ -166,7 +171,11 @@ async def _try_envelope(
     try:
         if sender is None:
             return None
-        reply = await _ask(session, attempt, Phase.MAIL, f"MAIL FROM:<{sender}>", timeouts.mail)
+        smtputf8 = "" if f"{sender}{recipient}".isascii() else " SMTPUTF8"
+        if smtputf8 and "SMTPUTF8" not in session.extensions:
+            attempt.enter(Phase.MAIL)
+            return classify.smtputf8_not_offered(session.profile)
+        reply = await _ask(session, attempt, Phase.MAIL, f"MAIL FROM:<{sender}>{smtputf8}", timeouts.mail)
         if reply.is_positive and recipient is not None:
             reply = await _ask(session, attempt, Phase.RCPT, f"RCPT TO:<{recipient}>", timeouts.rcpt)
         if reply.is_positive:
@@ -192,7 +201,7 @@ def stages(profile: Profile, attempt: Attempt, failure: Failure | None) -> tuple
         ms = attempt.phases.get(phase.value)
         if failure is not None and failure.phase is phase:
             found.append(Stage(phase, StageState.FAILED, ms, failure.message))
-        elif phase is Phase.STARTTLS and attempt.tls_error is not None:
+        elif phase is Phase.STARTTLS and attempt.tls_error is not None and profile.tls is TlsMode.OPPORTUNISTIC:
             found.append(Stage(phase, StageState.FAILED, ms, f"went on in clear: {attempt.tls_error}"))
         elif ms is None:
             found.append(Stage(phase, StageState.SKIPPED, None, _why_skipped(profile, phase, failure)))
@@ -223,7 +232,7 @@ def _said(attempt: Attempt, phase: Phase) -> str:
     match phase:
         case Phase.CONNECT:
             return f"{attempt.ip}:{attempt.port}"
-        case Phase.TLS | Phase.STARTTLS:
+        case Phase.TLS | Phase.STARTTLS if attempt.tls:
             verified = "verified" if attempt.tls_verified else "not verified"
             return f"{attempt.tls_version}, certificate for {', '.join(attempt.tls_names) or 'nobody'}, {verified}"
         case Phase.EHLO:

@@ -399,7 +399,8 @@ class _Opening:
 
     def _refused(self, phase: Phase, error: Exception) -> Exception:
         """Map what aiosmtplib raised in an opening phase."""
-        self._attempt.phase = phase
+        if self._attempt.phase is not phase:
+            self._attempt.enter(phase)
         profile = self._profile
         if isinstance(error, aiosmtplib.SMTPResponseException):
             message = self._credentials.mask(error.message) if self._credentials else error.message

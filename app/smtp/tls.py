@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import aiosmtplib
 
@@ -173,6 +173,8 @@ async def read_certificate(profile: Profile, address: SocketAddress) -> Certific
                 await client.starttls()
             certificate = await certificate_of(client.get_transport_info("ssl_object"))
         finally:
+            if client.transport is not None:
+                cast("asyncio.Transport", client.transport).abort()  # a dead peer owes us a close_notify for 30 s
             client.close()
     if certificate is None:
         raise OSError("the relay shows no certificate")

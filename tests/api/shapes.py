@@ -60,6 +60,35 @@ ATTEMPT = [
     "handover",
     "transcript",
 ]
+DIAGNOSIS = [
+    "profile",
+    "ok",
+    "host",
+    "ip",
+    "port",
+    "stages",
+    "tls",
+    "tls_version",
+    "tls_cipher",
+    "tls_verified",
+    "tls_names",
+    "tls_not_after",
+    "tls_sha256",
+    "tls_error",
+    "auth",
+    "auth_offered",
+    "size_limit",
+    "extensions",
+    "error_code",
+    "reason",
+    "class",
+    "message",
+    "hint",
+    "smtp_code",
+    "enhanced_code",
+    "transcript",
+]
+STAGES = ["resolve", "connect", "tls", "greeting", "ehlo", "starttls", "auth", "mail", "rcpt"]
 OF_A_PROBLEM = ["type", "title", "status", "detail"]
 PROBLEM = [*OF_A_PROBLEM, "ok", "errors"]
 

@@ -184,7 +184,9 @@ async def test_an_unknown_path_is_404_as_a_problem_and_never_redirected(
     [
         ("GET", "/send", "POST"),
         ("PUT", "/send", "POST"),
+        ("HEAD", "/send", "POST"),
         ("POST", "/messages", "GET"),
+        ("POST", "/messages", "HEAD"),
         ("DELETE", "/messages", "GET"),
         ("DELETE", "/messages/01a20bf8-4943-7bad-bcb1-d9c2726ad315", "GET"),
         ("POST", "/livez", "GET"),
@@ -196,11 +198,64 @@ async def test_another_method_is_405_and_says_which_are_allowed(
     method: str, path: str, allow: str, service: Application
 ) -> None:
     answer = await service.client.request(method, path)
-    said = problem(answer, status=405)
-    assert said["type"] == "/errors/method-not-allowed"
+    assert answer.status_code == 405
     assert allow in answer.headers["allow"].split(", ")
     assert method not in answer.headers["allow"].split(", ")
-    assert allow in said["detail"]
+    if method != "HEAD":
+        said = problem(answer, status=405)
+        assert said["type"] == "/errors/method-not-allowed"
+        assert allow in said["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/livez", 200),
+        ("/readyz", 200),
+        ("/health", 200),
+        ("/metrics", 200),
+        ("/messages", 200),
+        ("/messages?limit=0", 422),
+        ("/messages/x", 404),
+        ("/messages/{id}", 200),
+        ("/messages/{id}/raw", 200),
+        ("/errors", 200),
+        ("/errors/EAUTH", 200),
+        ("/openapi.json", 200),
+        ("/docs", 200),
+        ("/redoc", 200),
+        ("/docs/static/docs.js", 200),
+        ("/nowhere", 404),
+        ("/send", 405),
+        ("/profiles/relay/verify", 405),
+    ],
+)
+async def test_head_answers_as_get_does_without_a_body(path: str, status: int, service: Application) -> None:
+    path = path.format(id=(await service.send()).json()["id"])
+    got = await service.client.get(path)
+    headed = await service.client.head(path)
+    assert (headed.status_code, headed.content) == (status, b"")
+    assert int(headed.headers["content-length"]) > 0
+    varying = {"x-request-id", *(["content-length"] if path == "/metrics" else [])}  # its figures go on
+    assert [pair for pair in headed.headers.multi_items() if pair[0] not in varying] == [
+        pair for pair in got.headers.multi_items() if pair[0] not in varying
+    ]
+
+
+async def test_head_needs_the_key_where_get_does(service: Application) -> None:
+    stranger = service.visitor(peer="192.0.2.7")
+    assert [(await stranger.head(path)).status_code for path in ("/livez", "/messages")] == [200, 401]
+
+
+async def test_head_of_a_verify_tries_nothing(service: Application) -> None:
+    await service.client.head("/profiles/relay/verify")
+    assert service.relay.connections == 0
+
+
+async def test_head_is_counted_by_its_route(service: Application) -> None:
+    await service.client.head("/messages/x")
+    routes = {of["route"]: of["status"] for of, _ in (await figures(service))["mailchute_http_request_seconds"]}
+    assert routes == {"/messages/{id}": "404"}
 
 
 @pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/send", 405)])
@@ -267,7 +322,7 @@ async def test_a_request_id_is_made_where_there_is_none_that_can_be_used(
 
 async def test_the_openapi_document_names_every_route_and_loads_nothing_else(service: Application) -> None:
     document = (await service.client.get("/openapi.json")).json()
-    assert {"/send", "/messages", "/messages/{id}", "/messages/{id}/raw", "/health", "/metrics"} <= set(
+    assert {"/send", "/messages", "/messages/{id}", "/messages/{id}/raw", "/health", "/metrics", "/errors"} <= set(
         document["paths"]
     )
     for page in ("/docs", "/redoc"):

@@ -26,6 +26,7 @@ from app.store.history import History
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
+from tests.contract.test_journal import Gate
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LEASE = Lease(token=4711, until=NOW + timedelta(hours=1))
@@ -579,6 +580,113 @@ class TestHistory:
         assert await store.history.profiles_waiting() == {"one", "two"}
 
 
+class TestFailureCounts:
+    """How often each reason came in the last 24 hours, in periods of ten minutes."""
+
+    async def fail(
+        self,
+        store: Store,
+        n: int = 1,
+        *,
+        at: datetime = NOW,
+        reason: Reason = Reason.RECIPIENT_DEFERRED,
+        claim: Claim | None = None,
+    ) -> None:
+        """Let an attempt that began `at` that time end in a failure; without `claim` of a new message number `n`."""
+        failure = replace(FAILURE, reason=reason)
+        claim = claim or await store.leased(message(n))
+        await store.outbox.record(
+            claim,
+            replace(ended(claim, failure=failure), started_at=at),
+            state=MessageState.DEFERRED,
+            after=after(claim, RecipientState.PENDING, RecipientState.PENDING, failure=failure),
+            failure=failure,
+            next_attempt_at=NOW,
+        )
+
+    async def test_where_nothing_failed_nothing_is_counted(self, store: Store) -> None:
+        await record_sent(store, await store.leased())
+        assert await store.history.failures(now=NOW) == {}
+        assert store.rows("SELECT * FROM failure_counts") == []
+
+    async def test_attempts_are_counted_by_reason_and_not_messages_or_recipients(self, store: Store) -> None:
+        await self.fail(store, 1)
+        for _ in range(2):
+            (again,) = await store.claimed()
+            await self.fail(store, claim=again)
+        await self.fail(store, 2, reason=Reason.AUTH_REJECTED)
+        assert await store.history.failures(now=NOW) == {"recipient_deferred": 3, "auth_rejected": 1}
+        assert len(store.rows("SELECT * FROM failure_counts")) == 2
+
+    async def test_an_attempt_that_did_not_take_place_is_no_failure(self, store: Store) -> None:
+        claim = await store.leased()
+        await store.outbox.record(
+            claim,
+            None,
+            state=MessageState.DEFERRED,
+            after=after(claim, RecipientState.PENDING, RecipientState.PENDING, failure=FAILURE),
+            failure=FAILURE,
+            next_attempt_at=NOW,
+        )
+        assert await store.history.failures(now=NOW) == {}
+
+    async def test_an_attempt_that_somebody_else_has_is_not_counted(self, store: Store) -> None:
+        stale = replace(await store.leased(), lease=OTHER_LEASE)
+        with pytest.raises(LeaseLost):
+            await self.fail(store, claim=stale)
+        assert await store.history.failures(now=NOW) == {}
+
+    async def test_a_failure_counts_where_its_attempt_began_for_24_hours_to_ten_minutes(self, store: Store) -> None:
+        await self.fail(store, at=NOW + timedelta(minutes=3))
+        for later, count in (
+            (timedelta(0), 1),
+            (timedelta(hours=24, minutes=3), 1),
+            (timedelta(hours=24, minutes=9, seconds=59), 1),
+            (timedelta(hours=24, minutes=10), 0),
+            (timedelta(days=400), 0),
+        ):
+            found = await store.history.failures(now=NOW + later)
+            assert found == ({"recipient_deferred": count} if count else {}), later
+
+    async def test_what_is_older_is_forgotten_so_that_the_table_stays_small(self, store: Store) -> None:
+        three_days = (NOW + timedelta(minutes=10 * n) for n in range(3 * 24 * 6))
+        await asyncio.gather(*(self.fail(store, n, at=at) for n, at in enumerate(three_days)))
+        assert len(store.rows("SELECT * FROM failure_counts")) == 24 * 6 + 2
+        now = NOW + timedelta(days=3) - timedelta(minutes=10)
+        assert await store.history.failures(now=now) == {"recipient_deferred": 24 * 6 + 1}
+
+    async def test_an_attempt_that_began_long_ago_harms_no_count(self, store: Store) -> None:
+        """What a crash left yesterday is recorded today."""
+        await self.fail(store, 1)
+        await self.fail(store, 2, at=NOW - timedelta(days=3), reason=Reason.WORKER_CRASHED)
+        assert await store.history.failures(now=NOW) == {"recipient_deferred": 1}
+        await self.fail(store, 3)
+        assert await store.history.failures(now=NOW) == {"recipient_deferred": 2}
+        assert len(store.rows("SELECT * FROM failure_counts")) == 1
+
+    async def test_a_neighbour_in_the_same_commit_that_fails_lets_nothing_count_twice(self, store: Store) -> None:
+        claims = [await store.leased(message(n)) for n in range(4)]
+        claims[2] = replace(claims[2], lease=OTHER_LEASE)
+        commits = store.journal.commits
+        with Gate().closed(store.journal):
+            ends = [asyncio.ensure_future(self.fail(store, claim=claim)) for claim in claims]
+            await asyncio.sleep(0)  # all are handed in
+        said = await asyncio.gather(*ends, return_exceptions=True)
+        assert [type(end) for end in said] == [type(None), type(None), LeaseLost, type(None)]
+        assert store.journal.commits == commits + 2, "one for the gate, one for all the others"
+        assert await store.history.failures(now=NOW) == {"recipient_deferred": 3}
+
+    async def test_counts_survive_a_restart(self, opens: Callable[[], Store]) -> None:
+        for n in (1, 2):
+            store = opens()
+            await store.journal.open()
+            await self.fail(store, n)
+            await close(store)
+        store = opens()
+        assert await store.history.failures(now=NOW) == {"recipient_deferred": 2}
+        await store.reader.close()
+
+
 class TestPlans:
     """What SQLite does for the statements it is really given: no walk over the table, no sort."""
 
@@ -640,6 +748,15 @@ class TestPlans:
         steps = self.plans(store, "lease_token IS NOT NULL")
         assert [step for step in steps if "messages_leased" in step], steps
         assert not [step for step in steps if step.startswith("SCAN messages") and "messages_leased" not in step], steps
+
+    async def test_counts_are_found_by_their_period(self, store: Store) -> None:
+        claim, *_ = await store.claimed(profile="p1")
+        await record_deferred(store, claim, at=NOW)
+        await store.history.failures(now=NOW)
+        for word in ("SELECT failure_counts", "DELETE FROM failure_counts"):
+            steps = self.plans(store, word)
+            assert [step for step in steps if "SEARCH failure_counts USING PRIMARY KEY (period" in step], steps
+            assert not [step for step in steps if step.startswith("SCAN")], steps
 
     async def test_figures_look_only_at_what_waits(self, store: Store) -> None:
         await store.history.waiting()

@@ -1,5 +1,6 @@
 """Starting and stopping the real program: with nothing said, with everything wrong, and what it prints."""
 
+import asyncio
 import json
 import shlex
 import shutil
@@ -93,6 +94,20 @@ class TestZeroConfig:
         assert answer.status_code == 200
         assert answer.json()["status"] == "warn"
         assert "sandbox" in answer.text
+
+    @pytest.mark.parametrize("path", ["/livez", "/docs", "/sandbox", "/nowhere"])
+    async def test_a_monitor_that_asks_by_head_gets_the_head_alone(self, sandbox: Service, path: str) -> None:
+        """What is behind the empty line would be taken for the next answer's beginning: the body must not be there."""
+        host, _, port = sandbox.base.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for method, connection in (("HEAD", "keep-alive"), ("GET", "close")):
+            writer.write(f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: {connection}\r\n\r\n".encode())
+        head, second, body = (await reader.read()).split(b"\r\n\r\n", 2)
+        writer.close()
+        await writer.wait_closed()
+        assert head.startswith(b"HTTP/1.1 200 " if path != "/nowhere" else b"HTTP/1.1 404 ")
+        assert f"content-length: {len(body)}".encode() in head.splitlines()
+        assert second.splitlines()[0] == head.splitlines()[0]
 
     async def test_the_files_are_their_owners_alone(self, sandbox: Service) -> None:
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in sandbox.database.parent.iterdir()}

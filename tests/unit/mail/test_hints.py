@@ -14,6 +14,7 @@ from app.mail.errors import ConfigError
 from app.mail.hints import hint
 from app.mail.profile import Dialect, Profile, ProfileFacts, TlsMode, resolve_profile, stand_in
 from app.settings import ProfileSettings, TimeoutSettings, load
+from app.smtp.relays import _KNOWN, Known
 
 _ENVIRONMENT_SETTING = re.compile(r"\b(?:SMTP|MAILCHUTE)_[A-Z0-9_]+\b(?:=(?P<value>[^\s,;)]*[^\s,;).]))?")
 _FILE_SETTING = re.compile(r"\b[a-z_]+ = (?:\"[^\"]*\"|true|false|[0-9]+)")
@@ -27,6 +28,8 @@ FACTS = {
     "sha256": "ab" * 32,
     "mechanism": "CRAM-MD5",
     "phase": "auth",
+    "answers": "465 25",
+    "starttls": "offered",
 }
 _HOST = {"SMTP_HOST": "relay.corp.example"}
 _KEYS = {field.alias or name for name, field in ProfileSettings.model_fields.items()}
@@ -44,9 +47,14 @@ def _profile(dialect: Dialect, name: str, said: dict[str, Any]) -> Profile:
 
 
 def _hints(reason: Reason, dialect: Dialect, name: str = "default") -> set[str]:
-    """Give the hint for every kind of profile, with and without facts."""
+    """Give the hint for every kind of profile, with and without facts, of whichever port answers."""
     profiles = [_profile(dialect, name, said) for said in _PROFILES.values()]
-    return {hint(reason, profile, facts) for profile in profiles for facts in ({}, FACTS)}
+    several = [{}, FACTS, *(FACTS | {"answers": port, "starttls": ""} for port in ("587", "25", "2525"))]
+    return {
+        hint(reason, profile, {"setting": profile.setting("password_file"), **facts} if facts else {})
+        for profile in profiles
+        for facts in several
+    }
 
 
 def _said_against(environ: dict[str, str], *files: Path) -> str:
@@ -140,15 +148,62 @@ def test_a_hint_in_the_files_dialect_names_keys_that_exist(reason: Reason, tmp_p
         (Reason.HELO_REFUSED, {"port": 25}, [("helo_name", None)]),
         (Reason.REPLY_TIMEOUT, {"port": 25}, [("timeouts.auth", None)]),
         (Reason.CONNECTION_REFUSED, {"port": 25}, [("host", None), ("port", None)]),
+        (Reason.CONNECTION_REFUSED, {"port": 25}, [("port", 465), ("tls", "implicit")]),
+        (Reason.CONNECT_TIMEOUT, {"port": 25}, [("port", 465), ("tls", "implicit"), ("host", None)]),
+        (Reason.GREETING_TIMEOUT, {"port": 2525}, [("port", 465), ("tls", "implicit")]),
+        (Reason.NOT_SMTP, {"port": 80}, [("port", 465), ("tls", "implicit"), ("host", None)]),
+        (Reason.MALFORMED_REPLY, {"port": 22}, [("port", 465), ("tls", "implicit"), ("host", None)]),
+        (Reason.AUTH_NOT_OFFERED, {"port": 587, "username": "bot", "password": "x"}, [("tls", "starttls")]),
     ],
 )
 @pytest.mark.parametrize("dialect", Dialect)
 def test_a_hint_names_the_setting_that_cures_it(
-    reason: Reason, said: dict[str, Any], lines: list[tuple[str, str | bool | None]], dialect: Dialect
+    reason: Reason, said: dict[str, Any], lines: list[tuple[str, str | bool | int | None]], dialect: Dialect
 ) -> None:
     profile = _profile(dialect, "default", said)
     text = hint(reason, profile, FACTS)
     assert all(profile.setting(key, value) in text for key, value in lines)
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "lines"),
+    [
+        ({"port": 25}, "587", ["port = 587; or"]),
+        ({"port": 25}, "587 465 2525", ["port = 587; or"]),
+        ({"port": 25}, "465", ['port = 465 and tls = "implicit"; or']),
+        ({"port": 465}, "587", ['port = 587 and tls = "starttls"; or']),
+        ({"port": 2465, "tls": TlsMode.IMPLICIT}, "465", ["port = 465; or"]),
+        ({"port": 2587, "username": "bot", "password": "x"}, "587", ["port = 587; or"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "reason",
+    [
+        Reason.CONNECTION_REFUSED,
+        Reason.CONNECT_TIMEOUT,
+        Reason.GREETING_TIMEOUT,
+        Reason.NOT_SMTP,
+        Reason.MALFORMED_REPLY,
+    ],
+)
+def test_a_port_that_answers_is_named_with_the_tls_mode_that_it_needs(
+    reason: Reason, said: dict[str, Any], answers: str, lines: list[str]
+) -> None:
+    text = hint(reason, _profile(Dialect.FILE, "corp", said), {"answers": answers})
+    assert f"port {answers.split(maxsplit=1)[0]} answers there, so set " in text
+    assert all(line in text for line in lines)
+    for other in answers.split()[1:]:
+        assert f"port {other}" not in text
+    assert "so set" not in hint(reason, _profile(Dialect.FILE, "corp", said))
+
+
+@pytest.mark.parametrize("known", _KNOWN, ids=lambda known: known.says.pattern[:40])
+def test_the_hint_for_a_relay_that_we_know_names_settings_that_exist(known: Known) -> None:
+    in_the_file = known.hint_for(_profile(Dialect.FILE, "corp", {"port": 587}))
+    assert not _ENVIRONMENT_SETTING.search(in_the_file)
+    assert not re.search(r"[{}]|  ", in_the_file)
+    for found in _ENVIRONMENT_SETTING.finditer(known.hint_for(_profile(Dialect.ENVIRONMENT, "default", {"port": 587}))):
+        assert "is not a setting" not in _said_against(_HOST | {found[0]: "1"})
 
 
 def test_the_hint_for_a_login_nobody_wants_says_that_it_is_not_wanted() -> None:
