@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings the programs the tests speak to on Debian: Postfix with SASL, Chromium and strace.
+# Brings the programs the tests speak to on Debian: Postfix with SASL, Chromium, strace and curl.
 # Exim and OpenSMTPD cannot be installed beside it: they are downloaded and unpacked under /var/cache.
 # Starts nothing, removes nothing, never touches a mail server that is there, and does not fail:
 # what it cannot bring it names, and the tests that need it skip themselves.
@@ -20,17 +20,20 @@ has() { command -v "$1" >/dev/null; }
 
 has_file() { [ -e "$1" ]; } # $1: the first match of a pattern, or the pattern itself
 
-look() { # fills mail, browser, tracer and jailed with the Debian packages that are missing
-    mail='' browser='' tracer='' jailed=''
+look() { # fills mail, browser, tracer, paste and jailed with the Debian packages that are missing
+    mail='' browser='' tracer='' paste='' jailed=''
     has postfix || mail=postfix
     has saslpasswd2 || mail="$mail sasl2-bin"
     has_file /usr/lib/*/sasl2/libcrammd5.so* || has_file /usr/lib*/sasl2/libcrammd5.so* ||
         mail="$mail libsasl2-modules"
     has chromium || browser=chromium
+    # Playwright's own node wants it, and no package that Chromium depends on brings it.
+    has_file /usr/lib/*/libatomic.so.1 || has_file /usr/lib*/libatomic.so.1 || browser="$browser libatomic1"
     has strace || tracer=strace
+    has curl || paste=curl
     [ -d $cache/exim4-daemon-light ] || jailed=exim4-daemon-light
     [ -d $cache/opensmtpd ] || jailed="$jailed opensmtpd"
-    missing=$(echo $mail $browser $tracer $jailed)
+    missing=$(echo $mail $browser $tracer $paste $jailed)
 }
 
 mail_server_here() { # names what Postfix would get in the way of
@@ -157,6 +160,7 @@ esac
     bring 'the Postfix tests' $mail
     bring 'the browser tests' $browser
     bring 'tests that trace system calls' $tracer
+    bring 'the test of the printed curl line' $paste
     for server in $jailed; do unpack "$server"; done
 }
 exit 0
