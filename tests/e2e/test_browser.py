@@ -6,13 +6,14 @@ screenshots are in the test's folder, and in the one that MAILCHUTE_SCREENSHOTS 
 
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from tests.support.service import Service
+from tests.support.service import Service, run
 
 pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
@@ -77,7 +78,10 @@ class Watched:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
+async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+    driver = await run(sys.executable, "-m", "playwright", "--version", folder=tmp_path_factory.getbasetemp())
+    if driver.code == 127:  # the loader's: a library is missing, which Playwright itself tells as a closed connection
+        pytest.skip(f"playwright cannot start: {driver.err.strip()}")
     async with async_playwright() as started:
         browser = await started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
