@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from binascii import b2a_base64, b2a_qp
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 
@@ -35,14 +35,15 @@ _LONGEST_LINE = 998  # octets without CRLF, RFC 5322 §2.1.1
 
 
 def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, boundary: str) -> bytes:
-    """Write the message. `message_id` has its angle brackets; `boundary` must not occur in the bodies.
+    """Write the message. `message_id` has its angle brackets; `date` is written in UTC; `boundary` must not
+    occur in the bodies.
 
     A text's line ends (CRLF, CR, LF) become CRLF and its last line gets one; everything else comes back from a
     MIME parser as it was.
     """
     head = [
         f"Message-ID: {message_id}",
-        f"Date: {_date(date.replace(microsecond=0))}",
+        f"Date: {_date(int(date.timestamp()))}",
         _address_field("From", (sender,)),
     ]
     if draft.reply_to:
@@ -64,8 +65,9 @@ def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, b
 
 
 @lru_cache(maxsize=16)  # many messages a second
-def _date(instant: datetime) -> str:
-    return format_datetime(instant)
+def _date(second: int) -> str:
+    # Not by datetime: those of one instant are equal in every zone, so the first one's zone would be written for all.
+    return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
 def text_field(name: str, value: str) -> str:
