@@ -10,12 +10,12 @@ import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from time import perf_counter
 
 import httpx2
 import pytest
 import pytest_asyncio
 
+from app.serving import SHUTDOWN_SECONDS
 from tests.support.service import MAIL, MAILCHUTE, Ended, Service, run
 
 ROOT = Path(__file__).parents[2]
@@ -312,9 +312,8 @@ class TestStop:
     async def test_with_nothing_under_way_it_ends_at_once_and_well(self, number: signal.Signals) -> None:
         async with Service() as service:
             assert (await service.send()).json()["state"] == "sent"
-            began = perf_counter()
-            assert await service.stop(number) == 0
-            assert perf_counter() - began < 2
+            async with asyncio.timeout(SHUTDOWN_SECONDS):  # the shorter grace; a busy machine needs seconds without any
+                assert await service.stop(number) == 0
             assert [line for line in service.log if line["level"] not in ("info", "warning")] == []
             assert not service.operator_path.exists()
             assert service.text.count("listens on") == 1

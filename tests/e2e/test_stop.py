@@ -5,10 +5,10 @@ Order of a stop: no new connections → waiting callers are answered with what i
 
 import asyncio
 import signal
-from time import perf_counter
 
 import pytest
 
+from app.serving import SHUTDOWN_SECONDS
 from tests.support.relay import EXTENSIONS, Relay, Stall, Wait
 from tests.support.service import Service
 
@@ -47,10 +47,8 @@ async def test_a_second_signal_does_not_wait_for_attempts_and_nothing_is_lost(nu
             await relay.seen("RCPT")
             service.process.send_signal(number)
             id_ = (await waiting).json()["id"]
-            began = perf_counter()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(SHUTDOWN_SECONDS):  # the shorter grace; a busy machine needs seconds without any
                 await service.stop(number)
-            assert perf_counter() - began < 2
             async with Service(through(relay), folder=service.folder) as second:
                 await second.logged("delivery.sent", message_id=id_)
     assert len(relay.mails) == 1
