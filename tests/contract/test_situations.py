@@ -232,6 +232,13 @@ def connected_once(seen: Seen) -> None:
     assert seen.relay.connections == 1
 
 
+def was_stopped_in_the_handshake(seen: Seen) -> None:
+    """Whenever the relay said so: the attempt came no further than that."""
+    connected_once(seen)
+    assert {failure.phase for failure in seen.failures} == {seen.attempt.phase}
+    assert seen.attempt.tls_error
+
+
 def went_on_in_clear(seen: Seen) -> None:
     attempt = seen.attempt
     assert (attempt.tls, attempt.tls_verified, attempt.tls_version) == (False, False, None)
@@ -1007,7 +1014,7 @@ OPENING = [
             hint=['client_cert = "', "client_key"],
             phase=Phase.TLS if mode is IMPLICIT else Phase.STARTTLS,
             wire=b"" if mode is IMPLICIT else EHLO + b"STARTTLS\r\n",
-            check=connected_once,
+            check=was_stopped_in_the_handshake,
         )
         for demands in ("tls12_demanding", "tls13_demanding")
         for shows, of_ours in {
