@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
 from uuid import UUID
@@ -22,8 +22,11 @@ from app import __version__
 from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
+from app.mail.acts import Act
 from app.mail.attempt import Attempt
 from app.mail.ids import uuid7
+from app.mail.message import Snapshot
+from app.mail.outcome import MessageState
 from app.mail.profile import (
     SANDBOX_PROFILE,
     AuthMode,
@@ -38,14 +41,16 @@ from app.smtp.doctor import Diagnosis, Doctor
 from app.smtp.network import resolve
 from app.smtp.pool import Pool
 from app.smtp.session import Session, open_session
+from app.store.acts import Acts
 from app.store.database import Lock, migrate
-from app.store.history import History
+from app.store.history import Filter, History
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
+STEP = 200  # messages of a bulk act in one transaction
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
 
 
@@ -104,6 +109,37 @@ class Runtime:
         attempt = Attempt(1, profile.name, self.now(), perf_counter)
         return await self._doctor.diagnose(profile, attempt, sender=sender, recipient=recipient or sender)
 
+    async def act(self, act: Act, message_id: UUID) -> Snapshot:
+        """Cancel, retry or resolve one message; who waits for it is told.
+
+        Raises:
+            NotFound, Conflict, StoreUnavailable: as `store.acts` says.
+        """
+        now = self.now()
+        until = now + timedelta(seconds=self.settings.expires_after)
+        snapshot = await self._acts.do(act, message_id, now=now, until=until)
+        self._tell(snapshot)
+        return snapshot
+
+    async def act_on_all(self, act: Act, which: Filter) -> int:
+        """Cancel or retry all that match, in steps; gives how many. In doubt only where the filter asks for it."""
+        count, before = 0, None
+        until = self.now() + timedelta(seconds=self.settings.expires_after)
+        while page := await self.history.newest(which, at_most=STEP, before=before):
+            before = page[-1].id
+            ids = [s.id for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
+            done = await self._acts.do_all(act, ids, now=self.now(), until=until)
+            count += len(done)
+            for snapshot in done:
+                self._tell(snapshot)
+        return count
+
+    def _tell(self, snapshot: Snapshot) -> None:
+        if snapshot.next_attempt_at is not None:
+            self.worker.nudge(snapshot.profile)
+        else:
+            self.verdicts.publish(snapshot)
+
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
         self._hurried.set()
@@ -133,6 +169,7 @@ class Runtime:
         self._closes(self.journal.close)
         self.outbox = Outbox(self.journal, reader)
         self.history = History(reader)
+        self._acts = Acts(self.journal)
         self.verdicts = Verdicts()
         if settings.sandbox:
             await self._open_sink()

@@ -122,6 +122,12 @@ class AttemptAnswer(BaseModel):
     transcript: list[TranscriptLine]
 
 
+class AttemptOfMessage(AttemptAnswer):
+    """An attempt, with its message's id."""
+
+    id: str
+
+
 class MessageDetails(_MessageFacts):
     """A message with its recipients, and its attempts in place of their number."""
 

@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
-from pydantic_core import PydanticCustomError
 
-from app.mail.address import CONTROL, Address, InvalidAddress, mailbox, parse_address, split_addresses
-from app.mail.errors import Fault, InvalidMessage
-from app.mail.message import Draft
-
-MAX_TAGS = 10
-MAX_TAG = 100  # characters
-MAX_METADATA = 4096  # bytes, keys and values together
-MAX_SUBJECT = 2000  # characters; RFC 5322 has no bound, mailbox programs do
-MAX_FIELDS = 50  # extra header fields
-MAX_FIELD = 4000  # characters of one of their values
-MAX_FAULTS = 20  # told at once
-LONGEST_EXPIRY = 30 * 86400  # seconds
+from app.api.attachments import SCHEMA as ATTACHMENTS_SCHEMA
+from app.api.fields import (
+    KEY,
+    LONGEST_EXPIRY,
+    MAX_FAULTS,
+    MAX_SUBJECT,
+    MAX_TAGS,
+    read_addresses,
+    read_attachments,
+    read_expires_in,
+    read_extra_fields,
+    read_flag,
+    read_idempotency_key,
+    read_metadata,
+    read_one_address,
+    read_send_at,
+    read_subject,
+    read_tags,
+    read_text,
+)
+from app.mail.address import Address
+from app.mail.errors import Fault, InvalidMessage, escaped
+from app.mail.message import Attachment, Draft
 
 _ADDRESS_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -45,187 +57,6 @@ _RECIPIENTS_SCHEMA: dict[str, Any] = {
     "examples": ["ann@example.org", [{"email": "ann@example.org", "name": "Ann"}]],
 }
 _ONE_ADDRESS_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, _ADDRESS_SCHEMA["anyOf"][1], {"type": "null"}]}
-_FIELD_NAME = re.compile(r"[!-9;-~]{1,76}\Z")  # RFC 5322 §3.6.8
-_STRUCTURAL = frozenset(
-    [
-        "from",
-        "sender",
-        "to",
-        "cc",
-        "bcc",
-        "reply-to",
-        "subject",
-        "date",
-        "message-id",
-        "received",
-        "return-path",
-        "dkim-signature",
-        "authentication-results",
-        "delivered-to",
-    ]
-)
-_STRUCTURAL_PREFIXES = ("content-", "mime-", "resent-", "arc-")
-_OWN_FIELD = {
-    "from": "from",
-    "to": "to",
-    "cc": "cc",
-    "bcc": "bcc",
-    "reply-to": "reply_to",
-    "subject": "subject",
-}
-
-
-def _wrong(faults: Iterable[tuple[str, str]]) -> PydanticCustomError:
-    return PydanticCustomError("faults", "wrong", {"faults": tuple(faults)})
-
-
-def _kind(value: object) -> str:
-    match value:
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case dict():
-            return "an object"
-        case _:
-            return "null"
-
-
-def _addresses(value: object) -> tuple[Address, ...]:
-    """Read every written form of a list of addresses."""
-    if value is None or value == "":
-        return ()
-    items: list[object] = value if isinstance(value, list) else [value]
-    addresses: list[Address] = []
-    faults: list[tuple[str, str]] = []
-    for at, item in enumerate(items):
-        where = f"/{at}" if isinstance(value, list) else ""
-        try:
-            addresses.extend(_one_or_more(item))
-        except InvalidAddress as error:
-            faults.append((where, str(error)))
-            if len(faults) >= MAX_FAULTS:
-                break
-    if faults:
-        raise _wrong(faults)
-    return tuple(addresses)
-
-
-def _one_or_more(item: object) -> list[Address]:
-    if isinstance(item, str):
-        return [parse_address(piece) for piece in split_addresses(item)]
-    if not isinstance(item, dict):
-        raise InvalidAddress(
-            f'an address is a string or {{"email": …, "name": …}}, not {_kind(item)}; write "name@example.org"'
-        )
-    unknown = item.keys() - {"email", "name"}
-    if unknown:
-        raise InvalidAddress(f"{min(unknown)[:80]!r} is not a field of an address; only email and name are")
-    email, name = item.get("email"), item.get("name") or ""
-    if not isinstance(email, str) or not isinstance(name, str):
-        raise InvalidAddress('an address needs "email", a string, and may have "name", a string')
-    try:
-        return [mailbox(email, name)]
-    except InvalidAddress as error:
-        raise InvalidAddress(f'{error}; "email" is one bare address, its display name goes into "name"') from error
-
-
-def _one_address(value: object) -> Address | None:
-    addresses = _addresses(value)
-    if len(addresses) > 1:
-        raise _wrong([("", f"one address is taken here, not {len(addresses)}")])
-    return addresses[0] if addresses else None
-
-
-def _subject(value: object) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong([("", f"the subject is a string, not {_kind(value)}; put it in quotes")])
-    if CONTROL.search(value):
-        raise _wrong([("", "the subject may not contain line breaks or control characters; remove them")])
-    if len(value) > MAX_SUBJECT:
-        raise _wrong([("", f"the subject has {len(value)} characters; at most {MAX_SUBJECT} are taken")])
-    return value
-
-
-def _text(value: object) -> str | None:
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        raise _wrong([("", f"this is a string, not {_kind(value)}; put it in quotes")])
-    return value
-
-
-def _fields(value: object) -> tuple[tuple[str, str], ...]:
-    if value is None or value == "":
-        return ()
-    if not isinstance(value, dict):
-        raise _wrong([("", f'headers is an object such as {{"X-Ticket": "4711"}}, not {_kind(value)}')])
-    if len(value) > MAX_FIELDS:
-        raise _wrong([("", f"{len(value)} header fields are too many; at most {MAX_FIELDS} are taken")])
-    faults = [(f"/{_escaped(name[:80])}", why) for name, text in value.items() if (why := _field_fault(name, text))]
-    if faults:
-        raise _wrong(faults)
-    return tuple(value.items())
-
-
-def _field_fault(name: str, text: object) -> str | None:
-    low = name.lower()
-    if not _FIELD_NAME.match(name):
-        return "a header field's name is printable ASCII without space and colon, at most 76 characters"
-    if low in _OWN_FIELD:
-        return f"{name} is not an extra header field; use the field {_OWN_FIELD[low]!r} of the body"
-    if low in _STRUCTURAL or low.startswith(_STRUCTURAL_PREFIXES):
-        return f"{name} is written by the service and cannot be set; remove it"
-    if not isinstance(text, str):
-        return f"a header field's value is a string, not {_kind(text)}; put it in quotes"
-    if CONTROL.search(text):
-        return "a header field's value may not contain line breaks or control characters; remove them"
-    if len(text) > MAX_FIELD:
-        return f"a header field's value of {len(text)} characters is too long; at most {MAX_FIELD} are taken"
-    return None
-
-
-def _tags(value: object) -> tuple[str, ...]:
-    if value is None or value == "":
-        return ()
-    tags = [value] if isinstance(value, str) else value
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise _wrong([("", 'tags is an array of strings, such as ["order", "vip"]')])
-    if len(tags) > MAX_TAGS:
-        raise _wrong([("", f"{len(tags)} tags are too many; at most {MAX_TAGS} are taken")])
-    faults = [
-        (f"/{at}", f"a tag has 1 to {MAX_TAG} characters, none of them a control character")
-        for at, tag in enumerate(tags)
-        if not 0 < len(tag) <= MAX_TAG or CONTROL.search(tag)
-    ]
-    if faults:
-        raise _wrong(faults)
-    return tuple(dict.fromkeys(tags))
-
-
-def _metadata(value: object) -> dict[str, str]:
-    if value is None or value == "":
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _wrong([("", 'metadata is a flat object of strings, such as {"order": "4711"}')])
-    size = sum(len(key.encode()) + len(text.encode()) for key, text in value.items())
-    if size > MAX_METADATA:
-        raise _wrong([("", f"metadata has {size} bytes; at most {MAX_METADATA} are taken")])
-    return value
-
-
-def _expires_in(value: object) -> float | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= LONGEST_EXPIRY:
-        raise _wrong([("", f"expires_in is a number of seconds from 1 to {LONGEST_EXPIRY}, such as 600")])
-    return float(value)
 
 
 def _schema(schema: dict[str, Any], description: str) -> WithJsonSchema:
@@ -233,7 +64,7 @@ def _schema(schema: dict[str, Any], description: str) -> WithJsonSchema:
 
 
 _STRING = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-_Addresses = Annotated[tuple[Address, ...], PlainValidator(_addresses)]
+_Addresses = Annotated[tuple[Address, ...], PlainValidator(read_addresses)]
 
 
 class SendRequest(BaseModel):
@@ -247,26 +78,33 @@ class SendRequest(BaseModel):
     reply_to: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "where replies go")] = ()
     from_: Annotated[
         Address | None,
-        PlainValidator(_one_address),
+        PlainValidator(read_one_address),
         _schema(_RECIPIENTS_SCHEMA, "sender; default: the profile's, else default_from"),
     ] = Field(default=None, alias="from")
-    subject: Annotated[str, PlainValidator(_subject), _schema({**_STRING, "maxLength": MAX_SUBJECT}, "subject")] = ""
-    text: Annotated[str | None, PlainValidator(_text), _schema(_STRING, "the plain text body")] = None
-    html: Annotated[str | None, PlainValidator(_text), _schema(_STRING, "the HTML body")] = None
+    subject: Annotated[str, PlainValidator(read_subject), _schema({**_STRING, "maxLength": MAX_SUBJECT}, "subject")] = (
+        ""
+    )
+    text: Annotated[str | None, PlainValidator(read_text), _schema(_STRING, "the plain text body")] = None
+    html: Annotated[str | None, PlainValidator(read_text), _schema(_STRING, "the HTML body")] = None
     headers: Annotated[
         tuple[tuple[str, str], ...],
-        PlainValidator(_fields),
+        PlainValidator(read_extra_fields),
         _schema(
             {"anyOf": [{"type": "object", "additionalProperties": {"type": "string"}}, {"type": "null"}]},
             "extra header fields; structural ones (From, Date, MIME-*, Content-* …) are refused by name",
         ),
     ] = ()
-    profile: Annotated[str | None, PlainValidator(_text), _schema(_STRING, "which relay; default: default_profile")] = (
-        None
-    )
+    attachments: Annotated[
+        tuple[Attachment, ...],
+        PlainValidator(read_attachments),
+        _schema(ATTACHMENTS_SCHEMA, "files, their content in base64; nothing is fetched from elsewhere"),
+    ] = ()
+    profile: Annotated[
+        str | None, PlainValidator(read_text), _schema(_STRING, "which relay; default: default_profile")
+    ] = None
     tags: Annotated[
         tuple[str, ...],
-        PlainValidator(_tags),
+        PlainValidator(read_tags),
         _schema(
             {
                 "anyOf": [
@@ -279,7 +117,7 @@ class SendRequest(BaseModel):
     ] = ()
     metadata: Annotated[
         dict[str, str],
-        PlainValidator(_metadata),
+        PlainValidator(read_metadata),
         _schema(
             {"anyOf": [{"type": "object", "additionalProperties": {"type": "string"}}, {"type": "null"}]},
             "your own flat facts, 4 kB at most; given back, never sent",
@@ -287,12 +125,41 @@ class SendRequest(BaseModel):
     ] = {}
     expires_in: Annotated[
         float | None,
-        PlainValidator(_expires_in),
+        PlainValidator(read_expires_in),
         _schema(
             {"anyOf": [{"type": "number", "minimum": 1, "maximum": LONGEST_EXPIRY}, {"type": "null"}]},
             "seconds after which it is better not sent at all, such as 600 for a code",
         ),
     ] = None
+    send_at: Annotated[
+        datetime | None,
+        PlainValidator(read_send_at),
+        _schema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]}, "not before this instant"),
+    ] = None
+    idempotency_key: Annotated[
+        str | None,
+        PlainValidator(read_idempotency_key),
+        _schema(
+            {"anyOf": [{"type": "string", "maxLength": 255}, {"type": "null"}]},
+            "the same as the header Idempotency-Key, for callers that cannot set one",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        PlainValidator(read_flag),
+        _schema(
+            {"anyOf": [{"type": "boolean"}, {"type": "null"}]}, "check and compose only; nothing is stored or sent"
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a body asks for. `key` is its idempotency_key, None where it has none."""
+
+    draft: Draft
+    key: str | None = None
+    is_dry_run: bool = False
 
 
 class VerifyRequest(BaseModel):
@@ -302,12 +169,12 @@ class VerifyRequest(BaseModel):
 
     from_: Annotated[
         Address | None,
-        PlainValidator(_one_address),
+        PlainValidator(read_one_address),
         _schema(_ONE_ADDRESS_SCHEMA, "whom MAIL names; default: the profile's sender"),
     ] = Field(default=None, alias="from")
     to: Annotated[
         Address | None,
-        PlainValidator(_one_address),
+        PlainValidator(read_one_address),
         _schema(_ONE_ADDRESS_SCHEMA, "whom RCPT names; default: the sender"),
     ] = None
 
@@ -315,7 +182,7 @@ class VerifyRequest(BaseModel):
 _parse: Callable[[bytes], SendRequest] = SendRequest.__pydantic_validator__.validate_json
 
 
-def draft_of(body: bytes, *, lenient: bool, warnings: tuple[str, ...] = ()) -> Draft:
+def asked_of(body: bytes, *, lenient: bool) -> Asked:
     """Read a body. `lenient` lists unknown fields in the warnings where they would be refused.
 
     Raises:
@@ -325,12 +192,13 @@ def draft_of(body: bytes, *, lenient: bool, warnings: tuple[str, ...] = ()) -> D
         said = _parse(body)
     except ValidationError as error:
         raise _refusal(body, error) from None
+    warnings: tuple[str, ...] = ()
     if said.model_extra:
         unknown = _unknown_in(said, said.model_extra)
         if not lenient:
             raise InvalidMessage.of(unknown)
-        warnings += tuple(fault.detail for fault in unknown)
-    return Draft(
+        warnings = tuple(fault.detail for fault in unknown)
+    draft = Draft(
         to=said.to,
         cc=said.cc,
         bcc=said.bcc,
@@ -340,12 +208,37 @@ def draft_of(body: bytes, *, lenient: bool, warnings: tuple[str, ...] = ()) -> D
         text=said.text,
         html=said.html,
         headers=said.headers,
+        attachments=said.attachments,
         profile=said.profile,
         tags=said.tags,
         metadata=said.metadata,
+        send_at=said.send_at,
         expires_in=said.expires_in,
         warnings=warnings,
     )
+    return Asked(draft, said.idempotency_key, said.dry_run)
+
+
+def key_of(headers: Mapping[bytes, bytes], in_body: str | None) -> str | None:
+    """Give the idempotency key, from the header (quoted or bare) or the body; None where there is none.
+
+    Raises:
+        InvalidMessage: both are there and differ, or the header's is no key.
+    """
+    raw = headers.get(b"idempotency-key")
+    if raw is None:
+        return in_body
+    said = raw.decode("latin-1").strip()
+    quoted = len(said) >= 2 and said[0] == said[-1] == '"'
+    key = re.sub(r"\\(.)", r"\1", said[1:-1]) if quoted else said  # RFC 9651 §3.3.3
+    if not key:
+        return in_body
+    if not KEY.match(key):
+        raise InvalidMessage.of([Fault("", "the header Idempotency-Key is 1 to 255 printable ASCII characters")])
+    if in_body is not None and in_body != key:
+        detail = "idempotency_key and the header Idempotency-Key differ; send one of them, or the same in both"
+        raise InvalidMessage.of([Fault("/idempotency_key", detail)])
+    return key
 
 
 def verify_of(body: bytes) -> VerifyRequest:
@@ -402,12 +295,7 @@ def _unknown_in(said: BaseModel, extra: Iterable[str]) -> list[Fault]:
 def _unknown(name: str, known: Sequence[str]) -> Fault:
     near = get_close_matches(name.lower(), known, n=1)
     cure = f"do you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-    return Fault(f"/{_escaped(name[:80])}", f"{name[:80]!r} is not a field here; {cure}")
-
-
-def _escaped(name: str) -> str:
-    """RFC 6901 §3."""
-    return name.replace("~", "~0").replace("/", "~1")
+    return Fault(f"/{escaped(name[:80])}", f"{name[:80]!r} is not a field here; {cure}")
 
 
 def example() -> Mapping[str, Any]:

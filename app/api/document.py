@@ -25,6 +25,7 @@ KEYS: tuple[Depends, ...] = (
 _TEXTS = {
     401: "Who is calling is not known",
     404: "There is no such thing here",
+    409: "The message's state forbids that",
     413: "The message is too large",
     415: "The body is not application/json",
     422: "Something in the request cannot be; `errors` has a pointer for each fault",

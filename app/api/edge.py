@@ -149,7 +149,9 @@ _STATUS_OF_POST: Mapping[MessageState, int] = {
 }
 
 
-def answer_to_post(snapshot: Snapshot, runtime: Runtime, headers: Headers, *, applied: str = "") -> Answer:
+def answer_to_post(
+    snapshot: Snapshot, runtime: Runtime, headers: Headers, *, applied: str = "", is_replay: bool = False
+) -> Answer:
     """Answer an act on a message: the status says whether we have it, `ok` whether all is well."""
     status = _STATUS_OF_POST[snapshot.state]
     shape = flat(snapshot)
@@ -171,6 +173,8 @@ def answer_to_post(snapshot: Snapshot, runtime: Runtime, headers: Headers, *, ap
         }
     if applied:
         extra.append((b"preference-applied", applied.encode()))
+    if is_replay:
+        extra.append((b"idempotent-replayed", b"true"))
     return Answer(status, to_json(shape), (content_type, *extra))
 
 

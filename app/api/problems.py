@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pydantic import BaseModel, Field
 
 from app.mail.errors import (
+    Conflict,
     Forbidden,
     InvalidMessage,
+    KeyReused,
     MailError,
     NotFound,
     RateLimited,
@@ -72,11 +74,25 @@ DOORS = (
         "Change what `errors` points at; its detail says how.",
     ),
     Door(
+        KeyReused,
+        422,
+        "key-reused",
+        "The idempotency key stands for another message",
+        "Use a new key for a new message; the same key only to send the very same body again.",
+    ),
+    Door(
         UnsupportedMedia,
         415,
         "unsupported-media-type",
         "The body is of a type that is not taken",
         "Send JSON, uncompressed, with Content-Type: application/json.",
+    ),
+    Door(
+        Conflict,
+        409,
+        "conflict",
+        "The message's state forbids that",
+        "Look at the message's state first; what is sent, or just being sent, cannot be taken back.",
     ),
     Door(TooLarge, 413, "too-large", "The message is too large", "Send less, or raise max_message_bytes."),
     Door(

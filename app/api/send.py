@@ -11,7 +11,7 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from app.api.answers import MessageAnswer, MessageNotSent
-from app.api.body import SendRequest, draft_of, example
+from app.api.body import SendRequest, asked_of, example, key_of
 from app.api.document import KEYS, in_both_types, problems
 from app.api.edge import (
     Answer,
@@ -20,6 +20,7 @@ from app.api.edge import (
     Receive,
     Scope,
     Send,
+    answer_json,
     answer_to,
     answer_to_post,
     body_of,
@@ -31,11 +32,10 @@ from app.api.edge import (
 from app.api.media import check_media_type
 from app.api.routes import runtime_of, to_response
 from app.mail.errors import MailError
-from app.mail.message import Snapshot
+from app.mail.message import Draft, Message, Snapshot
 from app.runtime import Runtime
 
 PATH = "/send"
-_KEY_IGNORED = "Idempotency-Key is not honoured by this version: sending again would make a second message"
 
 router = APIRouter(tags=["messages"])
 
@@ -75,7 +75,14 @@ class HotRoute:
                 "required": False,
                 "schema": {"type": "string"},
                 "description": "`wait=N` (0 to 30 seconds), `respond-async`, `handling=lenient`",
-            }
+            },
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "required": False,
+                "schema": {"type": "string", "maxLength": 255},
+                "description": "the same key with the same body within 24 hours is the same message",
+            },
         ],
         "requestBody": {
             "required": True,
@@ -100,25 +107,45 @@ async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
         caller = runtime.callers.identify(visit_of(scope, headers))
         check_media_type(headers, body)
         preference = preference_of(headers)
-        warnings = (_KEY_IGNORED,) if b"idempotency-key" in headers else ()
-        draft = draft_of(body, lenient=preference.lenient, warnings=warnings)
+        asked = asked_of(body, lenient=preference.lenient)
+        key = key_of(headers, asked.key)
         wait = 0.0 if preference.respond_async else preference.wait
         wait = runtime.settings.default_wait if wait is None else wait
         id_ = runtime.new_id()
+        if asked.is_dry_run:
+            return _dry_run(asked.draft, runtime.intake.prepare(asked.draft, caller, id=id_, now=runtime.now()))
         verdict = runtime.verdicts.expect(id_) if wait > 0 else None
         try:
-            receipt = await runtime.intake.accept(draft, caller, id=id_, now=runtime.now())
-        except BaseException:
+            receipt = await runtime.intake.accept(asked.draft, caller, id=id_, now=runtime.now(), key=key)
+            snapshot = receipt.snapshot
+            if receipt.is_replay and verdict is not None:
+                verdict.cancel()
+                verdict = runtime.verdicts.expect(snapshot.id)
+                # It may have ended between the append and this line.
+                snapshot = await runtime.history.find(snapshot.id) or snapshot
+            if verdict is not None and snapshot.state.is_waiting:
+                snapshot = await _wait(verdict, snapshot, until=began + wait)
+        finally:
             if verdict is not None:
                 verdict.cancel()
-            raise
     except MailError as error:
         return answer_to(error, headers)
-    snapshot = receipt.snapshot
-    if verdict is not None:
-        snapshot = await _wait(verdict, snapshot, until=began + wait)
     applied = _applied(preference.respond_async, preference.wait, preference.lenient)
-    return answer_to_post(snapshot, runtime, headers, applied=applied)
+    return answer_to_post(snapshot, runtime, headers, applied=applied, is_replay=receipt.is_replay)
+
+
+def _dry_run(draft: Draft, message: Message) -> Answer:
+    """Show what would be stored and sent."""
+    return answer_json(
+        {
+            "dry_run": True,
+            "ok": True,
+            "profile": message.profile,
+            "envelope": {"from": message.envelope.sender, "to": message.envelope.recipients},
+            "raw": message.content.decode(),
+            "warnings": draft.warnings,
+        }
+    )
 
 
 async def _wait(verdict: asyncio.Future[Snapshot | None], known: Snapshot, *, until: float) -> Snapshot:

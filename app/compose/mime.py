@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64, b2a_qp
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
+from typing import TypeAlias
 
+from app.compose.attachment import attached, wrapped
 from app.mail.address import CONTROL, Address
 from app.mail.message import Draft
 
@@ -55,13 +57,9 @@ def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, b
     head.append(text_field("Subject", draft.subject))
     head.extend(text_field(name, value) for name, value in draft.headers)
     head.append("MIME-Version: 1.0")
-    if draft.text is not None and draft.html is not None:
-        body = _alternative(draft.text, draft.html, boundary, head)
-    else:
-        kind, text = ("html", draft.html) if draft.html is not None else ("plain", draft.text or "")
-        fields, body = _text_part(kind, text or "")
-        head.append(fields)
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+    fields, body = _body(draft, boundary)
+    head.append(fields)
+    return b"".join(("\r\n".join(head).encode(), b"\r\n\r\n", *body))
 
 
 @lru_cache(maxsize=16)  # many messages a second
@@ -147,20 +145,36 @@ def _mailbox(address: Address) -> str:
     return f"{words}\r\n <{address.addr_spec}>"
 
 
-def _alternative(text: str, html: str, boundary: str, head: list[str]) -> bytes:
-    head.append(f'Content-Type: multipart/alternative; boundary="{boundary}"')
-    parts = []
+_Part: TypeAlias = tuple[str, Sequence[bytes]]  # its header fields; its bytes, which end with CRLF
+
+
+def _body(draft: Draft, boundary: str) -> _Part:
+    """Nest the bodies and the attachments: mixed(alternative(text, related(html, what it shows)), the rest)."""
+    shown = [a for a in draft.attachments if a.is_inline and draft.html is not None]
+    texts = []
+    if draft.text is not None or draft.html is None:
+        texts.append(_text_part("plain", draft.text or ""))
+    if draft.html is not None:
+        html = _text_part("html", draft.html)
+        texts.append(_multipart("related", boundary, [html, *map(attached, shown)]) if shown else html)
     # RFC 2046 §5.1.4: in increasing order of faithfulness, the plainest first.
-    for kind, body in (("plain", text), ("html", html)):
-        fields, encoded = _text_part(kind, body)
+    whole = _multipart("alternative", boundary, texts) if len(texts) > 1 else texts[0]
+    rest = [a for a in draft.attachments if a not in shown]
+    return _multipart("mixed", boundary, [whole, *map(attached, rest)]) if rest else whole
+
+
+def _multipart(kind: str, boundary: str, parts: Sequence[_Part]) -> _Part:
+    boundary = f"{boundary}{kind[0]}"  # each level has its own
+    body: list[bytes] = []
+    for fields, content in parts:
         # The CRLF before a delimiter belongs to the delimiter (RFC 2046 §5.1.1), so each part keeps its own.
-        parts.append(f"--{boundary}\r\n{fields}\r\n\r\n".encode() + encoded + b"\r\n")
-    parts.append(f"--{boundary}--\r\n".encode())
-    return b"".join(parts)
+        body += (f"--{boundary}\r\n{fields}\r\n\r\n".encode(), *content, b"\r\n")
+    body.append(f"--{boundary}--\r\n".encode())
+    return f'Content-Type: multipart/{kind};\r\n boundary="{boundary}"', body
 
 
-def _text_part(kind: str, text: str) -> tuple[str, bytes]:
-    """Encode one text: its two header fields, and its bytes, which end with CRLF."""
+def _text_part(kind: str, text: str) -> _Part:
+    """Encode one text."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = text.replace("\n", "\r\n")
@@ -175,7 +189,7 @@ def _text_part(kind: str, text: str) -> tuple[str, bytes]:
         encoding, body = "quoted-printable", b2a_qp(raw, istext=True)
     else:
         encoding, body = "base64", _base64(raw)
-    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", body
+    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", (body,)
 
 
 def _fits_7bit(raw: bytes) -> bool:
@@ -186,5 +200,4 @@ def _fits_7bit(raw: bytes) -> bool:
 
 
 def _base64(raw: bytes) -> bytes:
-    flat = b2a_base64(raw, newline=False)
-    return b"".join(flat[at : at + _LINE] + b"\r\n" for at in range(0, len(flat), _LINE))
+    return wrapped(b2a_base64(raw, newline=False))

@@ -21,6 +21,7 @@ from app.api.edge import Answer
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import NotFound
 from app.mail.profile import SANDBOX_PROFILE
+from app.store.history import Filter
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -40,7 +41,7 @@ async def sandbox(request: Request, before: str = "") -> Response:
     if not runtime.settings.sandbox:
         raise NotFound("The sandbox is off: a relay is configured")
     found = await runtime.history.newest(
-        at_most=PAGE + 1, before=_id(before) if before else None, profile=SANDBOX_PROFILE
+        Filter(profile=SANDBOX_PROFILE), at_most=PAGE + 1, before=_id(before) if before else None
     )
     page = found[:PAGE]
     older = str(page[-1].id) if len(found) > PAGE else ""

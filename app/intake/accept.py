@@ -7,20 +7,24 @@ Nothing of this room knows HTTP, SQL or SMTP. RFC 5321 §6.1 (accepting means no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
+from hashlib import sha256
 from uuid import UUID
+
+from pydantic_core import to_json
 
 from app.compose.mime import compose
 from app.intake.callers import Caller
 from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, TooLarge
-from app.mail.message import Claim, Draft, Envelope, Lease, Message, Receipt
+from app.mail.message import Claim, Draft, Envelope, Lease, Message, Receipt, Repeat
 from app.mail.profile import Profile
 from app.store.outbox import Outbox
 
 MAX_RECIPIENTS = 1000
+LATEST = timedelta(days=366)  # that a message may be scheduled ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +56,32 @@ class Intake:
         self._outbox = outbox
         self._worker = worker
 
-    async def accept(self, draft: Draft, caller: Caller, *, id: UUID, now: datetime) -> Receipt:
+    async def accept(self, draft: Draft, caller: Caller, *, id: UUID, now: datetime, key: str | None = None) -> Receipt:
         """Take `draft` under `id`; the receipt follows the COMMIT.
+
+        `key` is the caller's idempotency key: with one that is known, the receipt is of the first request's message.
 
         Raises:
             InvalidMessage: with a pointer for each fault.
+            KeyReused: the key stands for another message.
             TooLarge: composed it is over `max_message_bytes`.
             StoreUnavailable: nothing was taken.
         """
         message = self.prepare(draft, caller, id=id, now=now)
-        lease = self._worker.reserve(message.profile)
+        repeat = Repeat(key, fingerprint(draft)) if key is not None else None
+        is_due = message.send_at is None or message.send_at <= now
+        lease = self._worker.reserve(message.profile) if is_due else None
+        claim = None
         try:
-            receipt = await self._outbox.append(message, lease=lease, now=now)
-        except BaseException:
-            if lease is not None:
+            receipt = await self._outbox.append(message, lease=lease, now=now, repeat=repeat)
+            claim = receipt.claim
+        finally:
+            if lease is not None and claim is None:
                 self._worker.give_up_place(message.profile)
-            raise
-        if receipt.claim is not None:
-            self._worker.hand_off(receipt.claim)
-        else:
-            self._worker.nudge(message.profile)
+        if claim is not None:
+            self._worker.hand_off(claim)
+        elif receipt.snapshot.next_attempt_at is not None:
+            self._worker.nudge(receipt.snapshot.profile)
         return receipt
 
     def prepare(self, draft: Draft, caller: Caller, *, id: UUID, now: datetime) -> Message:
@@ -79,10 +89,12 @@ class Intake:
         recipients = _distinct(draft.to + draft.cc + draft.bcc)
         profile = self._policy.profiles.get(draft.profile or self._policy.default_profile)
         sender = draft.sender or (profile and profile.from_address) or self._policy.default_from
-        if profile is None or sender is None or _content_faults(draft, recipients):
-            raise InvalidMessage.of(self._faults(draft, recipients, profile=profile, sender=sender))
+        too_late = draft.send_at is not None and draft.send_at > now + LATEST
+        if profile is None or sender is None or too_late or _content_faults(draft, recipients):
+            raise InvalidMessage.of(self._faults(draft, recipients, profile=profile, sender=sender, too_late=too_late))
         message_id = f"<{id}@{sender.domain}>"
-        content = compose(draft, sender=sender, message_id=message_id, date=now, boundary=f"=_{id.hex}")
+        begins = max(now, draft.send_at or now)
+        content = compose(draft, sender=sender, message_id=message_id, date=begins, boundary=f"=_{id.hex}")
         limit = self._policy.max_message_bytes
         if len(content) > limit:
             raise TooLarge(f"The message has {len(content)} bytes when composed; at most {limit} are taken")
@@ -100,7 +112,8 @@ class Intake:
             subject=draft.subject,
             profile=profile.name,
             created_at=now,
-            expires_at=now + timedelta(seconds=draft.expires_in or self._policy.expires_after),
+            expires_at=begins + timedelta(seconds=draft.expires_in or self._policy.expires_after),
+            send_at=draft.send_at,
             sandbox=profile.sandbox,
             caller=caller.name,
             tags=draft.tags,
@@ -109,10 +122,18 @@ class Intake:
         )
 
     def _faults(
-        self, draft: Draft, recipients: tuple[Address, ...], *, profile: Profile | None, sender: Address | None
+        self,
+        draft: Draft,
+        recipients: tuple[Address, ...],
+        *,
+        profile: Profile | None,
+        sender: Address | None,
+        too_late: bool,
     ) -> list[Fault]:
         """Name everything that is wrong, at once."""
         faults = _content_faults(draft, recipients)
+        if too_late:
+            faults.append(Fault("/send_at", f"send_at is more than {LATEST.days} days ahead; give a nearer instant"))
         if profile is None:
             name = draft.profile or self._policy.default_profile
             near = get_close_matches(name, self._policy.profiles, n=1)
@@ -122,6 +143,11 @@ class Intake:
             cure = "give it, or set a default (SMTP_FROM, or default_from in the file)"
             faults.insert(0, Fault("/from", f"from is missing: {cure}"))
         return faults
+
+
+def fingerprint(draft: Draft) -> bytes:
+    """Tell two requests apart: SHA-256 over all that was asked for, however its JSON was written."""
+    return sha256(to_json(replace(draft, warnings=()))).digest()
 
 
 def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:

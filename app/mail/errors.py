@@ -3,6 +3,8 @@
     MailError
     ├── Refused                    at the door: nothing was taken, the caller can mend it
     │   ├── InvalidMessage         422, with a pointer a fault
+    │   ├── KeyReused              422: the key stands for another message
+    │   ├── Conflict               409: the message's state forbids the act
     │   ├── TooLarge               413
     │   ├── NotFound               404
     │   ├── Unauthenticated        401
@@ -40,6 +42,11 @@ class Fault:
     detail: str
 
 
+def escaped(name: str) -> str:
+    """Write a field's name as a piece of a JSON pointer (RFC 6901 §3)."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
 class Refused(MailError):
     """Nothing was taken; the caller can mend it."""
 
@@ -56,6 +63,14 @@ class InvalidMessage(Refused):
     def of(cls, faults: Sequence[Fault]) -> InvalidMessage:
         """Refuse for these faults; the first one is the sentence that people see."""
         return cls(faults[0].detail, faults)
+
+
+class KeyReused(Refused):
+    """The idempotency key was used before, with another body."""
+
+
+class Conflict(Refused):
+    """The state that a message is in forbids the act."""
 
 
 class TooLarge(Refused):

@@ -21,8 +21,23 @@ from app.mail.outcome import Failure, MessageState, RecipientState
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that goes with a message.
+
+    `base64` is the content as it was given: checked, without blanks and line breaks, padded (RFC 4648 §4). With a
+    `content_id` the HTML can show it as `cid:…` (RFC 2392); `is_inline` = it is shown, not offered.
+    """
+
+    filename: str
+    base64: bytes = field(repr=False)
+    content_type: str  # with its parameters, such as text/csv; charset=utf-8
+    content_id: str | None = None  # without angle brackets
+    is_inline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
-    """What a caller asked for. `expires_in` is in seconds; None = the default."""
+    """What a caller asked for. `expires_in` is in seconds, from `send_at` on; None = the default."""
 
     to: tuple[Address, ...] = ()
     cc: tuple[Address, ...] = ()
@@ -33,11 +48,21 @@ class Draft:
     text: str | None = None
     html: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    attachments: tuple[Attachment, ...] = ()
     profile: str | None = None
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    send_at: datetime | None = None  # not before; None = now
     expires_in: float | None = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """What makes a second request the same as the first: the caller's key, and what was asked with it."""
+
+    key: str
+    fingerprint: bytes  # 32 bytes, over the validated body
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +86,7 @@ class Message:
     profile: str
     created_at: datetime
     expires_at: datetime
+    send_at: datetime | None = None  # not before; None = now
     sandbox: bool = False
     caller: str = ""  # "" = the one key, or no key
     tags: tuple[str, ...] = ()
@@ -130,7 +156,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The promise: this message is durable. `claim` is there where it was leased to this process at once."""
+    """The promise: this message is durable.
+
+    `claim` is there where it was leased to this process at once. `is_replay` = the caller's key was known, and this
+    is the message of the first request; nothing was added.
+    """
 
     snapshot: Snapshot
     claim: Claim | None = None
+    is_replay: bool = False

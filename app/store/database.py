@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from app.mail.errors import ConfigError
 
-SCHEMA = "0002"  # the newest step in alembic/versions; a test keeps it so
+SCHEMA = "0004"  # the newest step in alembic/versions; a test keeps it so
 PART_BYTES = 256 * 1024  # size of one row of content
 COUNT_PERIOD = 10 * 60 * 1000  # milliseconds of one row of failure_counts
 COUNTS_KEPT = 24 * 3600 * 1000  # milliseconds that failures are counted for
@@ -70,6 +70,11 @@ messages = Table(
     Index("messages_due", "profile", "due_at", sqlite_where=text("due_at IS NOT NULL")),
     Index("messages_leased", "lease_token", sqlite_where=text("lease_token IS NOT NULL")),
     Index("messages_doubt", "state", sqlite_where=text("state = 'in_doubt'")),
+    # For looking up. A message that is simply sent never enters the two that follow its state.
+    Index("messages_of_profile", "profile", "id"),
+    Index("messages_of_sender", "sender", "id"),
+    Index("messages_by_state", "state", "id", sqlite_where=text("state NOT IN ('queued', 'sending', 'sent')")),
+    Index("messages_by_error", "error_code", "id", sqlite_where=text("error_code IS NOT NULL")),
 )
 
 recipients = Table(
@@ -81,6 +86,17 @@ recipients = Table(
     Column("state", Text, nullable=False),
     Column("failure", Text),
     PrimaryKeyConstraint("message_id", "position"),
+    Index("recipients_by_address", "address", "message_id"),
+    sqlite_with_rowid=False,
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("tag", Text, nullable=False),
+    Column("message_id", LargeBinary(16), ForeignKey("messages.id", ondelete="CASCADE"), nullable=False),
+    PrimaryKeyConstraint("tag", "message_id"),
+    Index("tags_of_message", "message_id"),  # for the cascade
     sqlite_with_rowid=False,
 )
 
@@ -105,6 +121,7 @@ attempts = Table(
     Column("reason", Text),
     Column("facts", Text),  # JSON of everything else; NULL while the attempt runs
     PrimaryKeyConstraint("message_id", "number"),
+    Index("attempts_by_error", "error_code", "message_id", "number", sqlite_where=text("error_code IS NOT NULL")),
 )
 
 failure_counts = Table(
@@ -114,6 +131,20 @@ failure_counts = Table(
     Column("reason", Text, nullable=False),
     Column("count", BigInteger, nullable=False),
     PrimaryKeyConstraint("period", "reason"),
+    sqlite_with_rowid=False,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("caller", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    Column("message_id", LargeBinary(16), ForeignKey("messages.id", ondelete="CASCADE"), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("caller", "key"),
+    Index("idempotency_keys_expiry", "expires_at"),
+    Index("idempotency_keys_message", "message_id"),  # for the cascade
     sqlite_with_rowid=False,
 )
 

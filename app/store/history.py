@@ -9,43 +9,95 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import Select, bindparam, func, literal_column, select, text, tuple_
 
 from app.mail.message import Snapshot
-from app.store.database import COUNT_PERIOD, COUNTS_KEPT, attempts, failure_counts, messages, recipients
+from app.mail.outcome import MessageState
+from app.store.database import COUNT_PERIOD, COUNTS_KEPT, attempts, failure_counts, messages, recipients, tags
 from app.store.reader import Reader
-from app.store.records import SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot, to_ms
+from app.store.records import RECIPIENTS_OF, SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot, to_ms
 
 _BY_ID = select(*SNAPSHOT_COLUMNS).where(messages.c.id == bindparam("of_message"))
-_NEWEST = (
-    select(*SNAPSHOT_COLUMNS)
-    .where(messages.c.id < bindparam("before"))
-    .order_by(messages.c.id.desc())
-    .limit(bindparam("at_most"))
-)
-_NEWEST_OF_PROFILE = _NEWEST.where(messages.c.profile == bindparam("of_profile"))
 _AFTER_ALL = UUID(int=(1 << 128) - 1)
-_RECIPIENTS_OF = (
-    select(recipients.c.address, recipients.c.state, recipients.c.failure)
-    .where(recipients.c.message_id == bindparam("of_message"))
-    .order_by(recipients.c.position)
+_STATES_OF_THE_QUEUE = ("queued", "sending")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which messages; None = any. `since` is inclusive, `until` is not; both look at when it was accepted."""
+
+    state: str | None = None
+    error_code: str | None = None
+    profile: str | None = None
+    sender: str | None = None
+    recipient: str | None = None
+    tag: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@lru_cache(maxsize=512)
+def newest_matching(names: frozenset[str], state: str | None) -> Select[Any]:
+    """Give the page of messages, newest first, that match the named fields; each has an index that leads there.
+
+    `state` stands in the text, since SQLite takes a partial index only for what it can read.
+    """
+    # Whoever leads, its index is walked from its newest end: no list is made of all that match.
+    leading = recipients.c.message_id if "recipient" in names else tags.c.message_id if "tag" in names else None
+    key = messages.c.id if leading is None else leading
+    page = select(*SNAPSHOT_COLUMNS).where(key < bindparam("before"), key >= bindparam("from_id"))
+    if leading is not None:
+        page = page.join_from(leading.table, messages, messages.c.id == leading)
+    if state is not None:
+        page = page.where(messages.c.state == literal_column(f"'{MessageState(state)}'"))
+    if state is not None and state not in (*_STATES_OF_THE_QUEUE, "sent"):
+        page = page.where(text("messages.state NOT IN ('queued', 'sending', 'sent')"))
+    if state in _STATES_OF_THE_QUEUE:
+        page = page.where(messages.c.due_at.is_not(None))
+    for name in ("error_code", "profile", "sender"):
+        if name in names:
+            page = page.where(messages.c[name] == bindparam(f"of_{name}"))
+    if "recipient" in names:
+        page = page.where(recipients.c.address == bindparam("of_recipient"))
+    if "tag" in names:
+        if leading is tags.c.message_id:
+            page = page.where(tags.c.tag == bindparam("of_tag"))
+        else:
+            page = page.where(messages.c.id.in_(select(tags.c.message_id).where(tags.c.tag == bindparam("of_tag"))))
+    return page.order_by(key.desc()).limit(bindparam("at_most"))
+
+
+@lru_cache(maxsize=16)
+def attempts_matching(names: frozenset[str]) -> Select[Any]:
+    """Give the page of attempts, of the newest message first, that match the named fields."""
+    page = select(attempts.c.message_id, *_ATTEMPT_COLUMNS).where(
+        tuple_(attempts.c.message_id, attempts.c.number) < tuple_(bindparam("before"), bindparam("before_number")),
+        attempts.c.message_id >= bindparam("from_id"),
+    )
+    for name in ("error_code", "profile"):
+        if name in names:
+            page = page.where(attempts.c[name] == bindparam(f"of_{name}"))
+    if "error_code" in names:
+        page = page.where(attempts.c.error_code.is_not(None))
+    return page.order_by(attempts.c.message_id.desc(), attempts.c.number.desc()).limit(bindparam("at_most"))
+
+
+_ATTEMPT_COLUMNS = (
+    attempts.c.number,
+    attempts.c.profile,
+    attempts.c.started_at,
+    attempts.c.handover,
+    attempts.c.error_code,
+    attempts.c.reason,
+    attempts.c.facts,
 )
 _ATTEMPTS_OF = (
-    select(
-        attempts.c.number,
-        attempts.c.profile,
-        attempts.c.started_at,
-        attempts.c.handover,
-        attempts.c.error_code,
-        attempts.c.reason,
-        attempts.c.facts,
-    )
-    .where(attempts.c.message_id == bindparam("of_message"))
-    .order_by(attempts.c.number)
+    select(*_ATTEMPT_COLUMNS).where(attempts.c.message_id == bindparam("of_message")).order_by(attempts.c.number)
 )
 _WAITING = (
     select(messages.c.state, func.count(), func.min(messages.c.created_at))
@@ -94,32 +146,36 @@ class History:
         rows = await self._reader.rows(_BY_ID, {"of_message": message_id.bytes})
         return await self._snapshot(rows[0]) if rows else None
 
-    async def newest(
-        self, *, at_most: int, before: UUID | None = None, profile: str | None = None
-    ) -> Sequence[Snapshot]:
+    async def newest(self, which: Filter = Filter(), *, at_most: int, before: UUID | None = None) -> Sequence[Snapshot]:
         """Give messages newest first; `before` continues behind the last one seen."""
-        params = {"at_most": at_most, "before": (before or _AFTER_ALL).bytes}
-        if profile is None:
-            rows = await self._reader.rows(_NEWEST, params)
-        else:
-            rows = await self._reader.rows(_NEWEST_OF_PROFILE, params | {"of_profile": profile})
+        said = {name: value for name in _BY_VALUE if (value := getattr(which, name)) is not None}
+        params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
+        params |= {"at_most": at_most, **_between(which.since, which.until, before)}
+        rows = await self._reader.rows(newest_matching(frozenset(said), which.state), params)
         return [await self._snapshot(row) for row in rows]
+
+    async def newest_attempts(
+        self,
+        *,
+        at_most: int,
+        error_code: str | None = None,
+        profile: str | None = None,
+        since: datetime | None = None,
+        before: tuple[UUID, int] | None = None,
+    ) -> Sequence[tuple[UUID, AttemptRecord]]:
+        """Give attempts, of the newest message first; `before` continues behind the last one seen."""
+        said = {"error_code": error_code, "profile": profile}
+        said = {name: value for name, value in said.items() if value is not None}
+        last, number = before or (_AFTER_ALL, 0)
+        params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
+        params |= {"at_most": at_most, **_between(since, None, last), "before_number": number}
+        rows = await self._reader.rows(attempts_matching(frozenset(said)), params)
+        return [(UUID(bytes=message_id), _attempt(*rest)) for message_id, *rest in rows]
 
     async def attempts(self, message_id: UUID) -> Sequence[AttemptRecord]:
         """Give a message's attempts in order, one that is running included."""
         rows = await self._reader.rows(_ATTEMPTS_OF, {"of_message": message_id.bytes})
-        return [
-            AttemptRecord(
-                number=number,
-                profile=profile,
-                started_at=from_ms(started_at),
-                handover=bool(handover),
-                error_code=error_code,
-                reason=reason,
-                facts=from_json(facts) if facts else {},
-            )
-            for number, profile, started_at, handover, error_code, reason, facts in rows
-        ]
+        return [_attempt(*row) for row in rows]
 
     async def waiting(self) -> Waiting:
         """Count what is not final; looks at nothing else."""
@@ -143,5 +199,39 @@ class History:
         return {name for (name,) in await self._reader.rows(_PROFILES_WAITING)}
 
     async def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
-        whom = await self._reader.rows(_RECIPIENTS_OF, {"of_message": row[0]})
+        whom = await self._reader.rows(RECIPIENTS_OF, {"of_message": row[0]})
         return snapshot(row, (recipient_from(*r) for r in whom))
+
+
+_BY_VALUE = ("error_code", "profile", "sender", "recipient", "tag")
+
+
+def _between(since: datetime | None, until: datetime | None, before: UUID | None) -> dict[str, bytes]:
+    """Bound ids by time: a UUIDv7 begins with the millisecond it was made in (RFC 9562 §5.7)."""
+    ends = [_first_of(until)] if until is not None else []
+    ends.append((before or _AFTER_ALL).bytes)
+    return {"from_id": _first_of(since) if since is not None else bytes(16), "before": min(ends)}
+
+
+def _first_of(instant: datetime) -> bytes:
+    return max(0, to_ms(instant)).to_bytes(6) + bytes(10)
+
+
+def _attempt(
+    number: int,
+    profile: str,
+    started_at: int,
+    handover: int,
+    error_code: str | None,
+    reason: str | None,
+    facts: str | None,
+) -> AttemptRecord:
+    return AttemptRecord(
+        number=number,
+        profile=profile,
+        started_at=from_ms(started_at),
+        handover=bool(handover),
+        error_code=error_code,
+        reason=reason,
+        facts=from_json(facts) if facts else {},
+    )

@@ -13,17 +13,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
 from sqlalchemy import bindparam, column, delete, insert, select, table, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from app.mail.acts import Act, after
 from app.mail.attempt import Attempt
-from app.mail.errors import LeaseLost, StoreUnavailable
-from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Snapshot
+from app.mail.codes import ErrorCode
+from app.mail.errors import KeyReused, LeaseLost, StoreUnavailable
+from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Repeat, Snapshot
 from app.mail.outcome import Failure, MessageState
+from app.store.acts import settle
 from app.store.database import (
     COUNT_PERIOD,
     COUNTS_KEPT,
@@ -32,12 +35,15 @@ from app.store.database import (
     attempts,
     bodies,
     failure_counts,
+    idempotency_keys,
     messages,
     recipients,
+    tags,
 )
 from app.store.journal import Journal, Operation
 from app.store.reader import Reader
 from app.store.records import (
+    RECIPIENTS_OF,
     SNAPSHOT_COLUMNS,
     attempt_facts,
     failure_text,
@@ -47,6 +53,8 @@ from app.store.records import (
     snapshot,
     to_ms,
 )
+
+KEY_LIFE = timedelta(hours=24)  # of an idempotency key
 
 _INSERT_MESSAGE = insert(messages).values(
     {c: bindparam(c.name) for c in messages.c if c.name not in ("handover", "error_code", "failure")}
@@ -58,6 +66,7 @@ _INSERT_RECIPIENT = insert(recipients).values(
     state="pending",
 )
 _INSERT_BODY = insert(bodies)
+_INSERT_TAG = insert(tags)
 _INSERT_ATTEMPT = insert(attempts).values(
     {
         c: bindparam(c.name)
@@ -113,11 +122,6 @@ _LEASED = (
 )
 _SCHEMA_ROW = table("alembic_version", column("version_num"))
 _TOUCH = update(_SCHEMA_ROW).values(version_num=_SCHEMA_ROW.c.version_num).returning(_SCHEMA_ROW.c.version_num)
-_RECIPIENTS_OF = (
-    select(recipients.c.address, recipients.c.state, recipients.c.failure)
-    .where(recipients.c.message_id == bindparam("of_message"))
-    .order_by(recipients.c.position)
-)
 _HELD = (messages.c.id == bindparam("of_message")) & (messages.c.lease_token == bindparam("token"))
 _MARK = update(messages).where(_HELD).values(handover=True)
 _RECORD = (
@@ -159,6 +163,18 @@ _COUNT_FAILURE = (
 )
 _FORGET_COUNTS = delete(failure_counts).where(failure_counts.c.period < bindparam("before"))
 _DELETE_ATTEMPT = delete(attempts).where(_OF_ATTEMPT)
+_KEY_IS = (idempotency_keys.c.caller == bindparam("of_caller")) & (idempotency_keys.c.key == bindparam("of_key"))
+_FIND_KEY = (
+    select(idempotency_keys.c.fingerprint, *SNAPSHOT_COLUMNS)
+    .join(messages, messages.c.id == idempotency_keys.c.message_id)
+    .where(_KEY_IS, idempotency_keys.c.expires_at > bindparam("now"))
+)
+_KEEP_KEY = upsert(idempotency_keys)
+_KEEP_KEY = _KEEP_KEY.on_conflict_do_update(
+    index_elements=[idempotency_keys.c.caller, idempotency_keys.c.key],
+    set_={name: _KEEP_KEY.excluded[name] for name in ("fingerprint", "message_id", "expires_at")},
+)
+_FORGET_KEYS = delete(idempotency_keys).where(idempotency_keys.c.expires_at <= bindparam("now"))
 _CONTENT = select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
 
 
@@ -172,9 +188,18 @@ class Outbox:
         self._journal = journal
         self._reader = reader
 
-    async def append(self, message: Message, *, lease: Lease | None, now: datetime) -> Receipt:
-        """Take a message in; with `lease` it is claimed for its first attempt in the same breath."""
-        return await self._journal.commit(partial(_append, message, lease, now))
+    async def append(
+        self, message: Message, *, lease: Lease | None, now: datetime, repeat: Repeat | None = None
+    ) -> Receipt:
+        """Take a message in; with `lease` it is claimed for its first attempt in the same breath.
+
+        With a `repeat` whose key is known, the message of the first request is given instead: the key is kept in
+        the same transaction as the message, for 24 hours. One that expired unsent is queued again.
+
+        Raises:
+            KeyReused: the key stands for another message.
+        """
+        return await self._journal.commit(partial(_append_once, message, lease, now, repeat))
 
     async def claim(
         self, profile: str, *, lease: Lease, at_most: int, now: datetime
@@ -225,9 +250,44 @@ class Outbox:
         return b"".join(part for (part,) in parts) if parts else None
 
 
+def _append_once(message: Message, lease: Lease | None, now: datetime, repeat: Repeat | None) -> Operation[Receipt]:
+    if repeat is None:
+        return (yield from _append(message, lease, now))
+    of_key = {"of_caller": message.caller, "of_key": repeat.key, "now": to_ms(now)}
+    known = yield (_FIND_KEY, of_key)
+    for fingerprint, *row in known.rows:
+        if fingerprint != repeat.fingerprint:
+            raise KeyReused(
+                f"The idempotency key {repeat.key[:80]!r} was used for another message, less than 24 hours ago; use a "
+                "new key for a new message"
+            )
+        whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
+        said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
+        if said.state is MessageState.FAILED and said.failure and said.failure.code is ErrorCode.EEXPIRED:
+            said = yield from settle(said, after(Act.RETRY, said), now=now, until=message.expires_at)
+        return Receipt(said, is_replay=True)
+    receipt = yield from _append(message, lease, now)
+    yield (_FORGET_KEYS, {"now": to_ms(now)})
+    yield (
+        _KEEP_KEY,
+        {
+            "caller": message.caller,
+            "key": repeat.key,
+            "fingerprint": repeat.fingerprint,
+            "message_id": message.id.bytes,
+            "expires_at": to_ms(now + KEY_LIFE),
+        },
+    )
+    return receipt
+
+
 def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[Receipt]:
     id_ = message.id.bytes
-    state = MessageState.QUEUED if lease is None else MessageState.SENDING
+    due_at = message.send_at or message.created_at
+    if lease is not None:
+        state = MessageState.SENDING
+    else:
+        state = MessageState.SCHEDULED if due_at > now else MessageState.QUEUED
     envelope = message.envelope
     yield (
         _INSERT_MESSAGE,
@@ -248,7 +308,7 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
             "attempts": 0 if lease is None else 1,
             "created_at": to_ms(message.created_at),
             "expires_at": to_ms(message.expires_at),
-            "due_at": to_ms(message.created_at if lease is None else lease.until),
+            "due_at": to_ms(due_at if lease is None else lease.until),
             "lease_token": None if lease is None else lease.token,
         },
     )
@@ -256,6 +316,8 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
         _INSERT_RECIPIENT,
         [{"message_id": id_, "position": at, "address": address} for at, address in enumerate(envelope.recipients)],
     )
+    if message.tags:
+        yield (_INSERT_TAG, [{"tag": tag, "message_id": id_} for tag in message.tags])
     content = message.content
     yield (
         _INSERT_BODY,
@@ -281,7 +343,7 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
         recipients=tuple(Recipient(address) for address in envelope.recipients),
         created_at=message.created_at,
         expires_at=message.expires_at,
-        next_attempt_at=message.created_at if lease is None else None,
+        next_attempt_at=due_at if lease is None else None,
         sandbox=message.sandbox,
         caller=message.caller,
         tags=message.tags,
@@ -304,7 +366,7 @@ def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation
     )
     claims = []
     for *row, smtputf8 in sorted(claimed.rows):  # by id, that is by time
-        whom = yield (_RECIPIENTS_OF, {"of_message": row[0]})
+        whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
         yield (
             _INSERT_ATTEMPT,
@@ -394,7 +456,7 @@ def _interrupted() -> Operation[list[tuple[Claim, datetime, bool]]]:
     leased = yield (_LEASED, {})
     found = []
     for *row, smtputf8, token, handover, started_at in leased.rows:
-        whom = yield (_RECIPIENTS_OF, {"of_message": row[0]})
+        whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
         claim = Claim(said, Lease(token, said.expires_at), bool(smtputf8))
         found.append((claim, from_ms(started_at), bool(handover)))

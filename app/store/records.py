@@ -8,12 +8,13 @@ from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
+from sqlalchemy import bindparam, select
 
 from app.mail.attempt import Attempt
 from app.mail.codes import ErrorCode, Reason
 from app.mail.message import Recipient, Snapshot
 from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
-from app.store.database import messages
+from app.store.database import messages, recipients
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -37,6 +38,12 @@ SNAPSHOT_COLUMNS = (
     messages.c.tags,
     messages.c.metadata,
     messages.c.warnings,
+)
+
+RECIPIENTS_OF = (
+    select(recipients.c.address, recipients.c.state, recipients.c.failure)
+    .where(recipients.c.message_id == bindparam("of_message"))
+    .order_by(recipients.c.position)
 )
 
 

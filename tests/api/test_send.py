@@ -267,12 +267,6 @@ async def test_a_profile_is_chosen_by_its_name(tmp_path: Path) -> None:
             assert service.relay.mails == []
 
 
-async def test_an_idempotency_key_that_is_not_honoured_is_told(service: Application) -> None:
-    answer = await service.client.post("/send", json=MESSAGE, headers={"Idempotency-Key": "4711"})
-    (warning,) = flat(answer, status=200)["warnings"]
-    assert "Idempotency-Key" in warning
-
-
 async def test_the_sandbox_says_that_nothing_is_sent(tmp_path: Path) -> None:
     async with running(tmp_path, sandbox=True) as service:
         said = flat(await service.send(), status=200)

@@ -69,7 +69,7 @@ REQUESTS = {
     "identity": Asked(200, headers={"Content-Encoding": "identity"}),
     "chunked": Asked(200, chunked=True),
     "request id": Asked(200, headers={"X-Request-Id": "from-the-caller.1"}),
-    "idempotency key": Asked(200, headers={"Idempotency-Key": "4711"}),
+    "no idempotency key": Asked(422, headers={"Idempotency-Key": "x" * 300}),
     "wait": Asked(200, headers={"Prefer": "wait=5"}),
     "wait, too long": Asked(200, headers={"Prefer": "wait=999"}),
     "wait, no number": Asked(200, headers={"Prefer": "wait=soon"}),

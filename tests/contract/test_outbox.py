@@ -22,7 +22,7 @@ from app.mail.outcome import Failure, FailureClass, MessageState, Phase, Recipie
 from app.mail.reply import Reply
 from app.store import database
 from app.store.database import PART_BYTES
-from app.store.history import History
+from app.store.history import Filter, History
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
@@ -568,7 +568,7 @@ class TestHistory:
 
     async def test_a_page_may_be_of_one_profile(self, store: Store) -> None:
         await store.appended(*(message(n, profile="one" if n % 2 else "two") for n in range(6)))
-        found = await store.history.newest(at_most=2, before=message(5).id, profile="one")
+        found = await store.history.newest(Filter(profile="one"), at_most=2, before=message(5).id)
         assert [snapshot.id for snapshot in found] == [message(3).id, message(1).id]
 
     async def test_what_waits_is_counted_by_state_with_its_oldest(self, store: Store) -> None:
@@ -737,11 +737,31 @@ class TestPlans:
     @pytest.mark.parametrize("before", [None, 40], ids=["first page", "further page"])
     async def test_the_newest_page_is_read_off_the_key(self, store: Store, before: int | None) -> None:
         await store.history.newest(at_most=20, before=None if before is None else message(before).id)
-        self.assert_searches(store, "ORDER BY messages.id DESC", "(id<?)")
+        self.assert_searches(store, "ORDER BY messages.id DESC", "(id>? AND id<?)")
 
-    async def test_the_newest_page_of_a_profile_is_not_sorted(self, store: Store) -> None:
-        await store.history.newest(at_most=20, profile="p1")
-        self.assert_searches(store, "ORDER BY messages.id DESC", "(id<?)")
+    @pytest.mark.parametrize(
+        ("which", "through"),
+        [
+            (Filter(profile="p1"), "messages_of_profile (profile=? AND id>? AND id<?)"),
+            (Filter(sender="ann@ours.test"), "messages_of_sender (sender=? AND id>? AND id<?)"),
+            (Filter(state="failed"), "messages_by_state (state=? AND id>? AND id<?)"),
+            (Filter(state="sent"), "(id>? AND id<?)"),
+            (Filter(error_code="EAUTH"), "messages_by_error (error_code=? AND id>? AND id<?)"),
+            (
+                Filter(recipient="bob@theirs.test"),
+                "recipients_by_address (address=? AND message_id>? AND message_id<?)",
+            ),
+            (Filter(tag="vip"), "tags USING PRIMARY KEY (tag=? AND message_id>? AND message_id<?)"),
+        ],
+        ids=["profile", "sender", "state", "sent", "error", "recipient", "tag"],
+    )
+    async def test_the_newest_page_that_matches_has_an_index(self, store: Store, which: Filter, through: str) -> None:
+        await store.history.newest(which, at_most=20)
+        self.assert_searches(store, "LIMIT 20", through)
+
+    async def test_attempts_that_failed_have_an_index(self, store: Store) -> None:
+        await store.history.newest_attempts(at_most=20, error_code="EAUTH")
+        self.assert_searches(store, "FROM attempts", "attempts_by_error (error_code=?")
 
     async def test_what_a_crash_left_is_found_by_its_lease(self, store: Store) -> None:
         await store.outbox.interrupted()

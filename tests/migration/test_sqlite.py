@@ -125,6 +125,8 @@ class TestShape:
             "messages_due": "due_at is not null",
             "messages_leased": "lease_token is not null",
             "messages_doubt": "state = 'in_doubt'",
+            "messages_by_state": "state not in ('queued', 'sending', 'sent')",
+            "messages_by_error": "error_code is not null",
         }
 
     def test_the_schema_served_is_the_newest_step(self) -> None:

@@ -81,7 +81,12 @@ class Application:
 
 @asynccontextmanager
 async def running(
-    folder: Path, relay: Relay | None = None, *, sandbox: bool = False, environ: Mapping[str, str] | None = None
+    folder: Path,
+    relay: Relay | None = None,
+    *,
+    sandbox: bool = False,
+    environ: Mapping[str, str] | None = None,
+    keep: bool = False,
 ) -> AsyncIterator[Application]:
     """Open the application in `folder`.
 
@@ -93,7 +98,8 @@ async def running(
         logged = parts.enter_context(capture_logs())
         parts.enter_context(patch("app.runtime.GRACE", 0.0))
         database = folder / "mailchute.db"
-        shutil.copyfile(_migrated(), database)
+        if not keep:
+            shutil.copyfile(_migrated(), database)
         settings = load(
             {
                 "MAILCHUTE_DATABASE_URL": str(database),

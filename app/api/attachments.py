@@ -1,0 +1,143 @@
+"""Attachments in the body of POST /send: JSON in, `Attachment` out, every fault with its pointer.
+
+The content is checked as base64 and kept as base64: nothing of it is decoded here or later. RFC 4648 §4.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from typing import Any
+
+from app.mail.address import CONTROL
+from app.mail.errors import escaped
+from app.mail.message import Attachment
+
+MAX_ATTACHMENTS = 100
+MAX_NAME = 255  # characters
+MAX_TYPE = 200  # characters
+
+_FIELDS = ("filename", "content", "content_type", "content_id", "disposition")
+# What other senders call it; all of them would make us fetch something (nodemailer, Resend, SendGrid).
+_ELSEWHERE = ("url", "href", "path", "file", "raw", "contentUrl", "fileUrl")
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"  # RFC 4648 §4
+_FOREIGN = re.compile(rb"[^A-Za-z0-9+/]")
+_ELSEWHERE_VALUE = re.compile(r"(?:[a-z]{2,10}://|\.{0,2}/|[A-Za-z]:\\)[\w.]", re.ASCII)
+_TOKEN = r"[A-Za-z0-9!#$&^_.+-]{1,100}"
+_TYPE = re.compile(rf'({_TOKEN})/({_TOKEN})((?:\s*;\s*{_TOKEN}=(?:{_TOKEN}|"[^"\\\x00-\x1f\x7f-\U0010ffff]*"))*)\Z')
+_CONTENT_ID = re.compile(r"[!-;=?-~]{1,255}\Z")
+_KNOWN_TYPES = mimetypes.MimeTypes()  # the built-in ones: the same on every machine
+
+
+def read_attachment(value: object) -> tuple[Attachment | None, list[tuple[str, str]]]:
+    """Read one attachment; the second value names its faults, (pointer below it, what is wrong)."""
+    if not isinstance(value, dict):
+        return None, [("", 'an attachment is {"filename": …, "content": …} with the content in base64')]
+    faults = [(f"/{escaped(_short(key))}", _unknown(key)) for key in value if key not in _FIELDS]
+    filename, why = _filename(value.get("filename"))
+    if why:
+        faults.append(("/filename", why))
+    content, why = _content(value.get("content"))
+    if why:
+        faults.append(("/content", why))
+    content_type, why = _content_type(value.get("content_type"), filename)
+    if why:
+        faults.append(("/content_type", why))
+    content_id, why = _content_id(value.get("content_id"))
+    if why:
+        faults.append(("/content_id", why))
+    disposition = value.get("disposition") or ("inline" if content_id else "attachment")
+    if disposition not in ("attachment", "inline"):
+        faults.append(("/disposition", 'disposition is "attachment" or "inline"'))
+    if faults:
+        return None, faults
+    return Attachment(filename, content, content_type, content_id, disposition == "inline"), []
+
+
+def _unknown(key: str) -> str:
+    if key in _ELSEWHERE:
+        return f"{_short(key)!r} is not taken: nothing is fetched from elsewhere; put the content in, as base64"
+    return f"{_short(key)!r} is not a field of an attachment; known are: {', '.join(_FIELDS)}"
+
+
+def _filename(value: object) -> tuple[str, str]:
+    if not isinstance(value, str) or not value.strip():
+        return "", 'filename is missing; give a name such as "invoice.pdf"'
+    if CONTROL.search(value) or "/" in value or "\\" in value:
+        return "", "a file name has no path, line break or control character; give the bare name"
+    if len(value) > MAX_NAME:
+        return "", f"a file name has at most {MAX_NAME} characters, this one {len(value)}"
+    return value.strip(), ""
+
+
+def _content(value: object) -> tuple[bytes, str]:
+    if not isinstance(value, str):
+        return b"", "content is missing; give the file's bytes in base64, as a string"
+    if value.startswith("data:"):
+        return b"", "this is a data: URL; give only what stands behind its comma, the base64"
+    if _ELSEWHERE_VALUE.match(value) and _FOREIGN.search(value[:200].encode()):
+        return b"", "this is a URL or a path; nothing is fetched from elsewhere: give the file's bytes in base64"
+    # Bytes and their tables: a 25 MB content is looked through in milliseconds.
+    flat = value.encode("utf-8", "replace").translate(None, b" \t\r\n")
+    bare = flat.rstrip(b"=")
+    if bare.translate(None, _ALPHABET) or len(flat) - len(bare) > 2:
+        return b"", _not_base64(bare)
+    if len(bare) % 4 == 1:
+        return b"", "this is not base64: it is cut off, or a character is missing"
+    return bare + b"=" * (-len(bare) % 4), ""
+
+
+def _not_base64(bare: bytes) -> str:
+    found = _FOREIGN.search(bare)
+    if found is None:
+        return "this is not base64: it ends with more than two ="
+    cure = "; it is of the URL-safe alphabet: use the standard one" if found[0] in (b"-", b"_") else ""
+    return f"this is not base64: character {found.start() + 1} cannot be there{cure}"
+
+
+def _content_type(value: object, filename: str) -> tuple[str, str]:
+    if value is None or value == "":
+        return _KNOWN_TYPES.guess_type(filename, strict=False)[0] or "application/octet-stream", ""
+    found = _TYPE.match(value) if isinstance(value, str) and len(value) <= MAX_TYPE else None
+    if found is None:
+        return "", 'content_type is a media type such as "application/pdf"'
+    if found[1].lower() in ("multipart", "message"):
+        return "", f"{found[1]}/{found[2]} cannot be sent as base64 (RFC 2046); use application/octet-stream"
+    assert isinstance(value, str)  # noqa: S101 (it matched)
+    return value, ""
+
+
+def _content_id(value: object) -> tuple[str | None, str]:
+    if value is None or value == "":
+        return None, ""
+    bare = value[1:-1] if isinstance(value, str) and value.startswith("<") and value.endswith(">") else value
+    if not isinstance(bare, str) or not _CONTENT_ID.match(bare):
+        return None, 'content_id is a name without blanks, such as "logo"; the HTML shows it as <img src="cid:logo">'
+    return bare, ""
+
+
+def _short(key: str) -> str:
+    return key[:80]
+
+
+SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "array",
+            "maxItems": MAX_ATTACHMENTS,
+            "items": {
+                "type": "object",
+                "required": ["filename", "content"],
+                "additionalProperties": False,
+                "properties": {
+                    "filename": {"type": "string", "maxLength": MAX_NAME},
+                    "content": {"type": "string", "contentEncoding": "base64"},
+                    "content_type": {"type": "string", "description": "default: by the file name's ending"},
+                    "content_id": {"type": "string", "description": 'for <img src="cid:…">'},
+                    "disposition": {"type": "string", "enum": ["attachment", "inline"]},
+                },
+            },
+        },
+        {"type": "null"},
+    ]
+}

@@ -1,0 +1,119 @@
+"""What the query strings of the lists say: filters, page size and cursor, each fault with the cure."""
+
+from __future__ import annotations
+
+from base64 import b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from urllib.parse import urlencode
+from uuid import UUID
+
+from app.mail.address import InvalidAddress, parse_address
+from app.mail.codes import ErrorCode
+from app.mail.errors import Fault, InvalidMessage, NotFound
+from app.mail.outcome import MessageState
+from app.mail.schedule import parse_duration
+from app.store.history import Filter
+
+MAX_PAGE = 100
+
+
+def fault(detail: str) -> InvalidMessage:
+    return InvalidMessage.of([Fault("", detail)])
+
+
+def filter_of(query: Mapping[str, str], *, now: datetime) -> Filter:
+    """Read the filters; an empty one is none.
+
+    Raises:
+        InvalidMessage: a value that no message can have.
+    """
+    which = Filter(
+        state=_one_of(query, "state", [*MessageState]),
+        error_code=_one_of(query, "error_code", [*ErrorCode], upper=True),
+        profile=query.get("profile") or None,
+        sender=_address(query, "sender"),
+        recipient=_address(query, "recipient"),
+        tag=query.get("tag") or None,
+    )
+    return replace(which, since=instant(query, "since", now=now), until=instant(query, "until", now=now))
+
+
+def instant(query: Mapping[str, str], name: str, *, now: datetime) -> datetime | None:
+    """Read an RFC 3339 instant, a date (midnight UTC), or how long ago (`24h`)."""
+    text = query.get(name, "")
+    if not text:
+        return None
+    try:
+        return now - timedelta(seconds=parse_duration(text))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        # "+" of an offset arrives as a blank where nobody escaped it.
+        said = datetime.fromisoformat(text.upper().replace(" ", "+") if "T" in text.upper() else text)
+    except ValueError:
+        raise fault(
+            f"{name} is an instant such as 2026-12-24T18:00:00Z, a date, or how long ago (24h), not {text[:40]!r}"
+        ) from None
+    return said.astimezone(UTC) if said.tzinfo else said.replace(tzinfo=UTC)
+
+
+def limit_of(query: Mapping[str, str]) -> int:
+    text = query.get("limit") or "20"
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= MAX_PAGE):
+        raise fault(f"limit is a number from 1 to {MAX_PAGE}, not {text[:20]!r}")
+    return int(text)
+
+
+def cursor_of(query: Mapping[str, str], size: int = 16) -> bytes | None:
+    """Read a cursor of `size` bytes; None where there is none."""
+    text = query.get("cursor", "")
+    if not text:
+        return None
+    try:
+        raw = b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raw = b""
+    if len(raw) != size:
+        raise fault("cursor is not one that we gave; leave it out to begin")
+    return raw
+
+
+def written(cursor: bytes) -> str:
+    return urlsafe_b64encode(cursor).decode().rstrip("=")
+
+
+def link(path: str, query: Mapping[str, str], next_cursor: str) -> tuple[bytes, bytes]:
+    """Give the Link header (RFC 8288) that leads to the next page of the same list."""
+    said = urlencode({**{name: value for name, value in query.items() if value}, "cursor": next_cursor})
+    return b"link", f'<{path}?{said}>; rel="next"'.encode()
+
+
+def id_of(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise NotFound(f"There is no message {text[:80]}") from error
+
+
+def _one_of(query: Mapping[str, str], name: str, known: list[str], *, upper: bool = False) -> str | None:
+    text = query.get(name, "")
+    if not text:
+        return None
+    value = text.upper() if upper else text.lower()
+    if value not in known:
+        near = get_close_matches(value, known, n=1)
+        raise fault(f"{name} is one of {', '.join(known)}" + (f"; do you mean {near[0]}?" if near else ""))
+    return value
+
+
+def _address(query: Mapping[str, str], name: str) -> str | None:
+    text = query.get(name, "")
+    if not text:
+        return None
+    try:
+        return parse_address(text.replace(" ", "+") if "@" in text and "<" not in text else text).addr_spec
+    except InvalidAddress as error:
+        raise fault(f"{name}: {error}") from error

@@ -1,0 +1,61 @@
+"""What an operator or a caller may do to a message after it was taken: cancel, retry, resolve.
+
+Pure: a snapshot in, the recipients as they are afterwards out; an act that the state forbids is a `Conflict`.
+Whatever was sent stays sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+
+from app.mail.errors import Conflict
+from app.mail.message import Recipient, Snapshot
+from app.mail.outcome import MessageState, RecipientState
+
+
+class Act(StrEnum):
+    CANCEL = "cancel"
+    RETRY = "retry"
+    RESOLVE_AS_SENT = "resolve as sent"
+    RESOLVE_AS_FAILED = "resolve as failed"
+
+
+_RETRIED = (RecipientState.REJECTED, RecipientState.EXPIRED, RecipientState.IN_DOUBT)
+
+
+def after(act: Act, said: Snapshot) -> tuple[Recipient, ...]:
+    """Give everybody's state after an act.
+
+    Raises:
+        Conflict: the message's state forbids it, or leaves nothing to do.
+    """
+    if said.state is MessageState.SENDING:
+        raise Conflict("The message is being sent at this moment; look at it again when that has ended")
+    match act:
+        case Act.CANCEL:
+            changed = _changed(said, (RecipientState.PENDING,), RecipientState.CANCELLED)
+            why = f"The message is {said.state}: nothing of it waits to be sent"
+        case Act.RETRY:
+            is_waiting = said.state in (MessageState.QUEUED, MessageState.SCHEDULED, MessageState.DEFERRED)
+            changed = said.recipients if is_waiting else _changed(said, _RETRIED, RecipientState.PENDING)
+            if is_waiting:
+                return changed
+            why = f"The message is {said.state}: there is nobody left to send it to again"
+        case Act.RESOLVE_AS_SENT:
+            changed = _changed(said, (RecipientState.IN_DOUBT,), RecipientState.SENT)
+            why = f"The message is {said.state}: only what is in doubt can be resolved"
+        case Act.RESOLVE_AS_FAILED:
+            changed = _changed(said, (RecipientState.IN_DOUBT,), RecipientState.REJECTED)
+            why = f"The message is {said.state}: only what is in doubt can be resolved"
+    if changed == said.recipients:
+        raise Conflict(why)
+    return changed
+
+
+def _changed(said: Snapshot, from_: tuple[RecipientState, ...], to: RecipientState) -> tuple[Recipient, ...]:
+    keeps_failure = to is RecipientState.REJECTED
+    return tuple(
+        replace(r, state=to, failure=r.failure if keeps_failure else None) if r.state in from_ else r
+        for r in said.recipients
+    )

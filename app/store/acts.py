@@ -1,0 +1,128 @@
+"""What may be done to a stored message, one or many: cancel, retry, resolve.
+
+Each act reads the message and writes it in the one transaction, and never one that is leased: against a worker
+that claims it at the same time, one of both comes first, and the other sees that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy import bindparam, select, update
+
+from app.mail.acts import Act, after
+from app.mail.errors import Conflict, NotFound
+from app.mail.message import Recipient, Snapshot
+from app.mail.outcome import Failure, MessageState, RecipientState, message_state
+from app.store.database import bodies, messages, recipients
+from app.store.journal import Journal, Operation
+from app.store.records import RECIPIENTS_OF, SNAPSHOT_COLUMNS, failure_text, recipient_from, snapshot, to_ms
+
+_FIND = select(*SNAPSHOT_COLUMNS).where(messages.c.id == bindparam("of_message"))
+_HAS_CONTENT = select(bodies.c.part).where(bodies.c.message_id == bindparam("of_message")).limit(1)
+_SETTLE = (
+    update(messages)
+    .where(messages.c.id == bindparam("of_message"), messages.c.lease_token.is_(None))
+    .values(
+        state=bindparam("new_state"),
+        due_at=bindparam("due"),
+        expires_at=bindparam("until"),
+        error_code=bindparam("code"),
+        failure=bindparam("why"),
+        handover=bindparam("in_doubt"),
+    )
+)
+_SETTLE_RECIPIENT = (
+    update(recipients)
+    .where(recipients.c.message_id == bindparam("of_message"), recipients.c.position == bindparam("at"))
+    .values(state=bindparam("new_state"), failure=bindparam("why"))
+)
+
+
+class Acts:
+    """The acts as the API has them. Each raises `StoreUnavailable` where the store could not take the write."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def do(self, act: Act, message_id: UUID, *, now: datetime, until: datetime) -> Snapshot:
+        """Carry out an act; `until` is when a message that is tried again expires.
+
+        Raises:
+            NotFound: there is no such message.
+            Conflict: its state forbids it.
+        """
+        return await self._journal.commit(partial(_do, act, message_id, now, until))
+
+    async def do_all(
+        self, act: Act, message_ids: Sequence[UUID], *, now: datetime, until: datetime
+    ) -> Sequence[Snapshot]:
+        """Carry out an act on each, in one transaction; gives those it was done to."""
+        return await self._journal.commit(partial(_do_all, act, tuple(message_ids), now, until))
+
+
+def _do(act: Act, message_id: UUID, now: datetime, until: datetime) -> Operation[Snapshot]:
+    found = yield (_FIND, {"of_message": message_id.bytes})
+    if not found.rows:
+        raise NotFound(f"There is no message {message_id}")
+    whom = yield (RECIPIENTS_OF, {"of_message": message_id.bytes})
+    said = snapshot(found.rows[0], (recipient_from(*r) for r in whom.rows))
+    then = after(act, said)
+    if act is Act.RETRY:
+        content = yield (_HAS_CONTENT, {"of_message": message_id.bytes})
+        if not content.rows:
+            raise Conflict("The message's content is not kept any more, so it cannot be sent again")
+    return (yield from settle(said, then, now=now, until=until))
+
+
+def _do_all(act: Act, message_ids: tuple[UUID, ...], now: datetime, until: datetime) -> Operation[list[Snapshot]]:
+    done = []
+    for message_id in message_ids:
+        try:
+            done.append((yield from _do(act, message_id, now, until)))
+        except (NotFound, Conflict):
+            continue  # it has gone on since it was looked for
+    return done
+
+
+def settle(said: Snapshot, then: tuple[Recipient, ...], *, now: datetime, until: datetime) -> Operation[Snapshot]:
+    """Write everybody's state after an act, and what that makes of the message."""
+    state = message_state((r.state for r in then), while_pending=MessageState.QUEUED)
+    is_queued = state is MessageState.QUEUED
+    failure = None if is_queued else _leading(then)
+    yield (
+        _SETTLE,
+        {
+            "of_message": said.id.bytes,
+            "new_state": state.value,
+            "due": to_ms(now) if is_queued else None,
+            "until": to_ms(until if is_queued else said.expires_at),
+            "code": failure.code.value if failure else None,
+            "why": failure_text(failure),
+            "in_doubt": state is MessageState.IN_DOUBT,
+        },
+    )
+    changed = [
+        {"of_message": said.id.bytes, "at": at, "new_state": now_.state.value, "why": failure_text(now_.failure)}
+        for at, (was, now_) in enumerate(zip(said.recipients, then, strict=True))
+        if was != now_
+    ]
+    if changed:
+        yield (_SETTLE_RECIPIENT, changed)
+    return replace(
+        said,
+        state=state,
+        recipients=then,
+        failure=failure,
+        next_attempt_at=now if is_queued else None,
+        expires_at=until if is_queued else said.expires_at,
+    )
+
+
+def _leading(then: tuple[Recipient, ...]) -> Failure | None:
+    ranked = (RecipientState.IN_DOUBT, RecipientState.EXPIRED, RecipientState.REJECTED)
+    return next((r.failure for state in ranked for r in then if r.state is state and r.failure), None)

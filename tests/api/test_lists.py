@@ -1,0 +1,121 @@
+"""Lists by what people remember of a message."""
+
+from typing import Any
+
+import pytest
+
+from tests.api.shapes import flat, problem
+from tests.support.app import Application
+
+
+@pytest.fixture
+async def sent(service: Application) -> dict[str, str]:
+    """Messages that differ, by name."""
+    service.relay.on("RCPT", "550 5.1.1 no such user", match="nobody@")
+    service.relay.on("RCPT", "450 4.2.1 busy", match="later@")
+    bodies: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "tagged": {"tags": ["vip", "order"]},
+        "refused": {"to": "nobody@theirs.test"},
+        "waiting": {"to": "later@theirs.test", "tags": ["order"]},
+        "two": {"to": "ann@theirs.test, Bob <bob@theirs.test>", "from": "desk@ours.test"},
+    }
+    return {name: (await service.send(**body)).json()["id"] for name, body in bodies.items()}
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("", ["two", "waiting", "refused", "tagged", "plain"]),
+        ("state=sent", ["two", "tagged", "plain"]),
+        ("state=failed", ["refused"]),
+        ("state=deferred", ["waiting"]),
+        ("state=queued", []),
+        ("error_code=EENVELOPE", ["waiting", "refused"]),
+        ("error_code=eauth", []),
+        ("profile=relay", ["two", "waiting", "refused", "tagged", "plain"]),
+        ("profile=other", []),
+        ("sender=desk@ours.test", ["two"]),
+        ("recipient=bob@theirs.test", ["two"]),
+        ("recipient=ann@theirs.test", ["two", "tagged", "plain"]),
+        ("recipient=ann@theirs.test&tag=vip", ["tagged"]),
+        ("tag=order", ["waiting", "tagged"]),
+        ("tag=order&state=sent", ["tagged"]),
+        ("tag=none", []),
+        ("since=1h", ["two", "waiting", "refused", "tagged", "plain"]),
+        ("since=2099-01-01", []),
+        ("until=2099-01-01T00:00:00%2B02:00", ["two", "waiting", "refused", "tagged", "plain"]),
+        ("until=2020-01-01T00:00:00Z", []),
+        ("state=&tag=", ["two", "waiting", "refused", "tagged", "plain"]),
+    ],
+)
+async def test_a_filter_gives_what_matches_newest_first(
+    service: Application, sent: dict[str, str], query: str, names: list[str]
+) -> None:
+    answer = await service.client.get(f"/messages?{query}")
+    assert answer.status_code == 200
+    assert [message["id"] for message in answer.json()["data"]] == [sent[name] for name in names]
+
+
+@pytest.mark.parametrize("query", ["", "recipient=ann@theirs.test", "tag=order", "state=sent"])
+async def test_pages_hold_everything_once(service: Application, sent: dict[str, str], query: str) -> None:
+    whole = [message["id"] for message in (await service.client.get(f"/messages?{query}")).json()["data"]]
+    paged: list[str] = []
+    url: str | None = f"/messages?limit=1&{query}"
+    while url:
+        answer = await service.client.get(url)
+        paged += [message["id"] for message in answer.json()["data"]]
+        link = answer.headers.get("link", "")
+        assert bool(link) == answer.json()["has_more"]
+        url = link.split(">")[0].removeprefix("<") or None
+    assert paged == whole
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("state=snet", "do you mean sent?"),
+        ("error_code=EAUHT", "do you mean EAUTH?"),
+        ("recipient=nobody", "recipient"),
+        ("since=yesterday", "since is an instant"),
+        ("colour=red", "'colour' is not a parameter"),
+        ("limit=0", "limit is a number"),
+        ("cursor=x", "cursor"),
+    ],
+)
+async def test_a_filter_that_cannot_be_is_told(service: Application, query: str, says: str) -> None:
+    assert says in problem(await service.client.get(f"/messages?{query}"), status=422)["detail"]
+
+
+async def test_attempts_are_listed_with_their_messages(service: Application, sent: dict[str, str]) -> None:
+    answer = await service.client.get("/attempts?error_code=EENVELOPE")
+    found = answer.json()["data"]
+    assert [attempt["id"] for attempt in found] == [sent["waiting"], sent["refused"]]
+    assert [attempt["smtp_code"] for attempt in found] == [450, 550]
+    everything = (await service.client.get("/attempts")).json()["data"]
+    assert [attempt["id"] for attempt in everything] == list(reversed(list(sent.values())))
+    assert (await service.client.get("/attempts?profile=other")).json()["data"] == []
+    assert (await service.client.get("/attempts?since=2099-01-01")).json()["data"] == []
+    details = await service.look_up(sent["refused"])
+    assert found[1] == {"id": sent["refused"], **details["attempts"][0]}
+
+
+async def test_attempts_come_in_pages(service: Application, sent: dict[str, str]) -> None:
+    first = await service.client.get("/attempts?limit=2")
+    second = await service.client.get(first.headers["link"].split(">")[0].removeprefix("<"))
+    ids = [attempt["id"] for answer in (first, second) for attempt in answer.json()["data"]]
+    assert ids == list(reversed(list(sent.values())))[:4]
+
+
+async def test_a_dry_run_stores_and_sends_nothing(service: Application) -> None:
+    answer = await service.send(dry_run=True, cc="bob@theirs.test", bcc="eve@theirs.test")
+    said = answer.json()
+    assert answer.status_code == 200
+    assert (said["dry_run"], said["ok"], said["profile"], said["warnings"]) == (True, True, "relay", [])
+    to = ["ann@theirs.test", "bob@theirs.test", "eve@theirs.test"]
+    assert said["envelope"] == {"from": "bot@ours.test", "to": to}
+    assert "Subject: Your order 4711\r\n" in said["raw"]
+    assert "eve@" not in said["raw"]
+    assert (await service.client.get("/messages")).json()["data"] == []
+    assert service.relay.connections == 0
+    assert flat(await service.send(), status=200)["attempts"] == 1
