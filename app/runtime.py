@@ -39,8 +39,9 @@ from app.mail.profile import (
 from app.settings import Settings
 from app.smtp.doctor import Diagnosis, Doctor
 from app.smtp.network import resolve
+from app.smtp.opening import open_session
 from app.smtp.pool import Pool
-from app.smtp.session import Session, open_session
+from app.smtp.session import Session
 from app.store.acts import Acts
 from app.store.database import Lock, migrate
 from app.store.history import Filter, History

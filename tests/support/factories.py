@@ -28,8 +28,9 @@ from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Snapsho
 from app.mail.outcome import Deferred, InDoubt, MessageState, Outcome, Rejected, Sent
 from app.mail.profile import AuthMode, Dialect, Profile, ProfileFacts, Timeouts, TlsMode, TlsVersion, resolve_profile
 from app.smtp.network import Resolve, SocketAddress
+from app.smtp.opening import open_session
 from app.smtp.pool import Pool
-from app.smtp.session import Session, open_session
+from app.smtp.session import Session
 from tests.support.relay import Relay
 from tests.support.tls import certificates
 
