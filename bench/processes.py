@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -194,7 +194,9 @@ class Mailchute(Service):
 
     label = "mailchute"
 
-    def __init__(self, folder: Path, smtp_port: int) -> None:
+    def __init__(
+        self, folder: Path, smtp_port: int, *, program: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
         self._database = folder / "mailchute.db"
         config = folder / "mailchute.toml"
         config.touch()
@@ -207,8 +209,10 @@ class Mailchute(Service):
             "SMTP_HOST": "127.0.0.1",
             "SMTP_PORT": str(smtp_port),
             "SMTP_TLS": "none",
+            **(settings or {}),
         }
-        super().__init__([str(Path(sys.executable).with_name("mailchute")), "serve"], folder, environment)
+        program = program or Path(sys.executable).with_name("mailchute")
+        super().__init__([str(program), "serve"], folder, environment)
 
     def logged(self) -> int:
         return self.log.read_bytes().count(b'"event":"delivery.sent"')
