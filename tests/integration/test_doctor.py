@@ -169,13 +169,15 @@ def counted(postfix: Postfix, at: Listener, sessions: int) -> list[Mapping[str, 
     """Give how often each command came, by session at `at`; waits until so many, and all that began, have ended."""
     line = re.compile(rf"postfix/{at.name}/smtpd\[\d+\]: (disconnect|connect) from \S+ ?(.*)")
 
-    def found() -> list[str]:
-        return [said for what, said in line.findall(postfix.log()) if what == "disconnect"]
+    def ended() -> list[str] | None:
+        lines = line.findall(postfix.log())
+        said = [said for what, said in lines if what == "disconnect"]
+        return said if len(said) >= sessions and 2 * len(said) >= len(lines) else None
 
-    until(lambda: len(found()) >= max(sessions, len(line.findall(postfix.log())) // 2), timeout=5)
+    until(lambda: ended() is not None, timeout=5)
     return [
         {word.partition("=")[0]: int(word.partition("=")[2].rpartition("/")[2]) for word in said.split()}
-        for said in found()
+        for said in ended() or []
     ]
 
 
