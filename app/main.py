@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import docs, errors, messages, operate, profiles, send
-from app.api.document import document
+from app.api.document import TAGS, document
 from app.api.edge import App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
 from app.api.routes import headers_in, to_response
@@ -61,6 +61,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         title="Mailchute",
         version=__version__,
         description=_ABOUT,
+        openapi_tags=TAGS,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs else None,

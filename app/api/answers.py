@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -66,6 +66,24 @@ class MessageNotSent(MessageAnswer):
     title: str
     status: int
     detail: str
+
+
+class ComposedEnvelope(BaseModel):
+    """Who the relay would be told, RFC 5321."""
+
+    from_: str = Field(alias="from", description="MAIL FROM")
+    to: list[str] = Field(description="RCPT TO, hidden recipients too")
+
+
+class DryRunAnswer(BaseModel):
+    """What would be stored and sent."""
+
+    dry_run: Literal[True] = Field(description="nothing was")
+    ok: bool = Field(description="it would be taken")
+    profile: str
+    envelope: ComposedEnvelope = Field(description="who the relay would be told")
+    raw: str = Field(description="the source, as every attempt would send it")
+    warnings: list[str]
 
 
 class RecipientAnswer(BaseModel):

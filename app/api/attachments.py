@@ -127,14 +127,19 @@ SCHEMA: dict[str, Any] = {
             "maxItems": MAX_ATTACHMENTS,
             "items": {
                 "type": "object",
+                "title": "Attachment",
                 "required": ["filename", "content"],
                 "additionalProperties": False,
                 "properties": {
-                    "filename": {"type": "string", "maxLength": MAX_NAME},
-                    "content": {"type": "string", "contentEncoding": "base64"},
+                    "filename": {"type": "string", "maxLength": MAX_NAME, "description": "the bare name, no path"},
+                    "content": {"type": "string", "contentEncoding": "base64", "description": "its bytes in base64"},
                     "content_type": {"type": "string", "description": "default: by the file name's ending"},
                     "content_id": {"type": "string", "description": 'for <img src="cid:…">'},
-                    "disposition": {"type": "string", "enum": ["attachment", "inline"]},
+                    "disposition": {
+                        "type": "string",
+                        "enum": ["attachment", "inline"],
+                        "description": "default: inline where there is a content_id",
+                    },
                 },
             },
         },

@@ -46,7 +46,11 @@ _ADDRESS_SCHEMA: dict[str, Any] = {
         },
         {
             "type": "object",
-            "properties": {"email": {"type": "string"}, "name": {"type": "string"}},
+            "title": "Mailbox",
+            "properties": {
+                "email": {"type": "string", "description": "one bare address"},
+                "name": {"type": "string", "description": "what is shown beside it"},
+            },
             "required": ["email"],
             "additionalProperties": False,
         },
@@ -298,8 +302,44 @@ def _unknown(name: str, known: Sequence[str]) -> Fault:
     return Fault(f"/{escaped(name[:80])}", f"{name[:80]!r} is not a field here; {cure}")
 
 
+def examples() -> Mapping[str, Mapping[str, Any]]:
+    """The bodies that the documentation shows, the smallest first; they work in the sandbox as they stand."""
+    bot = {
+        "from": "Bot <bot@example.org>",
+        "to": "Ann <ann@example.org>, bob@example.org",
+        "subject": "Your code",
+        "text": "It is 4711, for ten minutes.",
+        "html": "<p>It is <b>4711</b>, for ten minutes.</p>",
+        "expires_in": 600,
+        "tags": ["code"],
+        "metadata": {"conversation": "c-17"},
+        "idempotency_key": "c-17-code",
+    }
+    attachment = {
+        "from": {"email": "shop@example.org", "name": "Shop"},
+        "to": [{"email": "ann@example.org", "name": "Ann"}],
+        "reply_to": "help@example.org",
+        "subject": "Your invoice",
+        "html": '<img src="cid:logo" alt="Shop"><p>The invoice is attached.</p>',
+        "attachments": [
+            {"filename": "invoice.txt", "content": "SW52b2ljZSA0NzExDQo="},
+            {
+                "filename": "logo.gif",
+                "content": "R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw==",
+                "content_id": "logo",
+            },
+        ],
+    }
+    return {
+        "smallest": {"summary": "The smallest", "value": dict(example())},
+        "bot": {"summary": "A bot's: late or never, and never twice", "value": bot},
+        "attachment": {"summary": "With a file and an image in the text", "value": attachment},
+        "dry_run": {"summary": "Checked and composed only", "value": {**example(), "dry_run": True}},
+    }
+
+
 def example() -> Mapping[str, Any]:
-    """The body that the documentation shows, and that works in the sandbox as it stands."""
+    """The body that the start-up text shows too."""
     return {
         "from": "Bot <bot@example.org>",
         "to": "ann@example.org",

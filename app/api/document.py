@@ -1,10 +1,14 @@
-"""What /openapi.json says beyond what FastAPI finds by itself: problems, their media types, and the keys.
+"""What /openapi.json says beyond what FastAPI finds by itself: problems, media types, keys, names and examples.
 
-Pure but for FastAPI's own classes.
+Pure but for FastAPI's own classes, and for the examples: `examples.json` holds answers that the service really gave;
+tests/api/test_examples.py writes it, and fails where one would look otherwise today.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Security
@@ -21,6 +25,81 @@ KEYS: tuple[Depends, ...] = (
     Security(HTTPBearer(scheme_name="bearer", description="MAILCHUTE_API_KEY", auto_error=False)),
     Security(APIKeyHeader(scheme_name="apiKey", name="X-API-Key", description="MAILCHUTE_API_KEY", auto_error=False)),
 )
+
+TAGS = [
+    {"name": "messages", "description": "Send, look up, and act on what was sent: retry, cancel, resolve."},
+    {"name": "errors", "description": "What every code means, how often it came, and what cures it."},
+    {"name": "profiles", "description": "The relays: does one work, and if not, at which stage?"},
+    {"name": "operation", "description": "For whoever runs the service: alive, ready, healthy, and the figures."},
+]
+_EXAMPLES = Path(__file__).with_name("examples.json")
+
+# What a field says wherever it stands; a model's own description goes before it.
+_FIELDS = {
+    "id": "of the message, a UUIDv7",
+    "address": "as it was asked for",
+    "error_code": "nodemailer's word, or one of ours; GET /errors explains it. null = nothing went wrong",
+    "reason": "the fine grain of error_code",
+    "class": "permanent, temporary, unknown or configuration: whose turn it is",
+    "smtp_code": "the relay's reply code, where it gave one",
+    "enhanced_code": "the relay's enhanced status code (RFC 3463), where it gave one",
+    "hint": "what to change, naming the setting",
+    "message": "one sentence for people",
+    "profile": "the way to a relay that was taken",
+    "state": "where it stands",
+    "accepted": "recipients that the relay took it for",
+    "rejected": "recipients that it will never reach",
+    "recipients": "all of them, with their states",
+    "attempts": "every try, the first one first",
+    "warnings": "what was let pass, such as unknown fields under handling=lenient",
+    "will_retry": "it is tried again by itself, at next_attempt_at",
+    "created_at": "accepted at; UTC",
+    "next_attempt_at": "when it is tried next; null = it is not",
+    "expires_at": "not tried any more after that",
+    "subject": "as it was asked for",
+    "tags": "your own labels",
+    "metadata": "your own facts",
+    "data": "the entries",
+    "has_more": "there is a next page",
+    "next_cursor": "for the next page; null = this is the last",
+    "count": "how many it was done to",
+    "as": "what the relay's log says became of it",
+    "number": "1 for the first attempt",
+    "host": "whom the profile names",
+    "ip": "where the connection went",
+    "port": "where the connection went",
+    "started_at": "UTC",
+    "duration_ms": "null while it runs",
+    "phases": "milliseconds that each took",
+    "phase": "how far it got",
+    "tls": "the session was encrypted",
+    "tls_version": "such as TLSv1.3",
+    "tls_cipher": "such as TLS_AES_256_GCM_SHA384",
+    "tls_verified": "the certificate was verified",
+    "tls_names": "whom the relay's certificate is for",
+    "tls_not_after": "the certificate's last day, YYYY-MM-DD",
+    "tls_sha256": "the certificate's fingerprint; `cert_sha256` trusts it",
+    "tls_error": "why it was not encrypted or not verified",
+    "extensions": "what EHLO told",
+    "reply": "the relay's last reply, whole",
+    "transcript": "line by line, without credentials and content",
+    "ms": "since the attempt began",
+    "line": "without its line end",
+    "type": "/errors/{code}",
+    "title": "the kind of problem",
+    "status": "this answer's HTTP status",
+    "detail": "what is wrong and what to do",
+    "ok": "false: nothing was taken",
+    "errors": "every fault that was found",
+    "code": "such as EAUTH or invalid-message",
+    "meaning": "what happened",
+    "causes": "what it usually comes from",
+    "reasons": "its fine grains",
+    "count_24h": "failed attempts of the last 24 hours",
+    "version": "of the service",
+    "checks": "what was looked at",
+    "stage": "resolve, connect, tls, greeting, ehlo, starttls, auth, mail, rcpt",
+}
 
 _TEXTS = {
     401: "Who is calling is not known",
@@ -52,6 +131,55 @@ def document(api: FastAPI) -> dict[str, Any]:
         for operation in methods.values():
             if "HTTPValidationError" in str(operation["responses"].get("422", "")):
                 del operation["responses"]["422"]
+    schemas = whole["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
-        whole["components"]["schemas"].pop(name, None)
+        schemas.pop(name, None)
+    for _, operation in _operations(whole):
+        for said in (*operation.get("requestBody", {}).get("content", {}).values(), *operation.get("parameters", ())):
+            said["schema"] = _named(said["schema"], schemas)
+    for schema in schemas.values():
+        for name, field in schema.get("properties", {}).items():
+            if name in _FIELDS:
+                field.setdefault("description", _FIELDS[name])
+    whole["components"]["schemas"] = dict(sorted(schemas.items()))
+    _illustrate(whole)
     return whole
+
+
+def _operations(whole: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for methods in whole["paths"].values():
+        for operation in methods.values():
+            yield operation["operationId"], operation
+
+
+def _named(node: Any, schemas: dict[str, Any]) -> Any:
+    """Move objects and enumerations that have a title to the components, where a generated client finds their names.
+
+    Their defaults go: what is absent is not said, and a client that says it anyway would say nothing new.
+    """
+    if isinstance(node, list):
+        return [_named(below, schemas) for below in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _named(below, schemas) for key, below in node.items()}
+    if "title" not in node or not {"properties", "enum"} & node.keys():
+        return node
+    for field in node.get("properties", {}).values():
+        field.pop("default", None)
+    schemas[node["title"]] = node
+    return {"$ref": f"#/components/schemas/{node['title']}"}
+
+
+def _illustrate(whole: dict[str, Any]) -> None:
+    """Show what the service answered; `at` says to what: an operation, or `*`, and a status."""
+    examples = json.loads(_EXAMPLES.read_bytes())
+    for operation_id, operation in _operations(whole):
+        for status, response in operation["responses"].items():
+            fitting = [name for name, example in examples.items() if f"{operation_id} {status}" in example["at"]] or [
+                name for name, example in examples.items() if f"* {status}" in example["at"]
+            ]
+            for media in response.get("content", {}).values() if fitting else ():
+                media["examples"] = {name: {"$ref": f"#/components/examples/{name}"} for name in fitting}
+    whole["components"]["examples"] = {
+        name: {"summary": example["summary"], "value": example["value"]} for name, example in examples.items()
+    }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -18,6 +19,17 @@ from app.mail.schedule import parse_duration
 from app.store.history import Filter
 
 MAX_PAGE = 100
+
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    "state": {"title": "MessageState", "enum": [*MessageState]},
+    "error_code": {"title": "ErrorCode", "enum": [*ErrorCode]},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+}
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """What a parameter may be, for OpenAPI; an empty one is none, whatever this says."""
+    return {"type": "string", **_SCHEMAS.get(name, {})}
 
 
 def fault(detail: str) -> InvalidMessage:

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api import answers
-from app.api.answers import AttemptOfMessage, MessageAnswer, MessageDetails, MessageList
-from app.api.document import KEYS, problems
+from app.api.answers import AttemptOfMessage, MessageAnswer, MessageDetails, MessageList, MessageNotSent
+from app.api.document import KEYS, in_both_types, problems
 from app.api.edge import Answer, answer_json, answer_to_post, preference_of
-from app.api.lookup import MAX_PAGE, cursor_of, fault, filter_of, id_of, limit_of, link, written
+from app.api.lookup import MAX_PAGE, cursor_of, fault, filter_of, id_of, limit_of, link, schema_of, written
 from app.api.routes import caller_of, headers_in, runtime_of, to_response
 from app.mail.acts import Act
 from app.mail.errors import NotFound
@@ -35,7 +35,7 @@ _FILTERS: dict[str, str] = {
 
 def _parameters(**said: str) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "query", "required": False, "schema": {"type": "string"}, "description": description}
+        {"name": name, "in": "query", "required": False, "schema": schema_of(name), "description": description}
         for name, description in said.items()
     ]
 
@@ -161,7 +161,7 @@ _OF_AN_ACT: dict[int | str, dict[str, Any]] = {
     operation_id="retryMessage",
     summary="Send a message again now",
     response_model=MessageAnswer,
-    responses={**_OF_AN_ACT, 424: {"model": MessageAnswer, "description": "Refused again"}},
+    responses={**_OF_AN_ACT, 424: in_both_types(MessageNotSent, "Refused again")},
 )
 async def retry_message(request: Request, id: str) -> Response:
     """Send at once what waits, and again what was refused, has expired or is in doubt; waits as POST /send does.
@@ -203,7 +203,7 @@ async def cancel_message(request: Request, id: str) -> Response:
     operation_id="resolveMessage",
     summary="Say what became of a message in doubt",
     response_model=MessageAnswer,
-    responses={**_OF_AN_ACT, 424: {"model": MessageAnswer, "description": "Resolved as failed"}, **problems(422)},
+    responses={**_OF_AN_ACT, 424: in_both_types(MessageNotSent, "Resolved as failed"), **problems(413, 422)},
 )
 async def resolve_message(request: Request, id: str, resolution: Resolution) -> Response:
     """Settle a message in doubt by what the relay's log says: `{"as": "sent"}` or `{"as": "failed"}`."""

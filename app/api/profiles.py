@@ -24,7 +24,7 @@ router = APIRouter(tags=["profiles"], dependencies=[Depends(caller_of), *KEYS])
     operation_id="verifyProfile",
     summary="Try a profile, stage by stage, without sending",
     response_model=DiagnosisAnswer,
-    responses=problems(401, 404, 415, 422, 429, 503),
+    responses=problems(401, 404, 413, 415, 422, 429, 503),
     openapi_extra={
         "requestBody": {
             "required": False,

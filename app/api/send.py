@@ -10,8 +10,8 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.answers import MessageAnswer, MessageNotSent
-from app.api.body import SendRequest, asked_of, example, key_of
+from app.api.answers import DryRunAnswer, MessageAnswer, MessageNotSent
+from app.api.body import SendRequest, asked_of, examples, key_of
 from app.api.document import KEYS, in_both_types, problems
 from app.api.edge import (
     Answer,
@@ -60,7 +60,7 @@ class HotRoute:
     PATH,
     operation_id="sendMessage",
     summary="Send a message",
-    response_model=MessageAnswer,
+    response_model=MessageAnswer | DryRunAnswer,
     responses={
         202: {"model": MessageAnswer, "description": "We have it; not sent yet, or in doubt. Look at `ok`."},
         424: in_both_types(MessageNotSent, "Refused for good: the flat shape with RFC 9457's fields"),
@@ -86,7 +86,7 @@ class HotRoute:
         ],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": SendRequest.model_json_schema(), "example": dict(example())}},
+            "content": {"application/json": {"schema": SendRequest.model_json_schema(), "examples": dict(examples())}},
         },
     },
 )
