@@ -46,7 +46,9 @@ def read_attachment(value: object) -> tuple[Attachment | None, list[tuple[str, s
     content_id, why = _content_id(value.get("content_id"))
     if why:
         faults.append(("/content_id", why))
-    disposition = value.get("disposition") or ("inline" if content_id else "attachment")
+    disposition = value.get("disposition")
+    if disposition is None or disposition == "":
+        disposition = "inline" if content_id else "attachment"
     if disposition not in ("attachment", "inline"):
         faults.append(("/disposition", 'disposition is "attachment" or "inline"'))
     if faults:
@@ -120,6 +122,7 @@ def _short(key: str) -> str:
     return key[:80]
 
 
+_STRING: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 SCHEMA: dict[str, Any] = {
     "anyOf": [
         {
@@ -133,11 +136,10 @@ SCHEMA: dict[str, Any] = {
                 "properties": {
                     "filename": {"type": "string", "maxLength": MAX_NAME, "description": "the bare name, no path"},
                     "content": {"type": "string", "contentEncoding": "base64", "description": "its bytes in base64"},
-                    "content_type": {"type": "string", "description": "default: by the file name's ending"},
-                    "content_id": {"type": "string", "description": 'for <img src="cid:…">'},
+                    "content_type": {**_STRING, "description": "default: by the file name's ending"},
+                    "content_id": {**_STRING, "description": 'for <img src="cid:…">'},
                     "disposition": {
-                        "type": "string",
-                        "enum": ["attachment", "inline"],
+                        "anyOf": [{"type": "string", "enum": ["attachment", "inline", ""]}, {"type": "null"}],
                         "description": "default: inline where there is a content_id",
                     },
                 },

@@ -48,8 +48,11 @@ _ADDRESS_SCHEMA: dict[str, Any] = {
             "type": "object",
             "title": "Mailbox",
             "properties": {
-                "email": {"type": "string", "description": "one bare address"},
-                "name": {"type": "string", "description": "what is shown beside it"},
+                "email": {"type": "string", "format": "email", "description": "one bare address"},
+                "name": {
+                    "anyOf": [{"type": "string"}, {"type": "null"}],
+                    "description": "what is shown beside it",
+                },
             },
             "required": ["email"],
             "additionalProperties": False,

@@ -110,11 +110,11 @@ def _one_or_more(item: object) -> list[Address]:
     unknown = item.keys() - {"email", "name"}
     if unknown:
         raise InvalidAddress(f"{min(unknown)[:80]!r} is not a field of an address; only email and name are")
-    email, name = item.get("email"), item.get("name") or ""
-    if not isinstance(email, str) or not isinstance(name, str):
+    email, name = item.get("email"), item.get("name")
+    if not isinstance(email, str) or not isinstance(name, str | None):
         raise InvalidAddress('an address needs "email", a string, and may have "name", a string')
     try:
-        return [mailbox(email, name)]
+        return [mailbox(email, name or "")]
     except InvalidAddress as error:
         raise InvalidAddress(f'{error}; "email" is one bare address, its display name goes into "name"') from error
 
