@@ -35,7 +35,14 @@ _FILTERS: dict[str, str] = {
 
 def _parameters(**said: str) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "query", "required": False, "schema": schema_of(name), "description": description}
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "allowEmptyValue": True,
+            "schema": schema_of(name),
+            "description": description,
+        }
         for name, description in said.items()
     ]
 
@@ -259,3 +266,7 @@ def _refuse_unknown(query: Mapping[str, str], known: set[str]) -> None:
     for name in query:
         if name not in known:
             raise fault(f"{name[:40]!r} is not a parameter here; known are: {', '.join(sorted(known))}")
+
+
+# /messages/cancel before /messages/{id}: a 405 tells the methods of the first path that fits.
+router.routes.sort(key=lambda route: "{" in getattr(route, "path", ""))

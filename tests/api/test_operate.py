@@ -188,6 +188,8 @@ async def test_an_unknown_path_is_404_as_a_problem_and_never_redirected(
         ("POST", "/messages", "GET"),
         ("POST", "/messages", "HEAD"),
         ("DELETE", "/messages", "GET"),
+        ("DELETE", "/messages/cancel", "POST"),
+        ("OPTIONS", "/messages/retry", "POST"),
         ("DELETE", "/messages/01a20bf8-4943-7bad-bcb1-d9c2726ad315", "GET"),
         ("POST", "/livez", "GET"),
         ("POST", "/metrics", "GET"),
