@@ -32,6 +32,20 @@ TAGS = [
     {"name": "profiles", "description": "The relays: does one work, and if not, at which stage?"},
     {"name": "operation", "description": "For whoever runs the service: alive, ready, healthy, and the figures."},
 ]
+_LINKS = {
+    operation_id: {
+        "operationId": operation_id,
+        "parameters": {"id": "$response.body#/id"},
+        "description": description,
+    }
+    for operation_id, description in (
+        ("getMessage", "what became of it, with every attempt"),
+        ("getMessageSource", "what was sent, to the byte"),
+        ("retryMessage", "send it again now"),
+        ("cancelMessage", "stop what waits"),
+        ("resolveMessage", "say what became of it, where nobody knows"),
+    )
+}
 _EXAMPLES = Path(__file__).with_name("examples.json")
 
 # What a field says wherever it stands; a model's own description goes before it.
@@ -113,6 +127,11 @@ _TEXTS = {
 }
 
 
+def linked(response: dict[str, Any]) -> dict[str, Any]:
+    """Document where an answer about a message leads."""
+    return {**response, "links": _LINKS}
+
+
 def problems(*statuses: int) -> Responses:
     """Document these refusals."""
     return {status: in_both_types(Problem, _TEXTS[status]) for status in statuses}
@@ -126,11 +145,12 @@ def in_both_types(model: type[BaseModel], description: str) -> dict[str, Any]:
 
 def document(api: FastAPI) -> dict[str, Any]:
     """Give the document without FastAPI's own 422, which is never sent: ours is a problem like any other."""
+    if api.openapi_schema:
+        return api.openapi_schema
     whole = FastAPI.openapi(api)
-    for methods in whole["paths"].values():
-        for operation in methods.values():
-            if "HTTPValidationError" in str(operation["responses"].get("422", "")):
-                del operation["responses"]["422"]
+    for _, operation in _operations(whole):
+        if "HTTPValidationError" in str(operation["responses"].get("422", "")):
+            del operation["responses"]["422"]
     schemas = whole["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
