@@ -52,14 +52,16 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "MAILCHUTE_LISTEN": "127.0.0.1:0", **settings}
 
 
-async def run(*command: str, folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Ended:
-    """Run a command that ends by itself; what it leaves running is killed."""
+async def run(
+    *command: str, folder: Path, settings: Mapping[str, str] = MappingProxyType({}), patience: float = PATIENCE
+) -> Ended:
+    """Run a command that ends by itself within `patience` seconds; what it leaves running is killed."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *command, cwd=folder, env=environment(settings), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
     )
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             out, err = await process.communicate()
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
