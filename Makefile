@@ -21,9 +21,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.ready requirements-dev.lock
+$(VENV)/.dev: $(VENV)/.ready requirements-dev.lock requirements-client.lock
 	@echo 'Adding what tests and checks need, from requirements-dev.lock.'
 	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --require-hashes --no-warn-conflicts --upgrade --target $(VENV)/client -r requirements-client.lock
 	@touch $@
 
 run: $(VENV)/.ready ## serve on 127.0.0.1:8587; without a relay in the sandbox, where nothing leaves the machine
@@ -57,6 +58,7 @@ bench-quick: $(VENV)/.dev ## CPU a mail against Debian's smtp-sink at concurrenc
 	@scripts/test-packages.sh
 	@$(BIN)/python -m bench.quick $(ARGS)
 
-lock: ## write both lock files anew (needs uv)
+lock: ## write the lock files anew (needs uv)
 	uv pip compile -q pyproject.toml --extra build --generate-hashes --universal --no-header --no-annotate -o requirements.lock
 	uv pip compile -q pyproject.toml --extra build --extra dev --generate-hashes --universal --no-header --no-annotate -o requirements-dev.lock
+	echo 'openapi-python-client>=0.29' | uv pip compile -q - --python-version 3.11 --generate-hashes --universal --no-header --no-annotate -o requirements-client.lock
