@@ -268,7 +268,7 @@ async def test_the_service_answers_as_the_document_shows(
         in_order = {name: written[name] for name in EXAMPLES if name in written}
         FILE.write_text(json.dumps(in_order, ensure_ascii=False, indent=1) + "\n", "utf-8")
     assert {at.split()[1] for at in example.at} == {str(answer.status_code)}
-    assert shape == json.loads(FILE.read_text("utf-8"))[name]
+    assert shape == json.loads(FILE.read_text("utf-8"))[name], "if that is meant, write the examples anew"
     for path, method, operation in _operations(whole):
         if f"{operation['operationId']} {answer.status_code}" in example.at:
             assert_documented(whole, path, method, answer)
