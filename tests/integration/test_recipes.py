@@ -229,6 +229,8 @@ class TestTypebot:
         assert second == first
         await scene.mail(first)
         assert scene.count(first["message_id"]) == 1
+        previews = [await typebot_sends(scene, typebot_fills(self.body, self.variables)) for _ in range(2)]
+        assert previews[0][1]["id"] != previews[1][1]["id"], "without a result there is no key"
         changed = typebot_fills(self.body, {**self.variables, "Message": "another", "Result": "r2"})
         assert (await typebot_sends(scene, changed))[0] == 422
 
@@ -426,48 +428,6 @@ async def run_program(*command: str, folder: Path, environ: Mapping[str, str] | 
     return process.returncode, out.decode(), err.decode()
 
 
-class TestCurl:
-    @pytest.fixture(autouse=True)
-    def has_curl(self) -> None:
-        if not shutil.which("curl"):
-            pytest.skip("there is no curl")
-
-    async def shell(self, scene: Scene, folder: Path, heading: str, *, lines: str = "") -> tuple[int, dict[str, Any]]:
-        script = "\n".join([block("curl", ""), lines, block("curl", heading)])
-        code, out, err = await run_program(
-            "sh", "-c", script.replace("http://127.0.0.1:8587", scene.service.base), folder=folder
-        )
-        assert out, err
-        return code, json.loads(out)
-
-    @pytest.mark.parametrize("heading", ["Send", "An attachment", "Again until it is taken"])
-    async def test_the_lines_send(self, scene: Scene, tmp_path: Path, heading: str) -> None:
-        file = b"%PDF-1.7 " + bytes(range(256)) * 40
-        (tmp_path / "invoice.pdf").write_bytes(file)
-        code, answer = await self.shell(scene, tmp_path, heading)
-        assert (code, answer["ok"], answer["state"]) == (0, True, "sent")
-        mail = await scene.mail(answer)
-        attached = {part.get_filename(): part.get_payload(decode=True) for part in mail.iter_attachments()}
-        assert attached == ({"invoice.pdf": file} if heading == "An attachment" else {})
-
-    async def test_a_dry_run_shows_the_source_and_sends_nothing(self, scene: Scene, tmp_path: Path) -> None:
-        code, answer = await self.shell(scene, tmp_path, "Try it without sending")
-        assert (code, answer["dry_run"], answer["envelope"]["to"]) == (0, True, [f"ann@{DOMAIN}"])
-        mail = message_from_bytes(answer["raw"].encode(), policy=default)
-        assert mail["Subject"] == "Grüße"
-        assert scene.count(str(mail["Message-ID"])) == 0
-
-    async def test_a_refusal_is_an_exit_code_and_still_an_answer(self, scene: Scene, tmp_path: Path) -> None:
-        code, answer = await self.shell(scene, tmp_path, "Send", lines="MAILCHUTE_API_KEY=another-key-altogether")
-        assert code == 22
-        assert answer["type"] == "/errors/unauthenticated"
-
-    async def test_a_message_is_looked_up(self, scene: Scene, tmp_path: Path) -> None:
-        _, sent = await self.shell(scene, tmp_path, "Send")
-        code, found = await self.shell(scene, tmp_path, "What became of it", lines=f"id={sent['id']}")
-        assert (code, found["state"], len(found["attempts"])) == (0, "sent", 1)
-
-
 BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 13\r\n\r\n<p>Sorry.</p>"
 
 
@@ -516,6 +476,59 @@ class Between:
                 writer.write(piece)
                 await writer.drain()
         writer.close()
+
+
+class TestCurl:
+    @pytest.fixture(autouse=True)
+    def has_curl(self) -> None:
+        if not shutil.which("curl"):
+            pytest.skip("there is no curl")
+
+    async def shell(
+        self, scene: Scene, folder: Path, heading: str, *, lines: str = "", base: str = ""
+    ) -> tuple[int, dict[str, Any]]:
+        script = "\n".join([block("curl", ""), lines, block("curl", heading)])
+        code, out, err = await run_program(
+            "sh", "-c", script.replace("http://127.0.0.1:8587", base or scene.service.base), folder=folder
+        )
+        if "-o answer.json" in script:
+            out = (folder / "answer.json").read_text("utf-8")
+        assert out, err
+        return code, json.loads(out)
+
+    @pytest.mark.parametrize("heading", ["Send", "An attachment", "Again until it is taken"])
+    async def test_the_lines_send(self, scene: Scene, tmp_path: Path, heading: str) -> None:
+        file = b"%PDF-1.7 " + bytes(range(256)) * 40
+        (tmp_path / "invoice.pdf").write_bytes(file)
+        code, answer = await self.shell(scene, tmp_path, heading)
+        assert (code, answer["ok"], answer["state"]) == (0, True, "sent")
+        mail = await scene.mail(answer)
+        attached = {part.get_filename(): part.get_payload(decode=True) for part in mail.iter_attachments()}
+        assert attached == ({"invoice.pdf": file} if heading == "An attachment" else {})
+
+    async def test_an_answer_that_was_lost_costs_no_second_mail(self, scene: Scene, tmp_path: Path) -> None:
+        async with Between(int(scene.service.base.rpartition(":")[2]), spoils=["lost", "502"]) as between:
+            code, answer = await self.shell(scene, tmp_path, "Again until it is taken", base=between.base)
+        assert (code, answer["ok"], between.connections) == (0, True, 3)
+        await scene.mail(answer)
+        assert scene.count(answer["message_id"]) == 1
+
+    async def test_a_dry_run_shows_the_source_and_sends_nothing(self, scene: Scene, tmp_path: Path) -> None:
+        code, answer = await self.shell(scene, tmp_path, "Try it without sending")
+        assert (code, answer["dry_run"], answer["envelope"]["to"]) == (0, True, [f"ann@{DOMAIN}"])
+        mail = message_from_bytes(answer["raw"].encode(), policy=default)
+        assert mail["Subject"] == "Grüße"
+        assert scene.count(str(mail["Message-ID"])) == 0
+
+    async def test_a_refusal_is_an_exit_code_and_still_an_answer(self, scene: Scene, tmp_path: Path) -> None:
+        code, answer = await self.shell(scene, tmp_path, "Send", lines="MAILCHUTE_API_KEY=another-key-altogether")
+        assert code == 22
+        assert answer["type"] == "/errors/unauthenticated"
+
+    async def test_a_message_is_looked_up(self, scene: Scene, tmp_path: Path) -> None:
+        _, sent = await self.shell(scene, tmp_path, "Send")
+        code, found = await self.shell(scene, tmp_path, "What became of it", lines=f"id={sent['id']}")
+        assert (code, found["state"], len(found["attempts"])) == (0, "sent", 1)
 
 
 class TestPrograms:
