@@ -46,6 +46,25 @@ _LINKS = {
         ("resolveMessage", "say what became of it, where nobody knows"),
     )
 }
+
+
+def _later(*, required: bool) -> dict[str, Any]:
+    return {"required": required, "schema": {"type": "integer", "minimum": 1}, "description": "seconds"}
+
+
+_LOCATION = {"required": True, "schema": {"type": "string"}, "description": "/messages/{id}"}
+_HEADERS = {
+    "Idempotent-Replayed": {
+        "schema": {"type": "string", "enum": ["true"]},
+        "description": "the key was known: this is the message of the first request",
+    },
+    "Preference-Applied": {"schema": {"type": "string"}, "description": "what was done of `Prefer`"},
+}
+_PROBLEM_HEADERS = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}, "description": "Bearer"}},
+    429: {"Retry-After": _later(required=True)},
+    503: {"Retry-After": _later(required=True)},
+}
 _EXAMPLES = Path(__file__).with_name("examples.json")
 
 # What a field says wherever it stands; a model's own description goes before it.
@@ -127,14 +146,21 @@ _TEXTS = {
 }
 
 
-def linked(response: dict[str, Any]) -> dict[str, Any]:
-    """Document where an answer about a message leads."""
-    return {**response, "links": _LINKS}
+def about_a_message(response: dict[str, Any], *, location: bool = False) -> dict[str, Any]:
+    """Document where an answer of POST /send leads, and what its headers say."""
+    headers = {**_HEADERS, **({"Location": _LOCATION, "Retry-After": _later(required=False)} if location else {})}
+    return {**response, "headers": headers, "links": _LINKS}
 
 
 def problems(*statuses: int) -> Responses:
     """Document these refusals."""
-    return {status: in_both_types(Problem, _TEXTS[status]) for status in statuses}
+    return {
+        status: {
+            **in_both_types(Problem, _TEXTS[status]),
+            **({"headers": _PROBLEM_HEADERS[status]} if status in _PROBLEM_HEADERS else {}),
+        }
+        for status in statuses
+    }
 
 
 def in_both_types(model: type[BaseModel], description: str) -> dict[str, Any]:

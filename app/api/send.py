@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.answers import DryRunAnswer, MessageAnswer, MessageNotSent
 from app.api.body import SendRequest, asked_of, examples, key_of
-from app.api.document import KEYS, in_both_types, linked, problems
+from app.api.document import KEYS, about_a_message, in_both_types, problems
 from app.api.edge import (
     Answer,
     App,
@@ -62,8 +62,11 @@ class HotRoute:
     summary="Send a message",
     response_model=MessageAnswer | DryRunAnswer,
     responses={
-        200: linked({"description": "Sent, partly sent, or a dry run. Look at `ok`."}),
-        202: linked({"model": MessageAnswer, "description": "We have it; not sent yet, or in doubt. Look at `ok`."}),
+        200: about_a_message({"description": "Sent, partly sent, or a dry run. Look at `ok`."}),
+        202: about_a_message(
+            {"model": MessageAnswer, "description": "We have it; not sent yet, or in doubt. Look at `ok`."},
+            location=True,
+        ),
         424: in_both_types(MessageNotSent, "Refused for good: the flat shape with RFC 9457's fields"),
         **problems(401, 413, 415, 422, 503),
     },

@@ -143,6 +143,8 @@ def operations(whole: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
 def assert_documented(whole: dict[str, Any], path: str, method: str, answer: httpx2.Response) -> None:
     responses = whole["paths"][path][method]["responses"]
     assert str(answer.status_code) in responses, f"{method} {path} never gives {answer.status_code}"
+    headers = responses[str(answer.status_code)].get("headers", {})
+    assert all(name in answer.headers for name, said in headers.items() if said.get("required"))
     contents = responses[str(answer.status_code)]["content"]
     kind = answer.headers["content-type"].partition(";")[0]
     assert kind in contents, f"{method} {path} gives {answer.status_code} as {kind}, not as {list(contents)}"
