@@ -330,8 +330,10 @@ async def test_answers_are_as_documented(end: str, tmp_path: Path) -> None:
 
 
 async def test_the_example_of_the_document_works_as_it_stands(service: Application) -> None:
-    body = (await document(service))["paths"]["/profiles/{name}/verify"]["post"]["requestBody"]
+    whole = await document(service)
+    body = whole["paths"]["/profiles/{name}/verify"]["post"]["requestBody"]
     assert body["required"] is False
     described = body["content"]["application/json"]
-    assert set(described["example"]) == set(described["schema"]["properties"])
+    assert described["schema"] == {"$ref": "#/components/schemas/VerifyRequest"}
+    assert set(described["example"]) == set(whole["components"]["schemas"]["VerifyRequest"]["properties"])
     assert diagnosis(await service.client.post(VERIFY, json=described["example"]))["ok"]

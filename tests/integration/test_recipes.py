@@ -229,8 +229,8 @@ class TestTypebot:
         assert second == first
         await scene.mail(first)
         assert scene.count(first["message_id"]) == 1
-        previews = [await typebot_sends(scene, typebot_fills(self.body, self.variables)) for _ in range(2)]
-        assert previews[0][1]["id"] != previews[1][1]["id"], "without a result there is no key"
+        unset = [await typebot_sends(scene, typebot_fills(self.body, self.variables)) for _ in range(2)]
+        assert unset[0][1]["id"] != unset[1][1]["id"], "a variable without a value is no key"
         changed = typebot_fills(self.body, {**self.variables, "Message": "another", "Result": "r2"})
         assert (await typebot_sends(scene, changed))[0] == 422
 
