@@ -63,7 +63,15 @@ _RECIPIENTS_SCHEMA: dict[str, Any] = {
     "anyOf": [*_ADDRESS_SCHEMA["anyOf"], {"type": "array", "items": _ADDRESS_SCHEMA}, {"type": "null"}],
     "examples": ["ann@example.org", [{"email": "ann@example.org", "name": "Ann"}]],
 }
-_ONE_ADDRESS_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, _ADDRESS_SCHEMA["anyOf"][1], {"type": "null"}]}
+_ONE_ADDRESS_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "description": "one address"},
+        _ADDRESS_SCHEMA["anyOf"][1],
+        {"type": "array", "items": _ADDRESS_SCHEMA, "description": "with one address in all"},
+        {"type": "null"},
+    ],
+    "examples": ["Bot <bot@example.org>", {"email": "bot@example.org", "name": "Bot"}],
+}
 
 
 def _schema(schema: dict[str, Any], description: str) -> WithJsonSchema:
@@ -86,7 +94,7 @@ class SendRequest(BaseModel):
     from_: Annotated[
         Address | None,
         PlainValidator(read_one_address),
-        _schema(_RECIPIENTS_SCHEMA, "sender; default: the profile's, else default_from"),
+        _schema(_ONE_ADDRESS_SCHEMA, "sender; default: the profile's, else default_from"),
     ] = Field(default=None, alias="from")
     subject: Annotated[str, PlainValidator(read_subject), _schema({**_STRING, "maxLength": MAX_SUBJECT}, "subject")] = (
         ""
