@@ -32,6 +32,13 @@ ID, AT = "019ab3c4-5d6e-7f80-9a1b-2c3d4e5f6071", "2026-11-24T12:00:00.000Z"
 LOGIN = {"MAILCHUTE_PROFILES__RELAY__USERNAME": "bot", "MAILCHUTE_PROFILES__RELAY__PASSWORD": "secret"}
 UNWANTED = {**LOGIN}  # the same, for a relay that wants none
 
+INSTANTS = {
+    "created_at": AT,
+    "started_at": AT,
+    "next_attempt_at": "2026-11-24T12:00:30.000Z",
+    "expires_at": "2026-11-25T12:00:00.000Z",
+}
+
 Ask = Callable[[Application, Path], Awaitable[httpx2.Response]]
 
 
@@ -237,8 +244,8 @@ def settled(value: Any, name: str = "") -> Any:
             return 587
         case str() if name == "ip":
             return "192.0.2.25"
-        case str() if name in ("created_at", "started_at", "next_attempt_at", "expires_at"):
-            return AT
+        case str() if name in INSTANTS:
+            return INSTANTS[name]
         case str():
             return _settled(value)
     return value

@@ -114,6 +114,9 @@ async def test_try_it_out_sends_the_example_as_it_stands(watched: Watched) -> No
     await watched.go("/docs")
     operation = watched.page.locator("#operations-messages-sendMessage")
     await operation.locator(".opblock-summary-control").click()
+    await expect(
+        operation.get_by_role("combobox").filter(has_text="A setting is wrong, and the hint names it")
+    ).to_be_visible()
     await operation.locator("button.execute").click()
     answer = operation.locator(".live-responses-table .response")
     await expect(answer.locator(".response-col_status")).to_have_text("200")
