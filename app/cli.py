@@ -215,7 +215,7 @@ def _diagnose_here(settings: Settings, name: str, whom: dict[str, str | None]) -
         _refuse(error)
 
     async def diagnose() -> dict[str, Any]:
-        return shape_of(await Runtime(settings).diagnose(profile, sender=sender, recipient=recipient))
+        return shape_of(await Runtime(settings).doctor.diagnose(profile, sender=sender, recipient=recipient))
 
     return asyncio.run(diagnose())
 

@@ -7,16 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import docs, errors, messages, operate, profiles, send
+from app.api import acts, docs, errors, messages, operate, profiles, send
 from app.api.document import document
 from app.api.edge import App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
@@ -73,6 +74,7 @@ def create_api(runtime: Runtime) -> FastAPI:
     for router in (
         send.router,
         messages.router,
+        acts.router,
         errors.router,
         profiles.router,
         operate.router,
@@ -108,10 +110,17 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
 
 
 async def _refuse_parameters(request: Request, error: Exception) -> Response:
-    """What FastAPI finds wrong with a path or query parameter."""
+    """What FastAPI finds wrong with a path or query parameter, or with a small body."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    faults = [Fault("", f"{said['loc'][-1]}: {said['msg']}") for said in error.errors()]
+    faults = [
+        Fault("".join(f"/{part}" for part in said["loc"][1:]) if said["loc"][0] == "body" else "", _words(said))
+        for said in error.errors()
+    ]
     return await _refuse(request, InvalidMessage.of(faults))
+
+
+def _words(said: Mapping[str, Any]) -> str:
+    return f"{said['loc'][-1]}: {said['msg']}"
 
 
 async def _refuse_unforeseen(request: Request, _: Exception) -> Response:

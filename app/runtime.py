@@ -19,14 +19,12 @@ from typing import Any
 from uuid import UUID
 
 from app import __version__
+from app.delivery.control import Control
 from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
-from app.mail.acts import Act
 from app.mail.attempt import Attempt
 from app.mail.ids import uuid7
-from app.mail.message import Snapshot
-from app.mail.outcome import MessageState
 from app.mail.profile import (
     SANDBOX_PROFILE,
     AuthMode,
@@ -37,21 +35,20 @@ from app.mail.profile import (
     resolve_profile,
 )
 from app.settings import Settings
-from app.smtp.doctor import Diagnosis, Doctor
+from app.smtp.doctor import Doctor
 from app.smtp.network import resolve
 from app.smtp.opening import open_session
 from app.smtp.pool import Pool
 from app.smtp.session import Session
 from app.store.acts import Acts
 from app.store.database import Lock, migrate
-from app.store.history import Filter, History
+from app.store.history import History
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
-STEP = 200  # messages of a bulk act in one transaction
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
 
 
@@ -67,6 +64,7 @@ class Runtime:
     history: History
     outbox: Outbox
     worker: Worker
+    control: Control
     intake: Intake
 
     def __init__(self, settings: Settings) -> None:
@@ -74,7 +72,13 @@ class Runtime:
         self.profiles = dict(settings.profiles)
         self.metrics = Metrics(__version__)
         self.callers = Callers(settings.api_key)
-        self._doctor = Doctor(open_session=self._open_session, resolve=resolve, clock=perf_counter)
+        self.doctor = Doctor(
+            open_session=self._open_session,
+            resolve=resolve,
+            now=self.now,
+            clock=perf_counter,
+            default_from=settings.default_from,
+        )
         self._parts = AsyncExitStack()
         self._hurried = asyncio.Event()
         self._random = b""
@@ -96,50 +100,6 @@ class Runtime:
     async def close(self) -> None:
         """Drain and close everything, in the reverse order of its start."""
         await self._parts.aclose()
-
-    async def diagnose(self, profile: Profile, *, sender: str | None, recipient: str | None) -> Diagnosis:
-        """Walk through a profile's stages, also where nothing was opened.
-
-        `sender` None = whom the settings name, `recipient` None = the sender.
-
-        Raises:
-            RateLimited: this profile logged in for a diagnosis less than a minute ago.
-        """
-        default = profile.from_address or self.settings.default_from
-        sender = sender or profile.envelope_from or (default.addr_spec if default else None)
-        attempt = Attempt(1, profile.name, self.now(), perf_counter)
-        return await self._doctor.diagnose(profile, attempt, sender=sender, recipient=recipient or sender)
-
-    async def act(self, act: Act, message_id: UUID) -> Snapshot:
-        """Cancel, retry or resolve one message; who waits for it is told.
-
-        Raises:
-            NotFound, Conflict, StoreUnavailable: as `store.acts` says.
-        """
-        now = self.now()
-        until = now + timedelta(seconds=self.settings.expires_after)
-        snapshot = await self._acts.do(act, message_id, now=now, until=until)
-        self._tell(snapshot)
-        return snapshot
-
-    async def act_on_all(self, act: Act, which: Filter) -> int:
-        """Cancel or retry all that match, in steps; gives how many. In doubt only where the filter asks for it."""
-        count, before = 0, None
-        until = self.now() + timedelta(seconds=self.settings.expires_after)
-        while page := await self.history.newest(which, at_most=STEP, before=before):
-            before = page[-1].id
-            ids = [s.id for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
-            done = await self._acts.do_all(act, ids, now=self.now(), until=until)
-            count += len(done)
-            for snapshot in done:
-                self._tell(snapshot)
-        return count
-
-    def _tell(self, snapshot: Snapshot) -> None:
-        if snapshot.next_attempt_at is not None:
-            self.worker.nudge(snapshot.profile)
-        else:
-            self.verdicts.publish(snapshot)
 
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
@@ -170,7 +130,6 @@ class Runtime:
         self._closes(self.journal.close)
         self.outbox = Outbox(self.journal, reader)
         self.history = History(reader)
-        self._acts = Acts(self.journal)
         self.verdicts = Verdicts()
         if settings.sandbox:
             await self._open_sink()
@@ -189,6 +148,14 @@ class Runtime:
             keep_transcripts=settings.transcripts,
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
+        self.control = Control(
+            acts=Acts(self.journal),
+            history=self.history,
+            worker=self.worker,
+            verdicts=self.verdicts,
+            now=self.now,
+            expires_after=lambda: timedelta(seconds=self.settings.expires_after),
+        )
         self.intake = Intake(
             Policy(
                 profiles=self.profiles,

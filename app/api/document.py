@@ -39,6 +39,14 @@ def problems(*statuses: int) -> Responses:
     return {status: in_both_types(Problem, _TEXTS[status]) for status in statuses}
 
 
+def parameters(**said: str) -> list[dict[str, Any]]:
+    """Document these parameters of a query string."""
+    return [
+        {"name": name, "in": "query", "required": False, "schema": {"type": "string"}, "description": description}
+        for name, description in said.items()
+    ]
+
+
 def in_both_types(model: type[BaseModel], description: str) -> dict[str, Any]:
     """Document an answer that is application/problem+json, or application/json where Accept names only that."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}

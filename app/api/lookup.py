@@ -18,6 +18,16 @@ from app.mail.schedule import parse_duration
 from app.store.history import Filter
 
 MAX_PAGE = 100
+FILTERED_BY: dict[str, str] = {
+    "state": "queued, sending, deferred, sent, …",
+    "error_code": "of the latest failure, such as EAUTH",
+    "profile": "name of a profile",
+    "sender": "MAIL FROM",
+    "recipient": "one address",
+    "tag": "one tag",
+    "since": "accepted at this instant or later; RFC 3339, a date, or how long ago (24h)",
+    "until": "accepted before this instant",
+}
 
 
 def fault(detail: str) -> InvalidMessage:
@@ -96,6 +106,13 @@ def id_of(text: str) -> UUID:
         return UUID(text)
     except ValueError as error:
         raise NotFound(f"There is no message {text[:80]}") from error
+
+
+def refuse_unknown(query: Mapping[str, str], known: set[str]) -> None:
+    """Name a parameter that is none here, for a filter that is misspelt would match everything."""
+    for name in query:
+        if name not in known:
+            raise fault(f"{name[:40]!r} is not a parameter here; known are: {', '.join(sorted(known))}")
 
 
 def _one_of(query: Mapping[str, str], name: str, known: list[str], *, upper: bool = False) -> str | None:

@@ -48,7 +48,7 @@ async def verify_profile(request: Request, name: str) -> Response:
     if body:
         check_media_type(headers_in(request), body)
     said = verify_of(body or b"{}")
-    found = await runtime.diagnose(
+    found = await runtime.doctor.diagnose(
         profile,
         sender=said.from_.addr_spec if said.from_ else None,
         recipient=said.to.addr_spec if said.to else None,

@@ -20,9 +20,8 @@ from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
 from app.store.database import COUNT_PERIOD, COUNTS_KEPT, attempts, failure_counts, messages, recipients, tags
 from app.store.reader import Reader
-from app.store.records import RECIPIENTS_OF, SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot, to_ms
+from app.store.records import MESSAGE_BY_ID, RECIPIENTS_OF, SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot, to_ms
 
-_BY_ID = select(*SNAPSHOT_COLUMNS).where(messages.c.id == bindparam("of_message"))
 _AFTER_ALL = UUID(int=(1 << 128) - 1)
 _STATES_OF_THE_QUEUE = ("queued", "sending")
 
@@ -143,7 +142,7 @@ class History:
 
     async def find(self, message_id: UUID) -> Snapshot | None:
         """Give what is known of a message, None where there is none."""
-        rows = await self._reader.rows(_BY_ID, {"of_message": message_id.bytes})
+        rows = await self._reader.rows(MESSAGE_BY_ID, {"of_message": message_id.bytes})
         return await self._snapshot(rows[0]) if rows else None
 
     async def newest(self, which: Filter = Filter(), *, at_most: int, before: UUID | None = None) -> Sequence[Snapshot]:

@@ -43,3 +43,14 @@ class Verdicts:
             waiting.remove(future)
             if not waiting:
                 del self._waiters[message_id]
+
+
+async def in_time(verdict: asyncio.Future[Snapshot | None], known: Snapshot, *, until: float) -> Snapshot:
+    """Wait for a verdict until the loop's time `until`; what is known where none comes, or where none is needed."""
+    if not known.state.is_waiting:
+        return known
+    try:
+        async with asyncio.timeout_at(until):
+            return await verdict or known
+    except TimeoutError:
+        return known

@@ -124,6 +124,14 @@ async def test_a_retry_sends_again_what_was_refused(service: Application) -> Non
     assert flat(await post(service, f"/messages/{id_}/retry"), status=200)["state"] == "sent"
 
 
+@pytest.mark.parametrize(("prefer", "state"), [("wait=5", "sent"), ("respond-async", "queued")])
+async def test_a_retry_waits_as_it_is_asked_to(service: Application, prefer: str, state: str) -> None:
+    id_ = await deferred(service)
+    said = await post(service, f"/messages/{id_}/retry", prefer=prefer)
+    assert said.headers["Preference-Applied"] == prefer
+    assert said.json()["state"] == state
+
+
 async def test_a_retry_that_is_refused_again_says_so(service: Application) -> None:
     service.relay.on("RCPT", "550 5.1.1 no such user")
     id_ = flat(await service.send(), status=424)["id"]
@@ -150,7 +158,8 @@ async def test_what_is_in_doubt_is_settled(service: Application, as_: str, state
 
 async def test_a_resolution_is_sent_or_failed(service: Application) -> None:
     id_ = await in_doubt(service)
-    problem(await post(service, f"/messages/{id_}/resolve", {"as": "lost"}), status=422)
+    refused = problem(await post(service, f"/messages/{id_}/resolve", {"as": "lost"}), status=422)
+    assert [fault["pointer"] for fault in refused["errors"]] == ["/as"]
     problem(await post(service, f"/messages/{id_}/resolve", {}), status=422)
 
 

@@ -1,0 +1,72 @@
+"""Acting on messages that are stored: cancel, retry, resolve; one, or all that match.
+
+The store decides and writes (`store.acts`); this room tells the worker what is due, and whoever waits what ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from app.delivery.worker import Worker
+from app.mail.acts import Act
+from app.mail.message import Snapshot
+from app.mail.outcome import MessageState
+from app.store.acts import Acts
+from app.store.history import Filter, History
+from app.store.verdicts import Verdicts
+
+STEP = 200  # messages of a bulk act in one transaction
+
+
+class Control:
+    """What the API and the command line act through. Everything raises `StoreUnavailable` as the store does."""
+
+    def __init__(
+        self,
+        *,
+        acts: Acts,
+        history: History,
+        worker: Worker,
+        verdicts: Verdicts,
+        now: Callable[[], datetime],
+        expires_after: Callable[[], timedelta],
+    ) -> None:
+        self._acts = acts
+        self._history = history
+        self._worker = worker
+        self._verdicts = verdicts
+        self._now = now
+        self._expires_after = expires_after
+
+    async def act(self, act: Act, message_id: UUID) -> Snapshot:
+        """Cancel, retry or resolve one message.
+
+        Raises:
+            NotFound: there is no such message.
+            Conflict: its state forbids it.
+        """
+        now = self._now()
+        snapshot = await self._acts.do(act, message_id, now=now, until=now + self._expires_after())
+        self._tell(snapshot)
+        return snapshot
+
+    async def act_on_all(self, act: Act, which: Filter) -> int:
+        """Cancel or retry all that match, in steps; gives how many. In doubt only where the filter asks for it."""
+        count, before = 0, None
+        until = self._now() + self._expires_after()
+        while page := await self._history.newest(which, at_most=STEP, before=before):
+            before = page[-1].id
+            ids = [s.id for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
+            done = await self._acts.do_all(act, ids, now=self._now(), until=until)
+            count += len(done)
+            for snapshot in done:
+                self._tell(snapshot)
+        return count
+
+    def _tell(self, snapshot: Snapshot) -> None:
+        if snapshot.next_attempt_at is not None:
+            self._worker.nudge(snapshot.profile)
+        else:
+            self._verdicts.publish(snapshot)
