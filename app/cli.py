@@ -177,7 +177,7 @@ def _serve(settings: Settings) -> None:
     as_json = settings.log is LogFormat.JSON or (settings.log is None and not sys.stderr.isatty())
     set_up_logs(as_json=as_json)
     try:
-        serve(settings, say=typer.echo)
+        serve(settings, say=typer.echo, read_again=lambda: load(os.environ))
     except ConfigError as error:
         _refuse(error)
 

@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
@@ -24,6 +25,7 @@ from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
 from app.mail.attempt import Attempt
+from app.mail.errors import ConfigError
 from app.mail.ids import uuid7
 from app.mail.profile import (
     SANDBOX_PROFILE,
@@ -49,6 +51,7 @@ from app.store.reader import Reader
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
+_FOR_LIFE = ("listen", "database", "log", "docs", "max_message_bytes")  # what only a restart changes
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
 
 
@@ -100,6 +103,26 @@ class Runtime:
     async def close(self) -> None:
         """Drain and close everything, in the reverse order of its start."""
         await self._parts.aclose()
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Go on by these settings; gives the names of those that changed and take a restart.
+
+        Raises:
+            ConfigError: only a restart can carry them out; nothing was changed.
+        """
+        if settings.sandbox != self.settings.sandbox:
+            raise ConfigError("a change between the sandbox and a relay takes a restart")
+        stay = {name: getattr(self.settings, name) for name in _FOR_LIFE}
+        waiting = [name for name, value in stay.items() if getattr(settings, name) != value]
+        self.settings = settings = replace(settings, **stay)
+        built_in = {name: profile for name, profile in self.profiles.items() if profile.sandbox}
+        self.profiles.clear()
+        self.profiles.update(built_in, **settings.profiles)
+        self.callers.change_key(settings.api_key)
+        self.doctor.default_from = settings.default_from
+        self.worker.reload(self.profiles, settings.schedule, keep_transcripts=settings.transcripts)
+        self.intake.policy = self._policy()
+        return waiting
 
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
@@ -157,17 +180,22 @@ class Runtime:
             expires_after=lambda: timedelta(seconds=self.settings.expires_after),
         )
         self.intake = Intake(
-            Policy(
-                profiles=self.profiles,
-                default_profile=settings.default_profile,
-                default_from=settings.default_from,
-                max_message_bytes=settings.max_message_bytes,
-                expires_after=settings.expires_after,
-            ),
+            self._policy(),
             self.outbox,
             HandOff(self.worker.reserve, self.worker.hand_off, self.worker.give_up_place, self.worker.nudge),
         )
         await self.worker.start(await self.history.profiles_waiting())
+
+    def _policy(self) -> Policy:
+        settings = self.settings
+        return Policy(
+            profiles=self.profiles,
+            default_profile=settings.default_profile,
+            routes=settings.routes,
+            default_from=settings.default_from,
+            max_message_bytes=settings.max_message_bytes,
+            expires_after=settings.expires_after,
+        )
 
     def _closes(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._parts.push_async_callback(close)

@@ -48,10 +48,14 @@ class _Lane:
     """One profile's side of the worker."""
 
     profile: Profile
-    window: int  # attempts under way at most: enough to keep every connection busy
     under_way: int = 0
     backlog: bool = False  # something waits in the store that could go now
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def window(self) -> int:
+        """How many attempts may be under way: enough to keep every connection busy."""
+        return max(8, 4 * self.profile.max_connections)
 
 
 class Worker:
@@ -71,8 +75,6 @@ class Worker:
         random_bits: Callable[[int], int],
         keep_transcripts: bool,
     ) -> None:
-        self._keep_transcripts = keep_transcripts
-        self._schedule = schedule
         self._outbox = outbox
         self._pool = pool
         self._verdicts = verdicts
@@ -80,8 +82,10 @@ class Worker:
         self._now = now
         self._random_bits = random_bits
         self._clock = clock
-        self._lanes = {name: _Lane(profile, max(8, 4 * profile.max_connections)) for name, profile in profiles.items()}
-        self._known = frozenset(profiles)
+        self._lanes: dict[str, _Lane] = {}
+        self._known = frozenset[str]()
+        self._is_claiming = False
+        self.reload(profiles, schedule, keep_transcripts=keep_transcripts)
         self._loops: list[asyncio.Task[None]] = []
         self._attempts: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -98,8 +102,27 @@ class Worker:
         for claim, started_at, marked in await self._outbox.interrupted():
             await self._settle_interrupted(claim, started_at, marked=marked)
         for name in profiles_waiting:
-            self._lanes.setdefault(name, _Lane(stand_in(name), 8))
-        self._loops = [asyncio.create_task(self._claim_loop(lane)) for lane in self._lanes.values()]
+            self._lanes.setdefault(name, _Lane(stand_in(name)))
+        self._is_claiming = True
+        for lane in self._lanes.values():
+            self._claim_for(lane)
+
+    def reload(self, profiles: Mapping[str, Profile], schedule: Schedule, *, keep_transcripts: bool) -> None:
+        """Go on by these settings. Attempts under way end by those they began with."""
+        self._keep_transcripts = keep_transcripts
+        self._schedule = schedule
+        self._known = frozenset(profiles)
+        for name, profile in profiles.items():
+            lane = self._lanes.get(name)
+            if lane is None:
+                self._lanes[name] = lane = _Lane(profile)
+                if self._is_claiming:
+                    self._claim_for(lane)
+            lane.profile = profile
+            lane.wake.set()
+
+    def _claim_for(self, lane: _Lane) -> None:
+        self._loops.append(asyncio.create_task(self._claim_loop(lane)))
 
     async def drain(self, grace: float, *, hurried: asyncio.Event) -> None:
         """Claim no more; give what is under way `grace` seconds, or until `hurried`, then stop it. Idempotent.

@@ -103,7 +103,7 @@ class Doctor:
         self._resolve = resolve
         self._now = now
         self._clock = clock
-        self._default_from = default_from
+        self.default_from = default_from
         self._logged_in: dict[str, float] = {}  # profile → when
 
     async def diagnose(self, profile: Profile, *, sender: str | None, recipient: str | None) -> Diagnosis:
@@ -116,7 +116,7 @@ class Doctor:
             RateLimited: this profile logged in for a diagnosis less than a minute ago.
         """
         self._refuse_a_login_too_many(profile)
-        default = profile.from_address or self._default_from
+        default = profile.from_address or self.default_from
         sender = sender or profile.envelope_from or (default.addr_spec if default else None)
         recipient = recipient or sender
         attempt = Attempt(1, profile.name, self._now(), self._clock)
