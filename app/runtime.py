@@ -43,6 +43,7 @@ from app.smtp.opening import open_session
 from app.smtp.pool import Pool
 from app.smtp.session import Session
 from app.store.acts import Acts
+from app.store.catalog import Catalog
 from app.store.database import Lock, migrate
 from app.store.history import History
 from app.store.journal import Journal
@@ -66,6 +67,7 @@ class Runtime:
     journal: Journal
     history: History
     outbox: Outbox
+    pool: Pool
     worker: Worker
     control: Control
     intake: Intake
@@ -156,7 +158,7 @@ class Runtime:
         self.verdicts = Verdicts()
         if settings.sandbox:
             await self._open_sink()
-        pool = Pool(self._open_session)
+        self.pool = pool = Pool(self._open_session)
         self._closes(pool.close)
         self.worker = Worker(
             profiles=self.profiles,
@@ -171,7 +173,11 @@ class Runtime:
             keep_transcripts=settings.transcripts,
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
+        catalog = Catalog(self.journal, reader)
+        for name, since in (await catalog.paused()).items():
+            self.worker.pause(name, since)
         self.control = Control(
+            catalog=catalog,
             acts=Acts(self.journal),
             history=self.history,
             worker=self.worker,

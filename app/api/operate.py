@@ -149,6 +149,8 @@ def _sqlite() -> dict[str, Any]:
 def _profile(runtime: Runtime, name: str) -> dict[str, Any]:
     profile = runtime.profiles[name]
     check: dict[str, Any] = {"componentId": name, "status": "pass"}
+    if (since := runtime.worker.standing(name).paused_at) is not None:
+        return check | {"status": "warn", "output": f"paused since {since.isoformat(timespec='seconds')}"}
     if profile.sandbox:
         return check | {"status": "warn", "output": "sandbox: messages are kept here and not sent"}
     if profile.tls in (TlsMode.NONE, TlsMode.OPPORTUNISTIC):

@@ -1,4 +1,4 @@
-"""Acting on messages that are stored: cancel, retry, resolve; one, or all that match.
+"""Acting on messages that are stored (cancel, retry, resolve; one, or all that match), and pausing profiles.
 
 The store decides and writes (`store.acts`); this room tells the worker what is due, and whoever waits what ended.
 """
@@ -14,6 +14,7 @@ from app.mail.acts import Act
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
 from app.store.acts import Acts
+from app.store.catalog import Catalog
 from app.store.history import Filter, History
 from app.store.verdicts import Verdicts
 
@@ -30,6 +31,7 @@ class Control:
         history: History,
         worker: Worker,
         verdicts: Verdicts,
+        catalog: Catalog,
         now: Callable[[], datetime],
         expires_after: Callable[[], timedelta],
     ) -> None:
@@ -37,6 +39,7 @@ class Control:
         self._history = history
         self._worker = worker
         self._verdicts = verdicts
+        self._catalog = catalog
         self._now = now
         self._expires_after = expires_after
 
@@ -64,6 +67,16 @@ class Control:
             for snapshot in done:
                 self._tell(snapshot)
         return count
+
+    async def pause(self, profile: str) -> None:
+        """Begin no attempt through a profile, across restarts too, until it is resumed; what is under way goes on."""
+        await self._catalog.pause(profile, now=self._now())
+        self._worker.pause(profile, (await self._catalog.paused())[profile])
+
+    async def resume(self, profile: str) -> None:
+        """Begin again with what waits for a profile; nothing happens to one that is not paused."""
+        await self._catalog.resume(profile)
+        self._worker.resume(profile)
 
     def _tell(self, snapshot: Snapshot) -> None:
         if snapshot.next_attempt_at is not None:

@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from app.mail.errors import ConfigError
 
-SCHEMA = "0004"  # the newest step in alembic/versions; a test keeps it so
+SCHEMA = "0005"  # the newest step in alembic/versions; a test keeps it so
 PART_BYTES = 256 * 1024  # size of one row of content
 COUNT_PERIOD = 10 * 60 * 1000  # milliseconds of one row of failure_counts
 COUNTS_KEPT = 24 * 3600 * 1000  # milliseconds that failures are counted for
@@ -145,6 +145,15 @@ idempotency_keys = Table(
     PrimaryKeyConstraint("caller", "key"),
     Index("idempotency_keys_expiry", "expires_at"),
     Index("idempotency_keys_message", "message_id"),  # for the cascade
+    sqlite_with_rowid=False,
+)
+
+profile_states = Table(
+    "profile_states",
+    metadata,
+    Column("profile", Text, nullable=False),
+    Column("paused_at", BigInteger),  # NULL = it is not paused
+    PrimaryKeyConstraint("profile"),
     sqlite_with_rowid=False,
 )
 

@@ -109,6 +109,20 @@ _FAILURES = (
     .where(failure_counts.c.period >= bindparam("since"))
     .group_by(failure_counts.c.reason)
 )
+_LATEST_OF_PROFILE = (
+    select(messages.c.id)
+    .where(messages.c.profile == bindparam("of_profile"))
+    .order_by(messages.c.id.desc())
+    .limit(1000)
+    .subquery()
+)
+_LAST_SUCCESS = (
+    select(attempts.c.started_at)
+    .join(_LATEST_OF_PROFILE, attempts.c.message_id == _LATEST_OF_PROFILE.c.id)
+    .where(attempts.c.error_code.is_(None), attempts.c.facts.is_not(None))
+    .order_by(attempts.c.started_at.desc())
+    .limit(1)
+)
 _PROFILES_WAITING = select(messages.c.profile).where(messages.c.due_at.is_not(None)).distinct()
 
 
@@ -196,6 +210,11 @@ class History:
     async def profiles_waiting(self) -> set[str]:
         """Name every profile that a message waits for, whether or not it is in the settings."""
         return {name for (name,) in await self._reader.rows(_PROFILES_WAITING)}
+
+    async def last_success(self, profile: str) -> datetime | None:
+        """When the latest of a profile's successful attempts began; looks at its latest thousand messages."""
+        rows = await self._reader.rows(_LAST_SUCCESS, {"of_profile": profile})
+        return from_ms(rows[0][0]) if rows else None
 
     async def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
         whom = await self._reader.rows(RECIPIENTS_OF, {"of_message": row[0]})
