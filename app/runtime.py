@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
@@ -25,7 +25,7 @@ from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
 from app.mail.attempt import Attempt
-from app.mail.errors import ConfigError
+from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.ids import uuid7
 from app.mail.profile import (
     SANDBOX_PROFILE,
@@ -49,10 +49,12 @@ from app.store.history import History
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
+from app.store.search import SearchIndex
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
 _FOR_LIFE = ("listen", "database", "log", "docs", "max_message_bytes")  # what only a restart changes
+INDEX_EVERY = 30.0  # seconds
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
 
 
@@ -154,7 +156,8 @@ class Runtime:
         await self.journal.open()
         self._closes(self.journal.close)
         self.outbox = Outbox(self.journal, reader)
-        self.history = History(reader)
+        search = SearchIndex(self.journal)
+        self.history = History(reader, search)
         self.verdicts = Verdicts()
         if settings.sandbox:
             await self._open_sink()
@@ -191,6 +194,8 @@ class Runtime:
             HandOff(self.worker.reserve, self.worker.hand_off, self.worker.give_up_place, self.worker.nudge),
         )
         await self.worker.start(await self.history.profiles_waiting())
+        indexing = asyncio.create_task(_index_now_and_then(search))
+        self._closes(lambda: _ended(indexing))
 
     def _policy(self) -> Policy:
         settings = self.settings
@@ -235,3 +240,16 @@ class Runtime:
                 name = await asyncio.to_thread(socket.getfqdn)
             self._name = name if "." in name and name.isascii() and not name.startswith("localhost") else None
         return self._name
+
+
+async def _index_now_and_then(search: SearchIndex) -> None:
+    while True:
+        with suppress(StoreUnavailable):  # whoever writes mail meets it too, and says so
+            await search.catch_up()
+        await asyncio.sleep(INDEX_EVERY)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

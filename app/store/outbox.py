@@ -58,7 +58,7 @@ from app.store.records import (
 KEY_LIFE = timedelta(hours=24)  # of an idempotency key
 
 _INSERT_MESSAGE = insert(messages).values(
-    {c: bindparam(c.name) for c in messages.c if c.name not in ("handover", "error_code", "failure")}
+    {c: bindparam(c.name) for c in messages.c if c.name not in ("seq", "handover", "error_code", "failure")}
 )
 _INSERT_RECIPIENT = insert(recipients).values(
     message_id=bindparam("message_id"),
