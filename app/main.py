@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import acts, docs, errors, messages, operate, profiles, send
+from app.api import acts, docs, errors, live, messages, operate, profiles, send
 from app.api.document import document
 from app.api.edge import App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
@@ -75,6 +75,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         send.router,
         messages.router,
         acts.router,
+        live.router,
         errors.router,
         profiles.router,
         operate.router,

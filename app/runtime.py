@@ -74,8 +74,10 @@ class Runtime:
     control: Control
     intake: Intake
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, delivers: bool = True) -> None:
+        """Nothing is opened yet; what does not deliver leaves the queue alone."""
         self.settings = settings
+        self._delivers = delivers
         self.profiles = dict(settings.profiles)
         self.metrics = Metrics(__version__)
         self.callers = Callers(settings.api_key)
@@ -159,7 +161,7 @@ class Runtime:
         search = SearchIndex(self.journal)
         self.history = History(reader, search)
         self.verdicts = Verdicts()
-        if settings.sandbox:
+        if settings.sandbox and self._delivers:
             await self._open_sink()
         self.pool = pool = Pool(self._open_session)
         self._closes(pool.close)
@@ -193,6 +195,8 @@ class Runtime:
             self.outbox,
             HandOff(self.worker.reserve, self.worker.hand_off, self.worker.give_up_place, self.worker.nudge),
         )
+        if not self._delivers:
+            return
         await self.worker.start(await self.history.profiles_waiting())
         indexing = asyncio.create_task(_index_now_and_then(search))
         self._closes(lambda: _ended(indexing))

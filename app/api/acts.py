@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Literal
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
@@ -10,10 +11,12 @@ from pydantic import BaseModel, Field
 from app.api.answers import MessageAnswer
 from app.api.document import KEYS, parameters, problems
 from app.api.edge import answer_json, answer_to_post, began_at, preference_of
-from app.api.lookup import FILTERED_BY, fault, filter_of, id_of, refuse_unknown
+from app.api.lookup import FILTERED_BY, PAGED_BY, cursor_of, fault, filter_of, id_of, limit_of, refuse_unknown, written
 from app.api.routes import caller_of, headers_in, runtime_of, to_response
 from app.mail.acts import Act
 from app.store.verdicts import in_time
+
+_IN_STEPS = {"limit": "look at so many and no more, 1 to 100; all", "cursor": PAGED_BY["cursor"]}
 
 router = APIRouter(tags=["messages"], dependencies=[Depends(caller_of), *KEYS])
 
@@ -22,6 +25,8 @@ class Count(BaseModel):
     """How many messages an act was done to."""
 
     count: int
+    has_more: bool = Field(description="only with `limit`: not all were looked at yet")
+    next_cursor: str | None
 
 
 class Resolution(BaseModel):
@@ -92,7 +97,7 @@ async def resolve_message(request: Request, id: str, resolution: Resolution) -> 
     summary="Send all that match again",
     response_model=Count,
     responses=problems(401, 422, 503),
-    openapi_extra={"parameters": parameters(**FILTERED_BY)},
+    openapi_extra={"parameters": parameters(**FILTERED_BY, **_IN_STEPS)},
 )
 async def retry_messages(request: Request) -> Response:
     """Retry every message that matches; those in doubt only where `state=in_doubt` asks for them."""
@@ -105,7 +110,7 @@ async def retry_messages(request: Request) -> Response:
     summary="Cancel all that match",
     response_model=Count,
     responses=problems(401, 422, 503),
-    openapi_extra={"parameters": parameters(**FILTERED_BY)},
+    openapi_extra={"parameters": parameters(**FILTERED_BY, **_IN_STEPS)},
 )
 async def cancel_messages(request: Request) -> Response:
     """Cancel what is not sent yet of every message that matches."""
@@ -114,8 +119,16 @@ async def cancel_messages(request: Request) -> Response:
 
 async def _do_all(request: Request, act: Act) -> Response:
     runtime, query = runtime_of(request), request.query_params
-    refuse_unknown(query, set(FILTERED_BY))
-    if not any(query.values()):
+    refuse_unknown(query, {*FILTERED_BY, *PAGED_BY})
+    if not any(query.get(name) for name in FILTERED_BY):
         raise fault("name at least one filter, so that not everything is touched by accident; state=deferred, say")
     which = filter_of(query, now=runtime.now())
-    return to_response(answer_json({"count": await runtime.control.act_on_all(act, which)}))
+    if not query.get("limit"):
+        count, rest = await runtime.control.act_on_all(act, which), None
+    else:
+        cursor = cursor_of(query)
+        count, rest = await runtime.control.act_on_some(
+            act, which, at_most=limit_of(query), before=UUID(bytes=cursor) if cursor else None
+        )
+    next_cursor = written(rest.bytes) if rest else None
+    return to_response(answer_json({"count": count, "has_more": rest is not None, "next_cursor": next_cursor}))

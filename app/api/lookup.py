@@ -33,6 +33,9 @@ FILTERED_BY: dict[str, str] = {
 }
 
 
+PAGED_BY = {"limit": f"entries a page, 1 to {MAX_PAGE}; 20", "cursor": "`next_cursor` of the page before"}
+
+
 def fault(detail: str) -> InvalidMessage:
     return InvalidMessage.of([Fault("", detail)])
 

@@ -12,13 +12,21 @@ from app.api import answers
 from app.api.answers import AttemptOfMessage, MessageDetails, MessageList
 from app.api.document import KEYS, parameters, problems
 from app.api.edge import Answer, answer_json
-from app.api.lookup import FILTERED_BY, MAX_PAGE, cursor_of, filter_of, id_of, limit_of, link, refuse_unknown, written
+from app.api.lookup import (
+    FILTERED_BY,
+    PAGED_BY,
+    cursor_of,
+    filter_of,
+    id_of,
+    limit_of,
+    link,
+    refuse_unknown,
+    written,
+)
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import NotFound
 
 router = APIRouter(tags=["messages"], dependencies=[Depends(caller_of), *KEYS])
-
-_PAGE = {"limit": f"entries a page, 1 to {MAX_PAGE}; 20", "cursor": "`next_cursor` of the page before"}
 
 
 class AttemptList(BaseModel):
@@ -35,12 +43,12 @@ class AttemptList(BaseModel):
     summary="List messages, newest first",
     response_model=MessageList,
     responses=problems(401, 422, 503),
-    openapi_extra={"parameters": parameters(**FILTERED_BY, **_PAGE)},
+    openapi_extra={"parameters": parameters(**FILTERED_BY, **PAGED_BY)},
 )
 async def list_messages(request: Request) -> Response:
     """Give a page of messages, newest first; `next_cursor`, and the Link header, lead to the next."""
     runtime, query = runtime_of(request), request.query_params
-    refuse_unknown(query, {*FILTERED_BY, *_PAGE})
+    refuse_unknown(query, {*FILTERED_BY, *PAGED_BY})
     at_most, cursor = limit_of(query), cursor_of(query)
     which = filter_of(query, now=runtime.now())
     before = UUID(bytes=cursor) if cursor else None
@@ -58,14 +66,14 @@ async def list_messages(request: Request) -> Response:
     responses=problems(401, 422, 503),
     openapi_extra={
         "parameters": parameters(
-            error_code="such as EAUTH", profile="name of a profile", since=FILTERED_BY["since"], **_PAGE
+            error_code="such as EAUTH", profile="name of a profile", since=FILTERED_BY["since"], **PAGED_BY
         )
     },
 )
 async def list_attempts(request: Request) -> Response:
     """Give a page of attempts, each with its message's id; `next_cursor`, and the Link header, lead to the next."""
     runtime, query = runtime_of(request), request.query_params
-    refuse_unknown(query, {"error_code", "profile", "since", *_PAGE})
+    refuse_unknown(query, {"error_code", "profile", "since", *PAGED_BY})
     at_most, cursor = limit_of(query), cursor_of(query, 20)
     which = filter_of(query, now=runtime.now())
     found = await runtime.history.newest_attempts(

@@ -57,16 +57,23 @@ class Control:
 
     async def act_on_all(self, act: Act, which: Filter) -> int:
         """Cancel or retry all that match, in steps; gives how many. In doubt only where the filter asks for it."""
-        count, before = 0, None
-        until = self._now() + self._expires_after()
-        while page := await self._history.newest(which, at_most=STEP, before=before):
-            before = page[-1].id
-            ids = [s.id for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
-            done = await self._acts.do_all(act, ids, now=self._now(), until=until)
-            count += len(done)
-            for snapshot in done:
-                self._tell(snapshot)
+        count, before = await self.act_on_some(act, which, at_most=STEP)
+        while before is not None:
+            more, before = await self.act_on_some(act, which, at_most=STEP, before=before)
+            count += more
         return count
+
+    async def act_on_some(
+        self, act: Act, which: Filter, *, at_most: int, before: UUID | None = None
+    ) -> tuple[int, UUID | None]:
+        """Cancel or retry what matches among the next `at_most`; gives how many, and where to go on, None = done."""
+        page = await self._history.newest(which, at_most=at_most, before=before)
+        ids = [s.id for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
+        now = self._now()
+        done = await self._acts.do_all(act, ids, now=now, until=now + self._expires_after())
+        for snapshot in done:
+            self._tell(snapshot)
+        return len(done), page[-1].id if len(page) == at_most else None
 
     async def pause(self, profile: str) -> None:
         """Begin no attempt through a profile, across restarts too, until it is resumed; what is under way goes on."""

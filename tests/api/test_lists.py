@@ -151,5 +151,5 @@ async def test_what_many_find_at_once_is_indexed_once(service: Application, sent
 
 async def test_all_that_a_search_finds_are_acted_on(service: Application, sent: dict[str, str]) -> None:
     answer = await service.client.post("/messages/cancel?q=later")
-    assert answer.json() == {"count": 1}
+    assert answer.json()["count"] == 1
     assert (await service.look_up(sent["waiting"]))["state"] == "cancelled"
