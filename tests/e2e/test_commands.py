@@ -84,7 +84,7 @@ async def test_what_is_kept_and_not_well_is_1_with_its_cure(scene: Scene) -> Non
     [
         (("send", "--to", "nobody", "--text", "x"), 2, "mailchute: /to/0: "),
         (("send", "--to", "a@b.test", "--text", "x", "--attach", "none.pdf"), 2, "none.pdf cannot be read"),
-        (("send", "--to", "a@b.test", "--text", "x", "--profile", "defualt"), 2, "do you mean default?"),
+        (("send", "--to", "a@b.test", "--text", "x", "--profile", "defaults"), 2, "do you mean default?"),
         (("show", "4711"), 1, "There is no message 4711"),
         (("list", "--state", "snet"), 2, "do you mean sent?"),
         (("retry",), 2, "name messages to retry, or a filter"),
