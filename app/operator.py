@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from app.mail.errors import ConfigError
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -126,6 +127,11 @@ def at_hand(settings: Settings, *, delivers: bool) -> Iterator[Service]:
         if service is not None:
             yield service
             return
+    if not delivers and not settings.database.exists():
+        raise ConfigError(
+            f"no service runs here, and there is no database {settings.database}: run this where the service runs, "
+            "with its settings"
+        )
     with _our_own(settings, delivers=delivers) as own:
         yield own
 

@@ -45,6 +45,7 @@ async def scene(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[S
     async with Relay() as relay:
         scene = Scene(relay, folder)
         if request.param == "none":
+            assert (await scene.do("migrate")).code == 0
             yield scene
             return
         async with Service(scene.settings, folder=folder):
@@ -79,28 +80,25 @@ async def test_what_is_kept_and_not_well_is_1_with_its_cure(scene: Scene) -> Non
     assert "\nCure: " in said.out
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "says"),
-    [
-        (("send", "--to", "nobody", "--text", "x"), 2, "mailchute: /to/0: "),
-        (("send", "--to", "a@b.test", "--text", "x", "--attach", "none.pdf"), 2, "none.pdf cannot be read"),
-        (("send", "--to", "a@b.test", "--text", "x", "--profile", "defaults"), 2, "do you mean default?"),
-        (("show", "4711"), 1, "There is no message 4711"),
-        (("list", "--state", "snet"), 2, "do you mean sent?"),
-        (("retry",), 2, "name messages to retry, or a filter"),
-        (("cancel", "4711", "--state", "deferred"), 2, "and not both"),
-        (("cancel", "4711"), 1, "There is no message 4711"),
-        (("frobnicate",), 2, "No such command"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
-)
-async def test_what_cannot_be_is_told_in_plain_words(
-    scene: Scene, words: tuple[str, ...], code: int, says: str
-) -> None:
-    said = await scene.do(*words)
-    assert (said.code, said.out) == (code, "")
-    assert says in said.err
-    assert "Traceback" not in said.err
+WRONG = [
+    (("send", "--to", "nobody", "--text", "x"), 2, "mailchute: /to/0: "),
+    (("send", "--to", "a@b.test", "--text", "x", "--attach", "none.pdf"), 2, "none.pdf cannot be read"),
+    (("send", "--to", "a@b.test", "--text", "x", "--profile", "defaults"), 2, "do you mean default?"),
+    (("show", "4711"), 1, "There is no message 4711"),
+    (("list", "--state", "snet"), 2, "do you mean sent?"),
+    (("retry",), 2, "name messages to retry, or a filter"),
+    (("cancel", "4711", "--state", "deferred"), 2, "and not both"),
+    (("cancel", "4711"), 1, "There is no message 4711"),
+    (("frobnicate",), 2, "No such command"),
+]
+
+
+async def test_what_cannot_be_is_told_in_plain_words(scene: Scene) -> None:
+    for words, code, says in WRONG:
+        said = await scene.do(*words)
+        assert (said.code, said.out) == (code, ""), words
+        assert says in said.err
+        assert "Traceback" not in said.err
 
 
 async def test_all_that_match_are_cancelled_or_sent_again(scene: Scene) -> None:
@@ -150,6 +148,15 @@ async def test_a_terminal_does_not_obey_what_a_relay_says(scene: Scene) -> None:
     said = await scene.do(*SEND)
     assert "\x1b" not in said.out
     assert "gone" in said.out
+
+
+async def test_looking_makes_no_database(folder: Path) -> None:
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
+        said = await scene.do("list")
+        assert (said.code, said.out) == (2, "")
+        assert "there is no database var/mailchute.db" in said.err
+    assert list(folder.iterdir()) == []
 
 
 async def test_where_none_runs_what_waits_is_left_alone_by_whoever_only_looks(folder: Path) -> None:
