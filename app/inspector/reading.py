@@ -106,10 +106,10 @@ def _tried(reading: Callable[[], _T], otherwise: _T) -> _T:
     return otherwise
 
 
-# What no policy reaches: <link rel="preconnect"> makes a connection, and Chromium makes one to wherever a frame or a
-# followed link leads before it finds that forbidden; <meta> and <base> turn to the page's own settings; <animate> and
-# <set> change a link. Their names are replaced wherever they stand, without parsing: nothing else begins such an
-# element. <basefont> does nothing, holds nothing, and may stand in a <head>.
+# CSP says nothing of <link rel="preconnect">, and Chromium connects to wherever a frame or a followed link leads before
+# it finds that forbidden. <meta> and <base> turn to the page's own settings; <animate> and <set> change a link. Their
+# names are replaced wherever they stand, without parsing: nothing else begins such an element. <basefont> does nothing,
+# holds nothing, and may stand in a <head>.
 _TURNED_OFF = re.compile(
     r"<(?:link|meta|base|iframe|frame|object|embed|animate\w*|set)(?=[\s/>])", re.IGNORECASE | re.ASCII
 )
