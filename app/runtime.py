@@ -3,7 +3,7 @@
 The only room, besides main and cli, that reads `Settings`, and the only one that knows the wall clock and
 randomness; everybody else is given them.
 
-Order: lock → schema → journal, reader → sink (sandbox) → pool → worker. A failed start closes what was open.
+Order: lock → schema → journal, reader → sandbox → pool → worker. A failed start closes what was open.
 """
 
 from __future__ import annotations
@@ -27,15 +27,7 @@ from app.intake.callers import Callers
 from app.mail.attempt import Attempt
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.ids import uuid7
-from app.mail.profile import (
-    SANDBOX_PROFILE,
-    AuthMode,
-    Dialect,
-    Profile,
-    ProfileFacts,
-    TlsMode,
-    resolve_profile,
-)
+from app.mail.profile import Profile
 from app.settings import Settings
 from app.smtp.doctor import Doctor
 from app.smtp.network import resolve
@@ -162,7 +154,7 @@ class Runtime:
         self.history = History(reader, search)
         self.verdicts = Verdicts()
         if settings.sandbox and self._delivers:
-            await self._open_sink()
+            await self._open_sandbox()
         self.pool = pool = Pool(self._open_session)
         self._closes(pool.close)
         self.worker = Worker(
@@ -215,23 +207,12 @@ class Runtime:
     def _closes(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._parts.push_async_callback(close)
 
-    async def _open_sink(self) -> None:
-        from app.smtpd.sink import Sink  # aiosmtpd costs 40 ms and 4 MB that a real relay never needs
+    async def _open_sandbox(self) -> None:
+        from app.smtpd.sandbox import Sandbox  # aiosmtpd costs 40 ms and 4 MB that a real relay never needs
 
-        sink = await Sink.open()
-        self._closes(sink.close)
-        profile, _ = resolve_profile(
-            ProfileFacts(
-                name=SANDBOX_PROFILE,
-                dialect=Dialect.FILE,
-                host="127.0.0.1",
-                port=sink.port,
-                tls=TlsMode.NONE,
-                auth=AuthMode.NONE,
-                sandbox=True,
-            )
-        )
-        self.profiles[SANDBOX_PROFILE] = profile
+        sandbox = await Sandbox.open()
+        self._closes(sandbox.close)
+        self.profiles.update(sandbox.profiles)
 
     async def _open_session(self, profile: Profile, attempt: Attempt) -> Session:
         return await open_session(profile, attempt, resolve=resolve, own_name=self._own_name)

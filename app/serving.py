@@ -202,6 +202,7 @@ def start_up_text(settings: Settings, port: int) -> str:
         lines += [
             "SANDBOX: no relay is configured. Messages are kept here; nothing leaves this machine.",
             f"Read them at {base}/sandbox",
+            "To see a failure, send to 550@, 451@, 421@, 552@, slow@ or drop@example.org (docs/sandbox.md).",
         ]
     else:
         lines += [_relay_line(settings)]

@@ -23,6 +23,7 @@ from app.mail.address import Address
 from app.mail.errors import ConfigError
 from app.mail.profile import (
     SANDBOX_PROFILE,
+    SANDBOX_PROFILES,
     Dialect,
     Profile,
     ProfileFacts,
@@ -58,7 +59,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the service runs by. `profiles` is empty only in the sandbox, whose profile needs a port first."""
+    """What the service runs by. `profiles` is empty only in the sandbox, whose profiles need ports first."""
 
     listen: Listen
     database: Path
@@ -177,7 +178,7 @@ def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
         raise ConfigError(
             f"profiles.{name}: a profile's name is lower-case letters, digits, - and _, at most 63 of them"
         )
-    if name == SANDBOX_PROFILE:
+    if name in SANDBOX_PROFILES:
         raise ConfigError(f"profiles.{name}: this name is taken by the built-in sandbox; use another")
     return ProfileFacts(
         name=name,

@@ -83,6 +83,30 @@ class TestZeroConfig:
         assert f"Message-ID: {answer['message_id']}".replace("<", "&lt;").replace(">", "&gt;") in shown
         assert "Content-Transfer-Encoding: " in shown
 
+    async def test_the_start_up_text_names_the_addresses_that_fail(self, sandbox: Service) -> None:
+        (line,) = [line for line in sandbox.text.splitlines() if "550@" in line]
+        for local in ("451", "421", "552", "slow", "drop"):
+            assert f"{local}@" in line
+
+    @pytest.mark.parametrize(
+        ("wanted", "code", "reason"),
+        [
+            ({"to": "421@theirs.test"}, "ECONNECTION", "service_unavailable"),
+            ({"to": "drop@theirs.test"}, "EINDOUBT", "outcome_unknown"),
+            ({"profile": "sandbox-eauth"}, "EAUTH", "auth_rejected"),
+            ({"profile": "sandbox-down"}, "ECONNECTION", "connection_refused"),
+            ({"profile": "sandbox-tls-expired"}, "ETLS", "tls_cert_expired"),
+        ],
+        ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else None,
+    )
+    async def test_failure_can_be_had_on_demand(
+        self, wanted: dict[str, str], code: str, reason: str, sandbox: Service
+    ) -> None:
+        answer = await sandbox.send(**wanted)
+        said = answer.json()
+        assert (answer.status_code, said["ok"], said["sandbox"]) == (202, False, True)
+        assert (said["error_code"], said["reason"]) == (code, reason)
+
     async def test_logs_are_json_lines_on_stderr(self, sandbox: Service) -> None:
         answer = (await sandbox.send()).json()
         line = await sandbox.logged("delivery.sent", message_id=answer["id"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.mail.address import Address
 from app.mail.errors import ConfigError
-from app.mail.profile import AuthMode, Dialect, Profile, TlsMode, TlsVersion
+from app.mail.profile import SANDBOX_PROFILES, AuthMode, Dialect, Profile, TlsMode, TlsVersion
 from app.mail.routing import Route
 from app.settings import LogFormat, Settings, load
 from tests.support.tls import certificates
@@ -97,7 +97,7 @@ def test_a_sandbox_beside_a_relay_is_a_contradiction() -> None:
     assert "MAILCHUTE_SANDBOX=true" in _error(RELAY | {"MAILCHUTE_SANDBOX": "true"})
 
 
-@pytest.mark.parametrize("name", ["sandbox", "Corp", "co rp", "-corp", "a" * 64, "ü", "a.b"])
+@pytest.mark.parametrize("name", [*SANDBOX_PROFILES, "Corp", "co rp", "-corp", "a" * 64, "ü", "a.b"])
 def test_a_profiles_name_is_short_and_plain_and_not_the_sandboxs(toml: Path, name: str) -> None:
     toml.write_text(f'[profiles."{name}"]\nhost = "mail.corp.example"\n')
     assert f"profiles.{name}" in _error({}, toml)
