@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from app.serving import SHUTDOWN_SECONDS
+from app.store.database import SCHEMA
 from tests.support.service import MAIL, MAILCHUTE, Ended, Service, run
 
 ROOT = Path(__file__).parents[2]
@@ -278,7 +279,7 @@ class TestCommands:
     async def test_migrate_makes_the_file_and_names_its_schema(self, tmp_path: Path) -> None:
         for _ in range(2):
             ended = await run(MAILCHUTE, "migrate", folder=tmp_path)
-            assert (ended.code, ended.out, ended.err) == (0, "var/mailchute.db is at schema 0004\n", "")
+            assert (ended.code, ended.out, ended.err) == (0, f"var/mailchute.db is at schema {SCHEMA}\n", "")
         assert stat.S_IMODE((tmp_path / "var" / "mailchute.db").stat().st_mode) == 0o600
 
     async def test_python_m_app_is_the_same_program(self) -> None:
