@@ -1,6 +1,7 @@
-"""The command: serve, doctor, errors, migrate, openapi.
+"""The command: serve, doctor, profiles, errors, migrate, openapi, and those of `commands.py`.
 
-Exit codes: 0 done (for doctor: all is well), 1 failed, 2 the settings or the command cannot work as they stand.
+Exit codes: 0 done and all is well; 1 failed, or kept and not well; 2 the settings or the command cannot work as they
+stand.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import os
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from app.commands import good_settings, messages, refuse
 from app.mail.errors import ConfigError
+from app.mail.profile import Profile
 from app.settings import LogFormat, Settings, load
 
 commands = typer.Typer(
@@ -25,6 +28,7 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+commands.add_typer(messages)
 
 
 def main() -> None:
@@ -38,7 +42,7 @@ def serve(
     check: Annotated[bool, typer.Option("--check", help="Validate the settings, then exit.")] = False,
 ) -> None:
     """Serve HTTP; settings come from the environment and mailchute.toml."""
-    settings = _settings()
+    settings = good_settings()
     if check:
         typer.echo(f"The settings are good: {_summary(settings)}")
         return
@@ -59,10 +63,10 @@ def doctor(
     """
     from app.operator import NoAnswer
 
-    settings = _settings()
+    settings = good_settings()
     names = dict.fromkeys(profiles or settings.profiles)  # each once: that is one login a profile
     if not names:
-        _refuse(ConfigError("there is no relay to try: set SMTP_HOST to the relay's host name"))
+        refuse(ConfigError("there is no relay to try: set SMTP_HOST to the relay's host name"))
     all_well = True
     for at, name in enumerate(names):
         try:
@@ -78,6 +82,29 @@ def doctor(
             typer.echo(("\n" if at else "") + _diagnosis_text(found))
     if not all_well:
         raise typer.Exit(1)
+
+
+@commands.command()
+def profiles(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the API's answers, one JSON object a line.")] = False,
+) -> None:
+    """List the profiles: where they lead, how, and how they stand where a service runs."""
+    from app.operator import NoAnswer, ask
+
+    settings = good_settings()
+    try:
+        reply = ask(settings.database, "GET", "/profiles")
+    except NoAnswer as error:
+        typer.echo(f"mailchute: {error}", err=True)
+        raise typer.Exit(1) from None
+    found = (
+        [_as_set(settings, profile) for profile in settings.profiles.values()] if reply is None else reply.body["data"]
+    )
+    for profile in found:
+        typer.echo(json.dumps(profile, ensure_ascii=False) if as_json else _profile_text(profile))
+    if not found:
+        typer.echo("There are none: it is the sandbox, where nothing leaves this machine.")
 
 
 @commands.command()
@@ -103,7 +130,7 @@ def errors(
         names = [*ErrorCode, *Reason]
         near = get_close_matches(code.upper(), names, n=1) or get_close_matches(code.lower(), names, n=1)
         cure_ = f"do you mean {near[0]}?" if near else "mailchute errors lists them"
-        _refuse(ConfigError(f"there is no error code or reason {code[:80]!r}; {cure_}"))
+        refuse(ConfigError(f"there is no error code or reason {code[:80]!r}; {cure_}"))
     typer.echo(f"{known}: {CODES[known]}")
     if known in NODEMAILER:
         typer.echo(f"nodemailer: {NODEMAILER[known]}")
@@ -118,7 +145,7 @@ def migrate() -> None:
     """Bring the database file to this version's schema (serve does it by itself)."""
     from app.store.database import SCHEMA, Lock, migrate
 
-    settings = _settings()
+    settings = good_settings()
     try:
         lock = Lock(settings.database)
         try:
@@ -126,7 +153,7 @@ def migrate() -> None:
         finally:
             lock.release()
     except ConfigError as error:
-        _refuse(error)
+        refuse(error)
     typer.echo(f"{settings.database} is at schema {SCHEMA}")
 
 
@@ -148,17 +175,29 @@ def openapi(
         raise typer.Exit(1)
 
 
-def _settings() -> Settings:
-    try:
-        return load(os.environ)
-    except ConfigError as error:
-        _refuse(error)
+def _as_set(settings: Settings, profile: Profile) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "default": profile.name == settings.default_profile,
+        "host": profile.host,
+        "port": profile.port,
+        "tls": profile.tls,
+        "logs_in": profile.wants_login,
+        "paused_at": None,
+        "last_success_at": None,
+    }
 
 
-def _refuse(error: Exception) -> NoReturn:
-    for line in str(error).splitlines():
-        typer.echo(f"mailchute: {line}", err=True)
-    raise typer.Exit(2)
+def _profile_text(said: dict[str, Any]) -> str:
+    facts = [
+        f"{said['host']}:{said['port']}",
+        f"tls {said['tls']}",
+        "with a login" if said["logs_in"] else "no AUTH",
+        *(["default"] if said["default"] else []),
+        *([f"paused since {said['paused_at']}"] if said["paused_at"] else []),
+        *([f"last success {said['last_success_at']}"] if said["last_success_at"] else []),
+    ]
+    return f"{said['name']}: {', '.join(facts)}"
 
 
 def _summary(settings: Settings) -> str:
@@ -177,9 +216,9 @@ def _serve(settings: Settings) -> None:
     as_json = settings.log is LogFormat.JSON or (settings.log is None and not sys.stderr.isatty())
     set_up_logs(as_json=as_json)
     try:
-        serve(settings, say=typer.echo)
+        serve(settings, say=typer.echo, read_again=lambda: load(os.environ))
     except ConfigError as error:
-        _refuse(error)
+        refuse(error)
 
 
 def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dict[str, Any]:
@@ -194,7 +233,7 @@ def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dic
     if reply.status in (429, 503):
         raise NoAnswer(reply.body["detail"])
     if reply.status != 200:
-        _refuse(ConfigError(reply.body["detail"]))
+        refuse(ConfigError(reply.body["detail"]))
     found: dict[str, Any] = reply.body
     return found
 
@@ -208,14 +247,14 @@ def _diagnose_here(settings: Settings, name: str, whom: dict[str, str | None]) -
     if profile is None:
         near = get_close_matches(name, settings.profiles, n=1)
         cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(settings.profiles) or 'none'}"
-        _refuse(ConfigError(f"there is no profile {name[:80]!r}; {cure}"))
+        refuse(ConfigError(f"there is no profile {name[:80]!r}; {cure}"))
     try:
         sender, recipient = (text and parse_address(text).addr_spec for text in whom.values())
     except InvalidAddress as error:
-        _refuse(error)
+        refuse(error)
 
     async def diagnose() -> dict[str, Any]:
-        return shape_of(await Runtime(settings).diagnose(profile, sender=sender, recipient=recipient))
+        return shape_of(await Runtime(settings).doctor.diagnose(profile, sender=sender, recipient=recipient))
 
     return asyncio.run(diagnose())
 

@@ -7,16 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import docs, errors, messages, operate, profiles, send
+from app.api import acts, docs, errors, live, messages, operate, profiles, send
 from app.api.document import TAGS, document
 from app.api.edge import App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
@@ -73,7 +74,9 @@ def create_api(runtime: Runtime) -> FastAPI:
     api.state.runtime = runtime
     for router in (
         send.router,
+        acts.router,  # before messages: a 405 tells the first path that fits, and /messages/{id} fits /messages/cancel
         messages.router,
+        live.router,
         errors.router,
         profiles.router,
         operate.router,
@@ -109,10 +112,17 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
 
 
 async def _refuse_parameters(request: Request, error: Exception) -> Response:
-    """What FastAPI finds wrong with a path or query parameter."""
+    """What FastAPI finds wrong with a path or query parameter, or with a small body."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    faults = [Fault("", f"{said['loc'][-1]}: {said['msg']}") for said in error.errors()]
+    faults = [
+        Fault("".join(f"/{part}" for part in said["loc"][1:]) if said["loc"][0] == "body" else "", _words(said))
+        for said in error.errors()
+    ]
     return await _refuse(request, InvalidMessage.of(faults))
+
+
+def _words(said: Mapping[str, Any]) -> str:
+    return f"{said['loc'][-1]}: {said['msg']}"
 
 
 async def _refuse_unforeseen(request: Request, _: Exception) -> Response:

@@ -3,7 +3,7 @@
 The only room, besides main and cli, that reads `Settings`, and the only one that knows the wall clock and
 randomness; everybody else is given them.
 
-Order: lock → schema → journal, reader → sink (sandbox) → pool → worker. A failed start closes what was open.
+Order: lock → schema → journal, reader → sandbox → pool → worker. A failed start closes what was open.
 """
 
 from __future__ import annotations
@@ -12,46 +12,41 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
 from uuid import UUID
 
 from app import __version__
+from app.delivery.control import Control
 from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
-from app.mail.acts import Act
 from app.mail.attempt import Attempt
+from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.ids import uuid7
-from app.mail.message import Snapshot
-from app.mail.outcome import MessageState
-from app.mail.profile import (
-    SANDBOX_PROFILE,
-    AuthMode,
-    Dialect,
-    Profile,
-    ProfileFacts,
-    TlsMode,
-    resolve_profile,
-)
+from app.mail.profile import Profile
 from app.settings import Settings
-from app.smtp.doctor import Diagnosis, Doctor
+from app.smtp.doctor import Doctor
 from app.smtp.network import resolve
 from app.smtp.opening import open_session
 from app.smtp.pool import Pool
 from app.smtp.session import Session
 from app.store.acts import Acts
+from app.store.catalog import Catalog
 from app.store.database import Lock, migrate
-from app.store.history import Filter, History
+from app.store.history import History
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
+from app.store.search import SearchIndex
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
-STEP = 200  # messages of a bulk act in one transaction
+_FOR_LIFE = ("listen", "database", "log", "docs", "max_message_bytes")  # what only a restart changes
+INDEX_EVERY = 30.0  # seconds
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
 
 
@@ -66,15 +61,25 @@ class Runtime:
     journal: Journal
     history: History
     outbox: Outbox
+    pool: Pool
     worker: Worker
+    control: Control
     intake: Intake
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, delivers: bool = True) -> None:
+        """Nothing is opened yet; what does not deliver leaves the queue alone."""
         self.settings = settings
+        self._delivers = delivers
         self.profiles = dict(settings.profiles)
         self.metrics = Metrics(__version__)
         self.callers = Callers(settings.api_key)
-        self._doctor = Doctor(open_session=self._open_session, resolve=resolve, clock=perf_counter)
+        self.doctor = Doctor(
+            open_session=self._open_session,
+            resolve=resolve,
+            now=self.now,
+            clock=perf_counter,
+            default_from=settings.default_from,
+        )
         self._parts = AsyncExitStack()
         self._hurried = asyncio.Event()
         self._random = b""
@@ -97,49 +102,25 @@ class Runtime:
         """Drain and close everything, in the reverse order of its start."""
         await self._parts.aclose()
 
-    async def diagnose(self, profile: Profile, *, sender: str | None, recipient: str | None) -> Diagnosis:
-        """Walk through a profile's stages, also where nothing was opened.
-
-        `sender` None = whom the settings name, `recipient` None = the sender.
+    def reload(self, settings: Settings) -> list[str]:
+        """Go on by these settings; gives the names of those that changed and take a restart.
 
         Raises:
-            RateLimited: this profile logged in for a diagnosis less than a minute ago.
+            ConfigError: only a restart can carry them out; nothing was changed.
         """
-        default = profile.from_address or self.settings.default_from
-        sender = sender or profile.envelope_from or (default.addr_spec if default else None)
-        attempt = Attempt(1, profile.name, self.now(), perf_counter)
-        return await self._doctor.diagnose(profile, attempt, sender=sender, recipient=recipient or sender)
-
-    async def act(self, act: Act, message_id: UUID) -> Snapshot:
-        """Cancel, retry or resolve one message; who waits for it is told.
-
-        Raises:
-            NotFound, Conflict, StoreUnavailable: as `store.acts` says.
-        """
-        now = self.now()
-        until = now + timedelta(seconds=self.settings.expires_after)
-        snapshot = await self._acts.do(act, message_id, now=now, until=until)
-        self._tell(snapshot)
-        return snapshot
-
-    async def act_on_all(self, act: Act, which: Filter) -> int:
-        """Cancel or retry all that match, in steps; gives how many. In doubt only where the filter asks for it."""
-        count, before = 0, None
-        until = self.now() + timedelta(seconds=self.settings.expires_after)
-        while page := await self.history.newest(which, at_most=STEP, before=before):
-            before = page[-1].id
-            ids = [s.id for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
-            done = await self._acts.do_all(act, ids, now=self.now(), until=until)
-            count += len(done)
-            for snapshot in done:
-                self._tell(snapshot)
-        return count
-
-    def _tell(self, snapshot: Snapshot) -> None:
-        if snapshot.next_attempt_at is not None:
-            self.worker.nudge(snapshot.profile)
-        else:
-            self.verdicts.publish(snapshot)
+        if settings.sandbox != self.settings.sandbox:
+            raise ConfigError("a change between the sandbox and a relay takes a restart")
+        stay = {name: getattr(self.settings, name) for name in _FOR_LIFE}
+        waiting = [name for name, value in stay.items() if getattr(settings, name) != value]
+        self.settings = settings = replace(settings, **stay)
+        built_in = {name: profile for name, profile in self.profiles.items() if profile.sandbox}
+        self.profiles.clear()
+        self.profiles.update(built_in, **settings.profiles)
+        self.callers.change_key(settings.api_key)
+        self.doctor.default_from = settings.default_from
+        self.worker.reload(self.profiles, settings.schedule, keep_transcripts=settings.transcripts)
+        self.intake.policy = self._policy()
+        return waiting
 
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
@@ -169,12 +150,12 @@ class Runtime:
         await self.journal.open()
         self._closes(self.journal.close)
         self.outbox = Outbox(self.journal, reader)
-        self.history = History(reader)
-        self._acts = Acts(self.journal)
+        search = SearchIndex(self.journal)
+        self.history = History(reader, search)
         self.verdicts = Verdicts()
-        if settings.sandbox:
-            await self._open_sink()
-        pool = Pool(self._open_session)
+        if settings.sandbox and self._delivers:
+            await self._open_sandbox()
+        self.pool = pool = Pool(self._open_session)
         self._closes(pool.close)
         self.worker = Worker(
             profiles=self.profiles,
@@ -189,39 +170,49 @@ class Runtime:
             keep_transcripts=settings.transcripts,
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
+        catalog = Catalog(self.journal, reader)
+        for name, since in (await catalog.paused()).items():
+            self.worker.pause(name, since)
+        self.control = Control(
+            catalog=catalog,
+            acts=Acts(self.journal),
+            history=self.history,
+            worker=self.worker,
+            verdicts=self.verdicts,
+            now=self.now,
+            expires_after=lambda: timedelta(seconds=self.settings.expires_after),
+        )
         self.intake = Intake(
-            Policy(
-                profiles=self.profiles,
-                default_profile=settings.default_profile,
-                default_from=settings.default_from,
-                max_message_bytes=settings.max_message_bytes,
-                expires_after=settings.expires_after,
-            ),
+            self._policy(),
             self.outbox,
             HandOff(self.worker.reserve, self.worker.hand_off, self.worker.give_up_place, self.worker.nudge),
         )
+        if not self._delivers:
+            return
         await self.worker.start(await self.history.profiles_waiting())
+        indexing = asyncio.create_task(_index_now_and_then(search))
+        self._closes(lambda: _ended(indexing))
+
+    def _policy(self) -> Policy:
+        settings = self.settings
+        return Policy(
+            profiles=self.profiles,
+            default_profile=settings.default_profile,
+            routes=settings.routes,
+            default_from=settings.default_from,
+            max_message_bytes=settings.max_message_bytes,
+            expires_after=settings.expires_after,
+        )
 
     def _closes(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._parts.push_async_callback(close)
 
-    async def _open_sink(self) -> None:
-        from app.smtpd.sink import Sink  # aiosmtpd costs 40 ms and 4 MB that a real relay never needs
+    async def _open_sandbox(self) -> None:
+        from app.smtpd.sandbox import Sandbox  # aiosmtpd costs 40 ms and 4 MB that a real relay never needs
 
-        sink = await Sink.open()
-        self._closes(sink.close)
-        profile, _ = resolve_profile(
-            ProfileFacts(
-                name=SANDBOX_PROFILE,
-                dialect=Dialect.FILE,
-                host="127.0.0.1",
-                port=sink.port,
-                tls=TlsMode.NONE,
-                auth=AuthMode.NONE,
-                sandbox=True,
-            )
-        )
-        self.profiles[SANDBOX_PROFILE] = profile
+        sandbox = await Sandbox.open()
+        self._closes(sandbox.close)
+        self.profiles.update(sandbox.profiles)
 
     async def _open_session(self, profile: Profile, attempt: Attempt) -> Session:
         return await open_session(profile, attempt, resolve=resolve, own_name=self._own_name)
@@ -234,3 +225,16 @@ class Runtime:
                 name = await asyncio.to_thread(socket.getfqdn)
             self._name = name if "." in name and name.isascii() and not name.startswith("localhost") else None
         return self._name
+
+
+async def _index_now_and_then(search: SearchIndex) -> None:
+    while True:
+        with suppress(StoreUnavailable):  # whoever writes mail meets it too, and says so
+            await search.catch_up()
+        await asyncio.sleep(INDEX_EVERY)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -40,8 +40,8 @@ _LONGEST_PATH = 107  # bytes of a Unix socket's path, sun_path less its NUL
 log = structlog.get_logger()
 
 
-def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
-    """Serve until a signal ends it; `say` gets the start-up text.
+def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callable[[], Settings]) -> None:
+    """Serve until a signal ends it; `say` gets the start-up text, and SIGHUP reads the settings again.
 
     Raises:
         ConfigError: it cannot be started as the settings stand.
@@ -62,7 +62,10 @@ def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
         backlog=BACKLOG,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    server = _Server(config, runtime, lambda: say(start_up_text(settings, listener.getsockname()[1])))
+    server = _Server(
+        config, runtime, lambda: say(start_up_text(settings, listener.getsockname()[1])), read_again=read_again
+    )
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     # uvicorn raises the signal again when it is done; a drain that ended well is exit code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -88,10 +91,19 @@ def _migrate_apart(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, runtime: Runtime, announce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        runtime: Runtime,
+        announce: Callable[[], None],
+        *,
+        read_again: Callable[[], Settings],
+    ) -> None:
         super().__init__(config)
         self._runtime = runtime
         self._announce = announce
+        self._read_again = read_again
+        self._has_terminal = sys.stdin.isatty()
         self.failure: ConfigError | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -103,7 +115,24 @@ class _Server(uvicorn.Server):
             self.failure = error if isinstance(error, ConfigError) else ConfigError(str(error))
             self.should_exit = True
             return
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         self._announce()
+
+    def _hang_up(self) -> None:
+        """SIGHUP: read the settings again, or end with the terminal that was closed."""
+        if self._has_terminal and not sys.stdin.isatty():
+            self.handle_exit(signal.SIGHUP, None)
+            return
+        try:
+            settings = self._read_again()
+            not_now = self._runtime.reload(settings)
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                log.error("settings.refused", error=line)
+            return
+        for warning in (*settings.warnings, *(f"{name} has changed, which takes a restart" for name in not_now)):
+            log.warning("settings.warning", warning=warning)
+        log.info("settings.reloaded", profiles=list(self._runtime.profiles))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -173,6 +202,7 @@ def start_up_text(settings: Settings, port: int) -> str:
         lines += [
             "SANDBOX: no relay is configured. Messages are kept here; nothing leaves this machine.",
             f"Read them at {base}/sandbox",
+            "To see a failure, send to 550@, 451@, 421@, 552@, slow@ or drop@example.org (docs/sandbox.md).",
         ]
     else:
         lines += [_relay_line(settings)]

@@ -1,4 +1,4 @@
-"""One `Settings`: what was written (`sources.py`), validated, made whole and free of contradictions.
+"""One `Settings`: what was written (`written.py`, from `sources.py`), validated, made whole and free of contradictions.
 
 Read once, by main and cli, at start. An unknown key is an error and not a shrug, because a misspelt security setting
 that is ignored is a hole. This room must not know what anything is for: it hands finished values to the composition
@@ -15,139 +15,29 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
-from app.mail.address import Address, mailbox, parse_address
+from app.mail.address import Address
 from app.mail.errors import ConfigError
 from app.mail.profile import (
     SANDBOX_PROFILE,
-    AuthMode,
+    SANDBOX_PROFILES,
     Dialect,
     Profile,
     ProfileFacts,
     Timeouts,
-    TlsMode,
-    TlsVersion,
     is_loopback,
     resolve_profile,
     setting,
 )
-from app.mail.schedule import DEFAULT_EXPIRES_AFTER, DEFAULT_SCHEDULE, Schedule, parse_duration
+from app.mail.routing import Route
+from app.mail.schedule import Schedule
 from app.sources import DEFAULT_FILES, PREFIX, Sources, read
+from app.written import ProfileSettings, RetrySettings, RouteSettings, TimeoutSettings, Written
 
 _PROFILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
-
-
-def _duration(value: object) -> object:
-    return parse_duration(value) if isinstance(value, str) else value
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _written_address(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("write an address: Name <name@example.org>")  # noqa: TRY004 (pydantic wants it)
-    # Typebot writes NEXT_PUBLIC_SMTP_FROM="'Name' <name@example.org>".
-    quoted = re.fullmatch(r"\s*'([^']*)'\s*<([^<>]*)>\s*", value)
-    return mailbox(quoted[2], quoted[1]) if quoted else parse_address(value)
-
-
-def _fingerprint(value: object) -> object:
-    hexadecimal = re.sub(r"[:\s]|^sha256:", "", value, flags=re.IGNORECASE).lower() if isinstance(value, str) else ""
-    if not re.fullmatch(r"[0-9a-f]{64}", hexadecimal):
-        raise ValueError("write the certificate's SHA-256 as 64 hexadecimal digits, with or without colons")
-    return hexadecimal
-
-
-def _version(value: object) -> object:
-    return str(value) if isinstance(value, float) else value  # min_tls = 1.2, without quotes
-
-
-Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,255}$")]
-Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
-PhaseSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=3600)]
-WrittenAddress = Annotated[Address, BeforeValidator(_written_address)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
-
-
-class TimeoutSettings(_Strict):
-    """`[profiles.NAME.timeouts]`: seconds a phase may take; None = the default in `mail.profile.Timeouts`."""
-
-    resolve: PhaseSeconds | None = None
-    connect: PhaseSeconds | None = None
-    tls: PhaseSeconds | None = None
-    greeting: PhaseSeconds | None = None
-    ehlo: PhaseSeconds | None = None
-    starttls: PhaseSeconds | None = None
-    auth: PhaseSeconds | None = None
-    mail: PhaseSeconds | None = None
-    rcpt: PhaseSeconds | None = None
-    data: PhaseSeconds | None = None
-    block: PhaseSeconds | None = None
-    content: PhaseSeconds | None = None
-    reset: PhaseSeconds | None = None
-
-
-class ProfileSettings(_Strict):
-    """`[profiles.NAME]`: one relay."""
-
-    host: str | None = None
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    tls: Annotated[TlsMode, BeforeValidator(_lower)] | None = None
-    auth: Annotated[AuthMode, BeforeValidator(_lower)] | None = None
-    username: str | None = None
-    password: SecretStr | None = None
-    password_file: Path | None = None
-    verify: bool | None = None
-    ca_file: str | None = None
-    cert_sha256: Fingerprint | None = None
-    server_name: HostName | None = None
-    client_cert: str | None = None
-    client_key: str | None = None
-    min_tls: Annotated[TlsVersion, BeforeValidator(_version)] | None = None
-    allow_cleartext_auth: bool = False
-    from_: WrittenAddress | None = Field(default=None, alias="from")
-    envelope_from: WrittenAddress | None = None
-    helo_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$")] | None = None
-    max_connections: Annotated[int, Field(ge=1, le=1000)] = 10
-    max_messages_per_connection: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    idle_timeout: Seconds = 30.0
-    timeouts: TimeoutSettings = TimeoutSettings()
-
-
-class RetrySettings(_Strict):
-    """`[retry]`: when to try again, and when to give up."""
-
-    schedule: str = DEFAULT_SCHEDULE
-    expires_after: Annotated[Seconds, Field(gt=0)] = parse_duration(DEFAULT_EXPIRES_AFTER)
-
-
-class _Written(_Strict):
-    """Every setting as it may be written; the names here are the names outside."""
-
-    listen: str = "127.0.0.1:8587"
-    database_url: str = "var/mailchute.db"
-    role: Literal["all", "api", "worker"] = "all"
-    log: Literal["console", "json"] | None = None
-    sandbox: bool = False
-    api_key: SecretStr | None = None
-    api_key_file: Path | None = None
-    docs: bool = True
-    transcripts: bool = True
-    default_profile: str | None = None
-    default_from: WrittenAddress | None = None
-    default_wait: Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30)] = 8.0
-    max_message_bytes: Annotated[int, Field(ge=1024, le=200 * 1024 * 1024)] = 25 * 1024 * 1024
-    profiles: dict[str, ProfileSettings] = Field(default_factory=dict)
-    retry: RetrySettings = RetrySettings()
 
 
 class LogFormat(StrEnum):
@@ -169,7 +59,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the service runs by. `profiles` is empty only in the sandbox, whose profile needs a port first."""
+    """What the service runs by. `profiles` is empty only in the sandbox, whose profiles need ports first."""
 
     listen: Listen
     database: Path
@@ -177,6 +67,7 @@ class Settings:
     sandbox: bool
     profiles: Mapping[str, Profile]
     default_profile: str
+    routes: tuple[Route, ...]
     default_from: Address | None
     default_wait: float  # seconds
     max_message_bytes: int
@@ -199,7 +90,7 @@ def load(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES)
     """
     sources = read(environ, files=files)
     try:
-        written = _Written.model_validate(sources.tree)
+        written = Written.model_validate(sources.tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_fault(e, sources) for e in error.errors())) from None
     return _whole(written, sources)
@@ -214,19 +105,23 @@ def _fault(error: Any, sources: Sources) -> str:
         spelt = at[-1].upper() if where.startswith(PREFIX) else at[-1]
         cure = f"; do you mean {near[0].upper() if where.startswith(PREFIX) else near[0]}?" if near else ""
         return f"{where}: {spelt} is not a setting{cure}"
+    if error["type"] == "missing":
+        return f"{where}: {at[-1]} is missing"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _known_keys(at: tuple[str, ...]) -> list[str]:
-    model: type[BaseModel] = _Written
+    model: type[BaseModel] = Written
     if at[:1] == ("profiles",) and len(at) >= 2:
         model = TimeoutSettings if at[2:] == ("timeouts",) else ProfileSettings
+    elif at[:1] == ("routes",):
+        model = RouteSettings
     elif at == ("retry",):
         model = RetrySettings
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _whole(written: _Written, sources: Sources) -> Settings:
+def _whole(written: Written, sources: Sources) -> Settings:
     name = sources.name
     listen = _parse_listen(written.listen, name("listen"))
     database = _parse_database_url(written.database_url, name("database_url"))
@@ -259,6 +154,7 @@ def _whole(written: _Written, sources: Sources) -> Settings:
         sandbox=_is_sandbox(written, listen),
         profiles=profiles,
         default_profile=_default_profile(written, sources),
+        routes=tuple(_route(at, said, written, sources) for at, said in enumerate(written.routes)),
         default_from=written.default_from,
         default_wait=written.default_wait,
         max_message_bytes=written.max_message_bytes,
@@ -282,7 +178,7 @@ def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
         raise ConfigError(
             f"profiles.{name}: a profile's name is lower-case letters, digits, - and _, at most 63 of them"
         )
-    if name == SANDBOX_PROFILE:
+    if name in SANDBOX_PROFILES:
         raise ConfigError(f"profiles.{name}: this name is taken by the built-in sandbox; use another")
     return ProfileFacts(
         name=name,
@@ -375,7 +271,7 @@ def _parse_database_url(url: str, name: str) -> Path:
     raise ConfigError(f"{name}: {scheme}:// is not known; name a SQLite file, such as var/mailchute.db")
 
 
-def _is_sandbox(written: _Written, listen: Listen) -> bool:
+def _is_sandbox(written: Written, listen: Listen) -> bool:
     if written.profiles:
         if written.sandbox:
             raise ConfigError(f"{PREFIX}SANDBOX=true and a relay are both set: keep one")
@@ -388,14 +284,10 @@ def _is_sandbox(written: _Written, listen: Listen) -> bool:
     return True
 
 
-def _default_profile(written: _Written, sources: Sources) -> str:
+def _default_profile(written: Written, sources: Sources) -> str:
     names = list(written.profiles)
     if written.default_profile:
-        if written.default_profile in names:
-            return written.default_profile
-        near = get_close_matches(written.default_profile, names, n=1)
-        cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
-        raise ConfigError(f"{sources.name('default_profile')}: there is no profile {written.default_profile}; {cure}")
+        return _known(written.default_profile, names, sources.name("default_profile"))
     if not names:
         return SANDBOX_PROFILE
     if sources.by_smtp_names or "default" in names:
@@ -403,3 +295,19 @@ def _default_profile(written: _Written, sources: Sources) -> str:
     if len(names) == 1:
         return names[0]
     raise ConfigError(f"default_profile is not set, and there are several profiles: name one of {', '.join(names)}")
+
+
+def _route(at: int, said: RouteSettings, written: Written, sources: Sources) -> Route:
+    where = ("routes", str(at))
+    if said.from_domain is None and said.to_domain is None:
+        raise ConfigError(f"{sources.name(*where)}: it matches nothing; give it from_domain, to_domain or both")
+    profile = _known(said.profile, list(written.profiles), sources.name(*where, "profile"))
+    return Route(profile, from_domain=said.from_domain, to_domain=said.to_domain)
+
+
+def _known(profile: str, names: list[str], where: str) -> str:
+    if profile in names:
+        return profile
+    near = get_close_matches(profile, names, n=1)
+    cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
+    raise ConfigError(f"{where}: there is no profile {profile}; {cure}")

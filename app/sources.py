@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -69,21 +70,50 @@ def _from_file(
     if path is None:
         return {}
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        tree = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    lines = _lines(text)
     for at in _paths(tree):
-        origin[at] = f"{path}: {'.'.join(at)}"
+        line = f":{lines[at]}" if at in lines else ""
+        origin[at] = f"{path}{line}: {'.'.join(at)}"
     return tree
 
 
-def _paths(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for key, value in tree.items():
-        yield (*above, key)
-        if isinstance(value, dict):
-            yield from _paths(value, (*above, key))
+def _paths(tree: Mapping[str, Any] | list[Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        yield (*above, str(key))
+        if isinstance(value, dict | list):
+            yield from _paths(value, (*above, str(key)))
+
+
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """Say on which line of a valid TOML document each key begins."""
+    lines: dict[tuple[str, ...], int] = {}
+    tables: Counter[tuple[str, ...]] = Counter()
+    table: tuple[str, ...] = ()
+    statement, begins = "", 0
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        begins = begins or number
+        statement += line
+        try:
+            said = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue  # a value of several lines
+        *_, at = [(), *_paths(said)]
+        if statement.lstrip().startswith("["):
+            table = at
+            if statement.lstrip().startswith("[["):
+                table = (*at[:-1], str(tables[at[:-1]]))
+                tables[at[:-1]] += 1
+            lines.setdefault(table, begins)
+        else:
+            lines |= {(*table, *at): begins for at in _paths(said)}
+        statement, begins = "", 0
+    return lines
 
 
 def _from_environment(environ: Mapping[str, str], origin: dict[tuple[str, ...], str]) -> dict[str, Any]:

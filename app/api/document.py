@@ -16,6 +16,7 @@ from fastapi.params import Depends
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
 
+from app.api.lookup import schema_of
 from app.api.problems import Problem
 
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
@@ -98,6 +99,14 @@ _FIELDS = {
     "count": "how many it was done to",
     "as": "what the relay's log says became of it",
     "number": "1 for the first attempt",
+    "name": "as the settings have it",
+    "sandbox": "true: what goes there is kept here, not sent",
+    "from": "the sender where a request names none",
+    "envelope_from": "MAIL FROM, where it is not the sender",
+    "auth": "which login",
+    "pool": "its connections",
+    "idle": "open, and free",
+    "taken": "open, and at work",
     "host": "whom the profile names",
     "ip": "where the connection went",
     "port": "where the connection went",
@@ -161,6 +170,21 @@ def problems(*statuses: int) -> Responses:
         }
         for status in statuses
     }
+
+
+def parameters(**said: str) -> list[dict[str, Any]]:
+    """Document these parameters of a query string."""
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "allowEmptyValue": True,
+            "schema": schema_of(name),
+            "description": description,
+        }
+        for name, description in said.items()
+    ]
 
 
 def in_both_types(model: type[BaseModel], description: str) -> dict[str, Any]:

@@ -71,6 +71,12 @@ def headers_of(scope: Scope) -> Headers:
     return headers
 
 
+def began_at(scope: Scope) -> float:
+    """Give the loop's time of the request's first byte; now, where no Gate stands in front."""
+    began: float = scope.get("mailchute.began") or asyncio.get_running_loop().time()
+    return began
+
+
 _FORWARDED = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via")
 
 
@@ -102,6 +108,17 @@ class Preference:
     wait: float | None = None
     respond_async: bool = False
     lenient: bool = False
+
+    def seconds(self, default: float) -> float:
+        """How long the answer may be held."""
+        return 0.0 if self.respond_async else default if self.wait is None else self.wait
+
+    @property
+    def applied(self) -> str:
+        """What `Preference-Applied` says (RFC 7240 §3)."""
+        waited = f"wait={self.wait:g}" if self.wait is not None else ""
+        said = ("respond-async" if self.respond_async else waited, "handling=lenient" if self.lenient else "")
+        return ", ".join(filter(None, said))
 
 
 MAX_WAIT = 30.0

@@ -17,8 +17,24 @@ from app.mail.errors import Fault, InvalidMessage, NotFound
 from app.mail.outcome import MessageState
 from app.mail.schedule import parse_duration
 from app.store.history import Filter
+from app.store.search import expression_of
 
 MAX_PAGE = 100
+MAX_SEARCH = 200  # characters of q
+FILTERED_BY: dict[str, str] = {
+    "state": "queued, sending, deferred, sent, …",
+    "error_code": "of the latest failure, such as EAUTH",
+    "profile": "name of a profile",
+    "sender": "MAIL FROM",
+    "recipient": "one address",
+    "tag": "one tag",
+    "q": "words, or their beginnings, of subject, recipients and tags; all must be there",
+    "since": "accepted at this instant or later; RFC 3339, a date, or how long ago (24h)",
+    "until": "accepted before this instant",
+}
+
+
+PAGED_BY = {"limit": f"entries a page, 1 to {MAX_PAGE}; 20", "cursor": "`next_cursor` of the page before"}
 
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "state": {"title": "MessageState", "enum": [*MessageState]},
@@ -49,6 +65,7 @@ def filter_of(query: Mapping[str, str], *, now: datetime) -> Filter:
         sender=_address(query, "sender"),
         recipient=_address(query, "recipient"),
         tag=query.get("tag") or None,
+        q=_words(query),
     )
     return replace(which, since=instant(query, "since", now=now), until=instant(query, "until", now=now))
 
@@ -110,6 +127,13 @@ def id_of(text: str) -> UUID:
         raise NotFound(f"There is no message {text[:80]}") from error
 
 
+def refuse_unknown(query: Mapping[str, str], known: set[str]) -> None:
+    """Name a parameter that is none here, for a filter that is misspelt would match everything."""
+    for name in query:
+        if name not in known:
+            raise fault(f"{name[:40]!r} is not a parameter here; known are: {', '.join(sorted(known))}")
+
+
 def _one_of(query: Mapping[str, str], name: str, known: list[str], *, upper: bool = False) -> str | None:
     text = query.get(name, "")
     if not text:
@@ -119,6 +143,18 @@ def _one_of(query: Mapping[str, str], name: str, known: list[str], *, upper: boo
         near = get_close_matches(value, known, n=1)
         raise fault(f"{name} is one of {', '.join(known)}" + (f"; do you mean {near[0]}?" if near else ""))
     return value
+
+
+def _words(query: Mapping[str, str]) -> str | None:
+    text = query.get("q", "")
+    if not text:
+        return None
+    if len(text) > MAX_SEARCH:
+        raise fault(f"q has {len(text)} characters; at most {MAX_SEARCH} are searched for")
+    expression = expression_of(text)
+    if expression is None:
+        raise fault(f"q has no word in it: {text[:40]!r}")
+    return expression
 
 
 def _address(query: Mapping[str, str], name: str) -> str | None:

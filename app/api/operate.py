@@ -17,7 +17,7 @@ from app.api.document import KEYS, problems
 from app.api.edge import Answer, answer_json
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import StoreUnavailable
-from app.mail.profile import TlsMode
+from app.mail.profile import SANDBOX_PROFILE, TlsMode
 from app.runtime import Runtime
 from app.telemetry import CONTENT_TYPE
 
@@ -149,8 +149,11 @@ def _sqlite() -> dict[str, Any]:
 def _profile(runtime: Runtime, name: str) -> dict[str, Any]:
     profile = runtime.profiles[name]
     check: dict[str, Any] = {"componentId": name, "status": "pass"}
+    if (since := runtime.worker.standing(name).paused_at) is not None:
+        return check | {"status": "warn", "output": f"paused since {since.isoformat(timespec='seconds')}"}
     if profile.sandbox:
-        return check | {"status": "warn", "output": "sandbox: messages are kept here and not sent"}
+        said = "messages are kept here and not sent" if name == SANDBOX_PROFILE else "fails on purpose"
+        return check | {"status": "warn", "output": f"sandbox: {said}"}
     if profile.tls in (TlsMode.NONE, TlsMode.OPPORTUNISTIC):
         said = "is not encrypted" if profile.tls is TlsMode.NONE else "may go on in clear"
         return check | {"status": "warn", "output": f"the way to {profile.host}:{profile.port} {said}"}

@@ -1,11 +1,15 @@
-"""What can be asked of a profile: does it work?"""
+"""What can be asked of a profile, and done to it: how does it stand, does it work; pause, resume."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from difflib import get_close_matches
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, Field
 
+from app.api.answers import instant
 from app.api.body import VerifyRequest, verify_of
 from app.api.diagnosis import DiagnosisAnswer, shape_of
 from app.api.document import KEYS, problems
@@ -13,10 +17,101 @@ from app.api.edge import answer_json
 from app.api.media import check_media_type
 from app.api.routes import caller_of, headers_in, runtime_of, to_response
 from app.mail.errors import NotFound
-from app.mail.profile import Profile
+from app.mail.profile import AuthMode, Profile, TlsMode
 from app.runtime import Runtime
 
 router = APIRouter(tags=["profiles"], dependencies=[Depends(caller_of), *KEYS])
+
+
+class PoolAnswer(BaseModel):
+    """The connections to a relay."""
+
+    idle: int
+    taken: int
+    waiting: int = Field(description="attempts that wait for one")
+    limit: int = Field(description="max_connections")
+
+
+class ProfileAnswer(BaseModel):
+    """A profile as it is set, without its secrets, and how it stands."""
+
+    name: str
+    default: bool = Field(description="taken where neither the request nor a route names one")
+    sandbox: bool
+    host: str
+    port: int
+    tls: TlsMode
+    verify: bool = Field(description="whether the certificate must be good")
+    auth: AuthMode
+    logs_in: bool = Field(description="whether a session sends AUTH: only with credentials")
+    from_: str | None = Field(alias="from")
+    envelope_from: str | None
+    paused_at: datetime | None = Field(description="null = it is not paused")
+    last_success_at: datetime | None = Field(description="when the latest attempt that went well began")
+    under_way: int = Field(description="attempts")
+    pool: PoolAnswer
+
+
+class ProfileList(BaseModel):
+    """Every profile."""
+
+    data: list[ProfileAnswer]
+
+
+@router.get(
+    "/profiles",
+    operation_id="listProfiles",
+    summary="List the profiles, and how they stand",
+    response_model=ProfileList,
+    responses=problems(401, 503),
+)
+async def list_profiles(request: Request) -> Response:
+    """Give every profile as it is set, without its secrets, and how it stands."""
+    runtime = runtime_of(request)
+    return to_response(answer_json({"data": [await _shape(runtime, p) for p in list(runtime.profiles.values())]}))
+
+
+@router.get(
+    "/profiles/{name}",
+    operation_id="getProfile",
+    summary="Look a profile up",
+    response_model=ProfileAnswer,
+    responses=problems(401, 404, 503),
+)
+async def get_profile(request: Request, name: str) -> Response:
+    """Give one profile as it is set, without its secrets, and how it stands."""
+    runtime = runtime_of(request)
+    return to_response(answer_json(await _shape(runtime, _profile(runtime, name))))
+
+
+@router.post(
+    "/profiles/{name}/pause",
+    operation_id="pauseProfile",
+    summary="Begin nothing more through a profile",
+    response_model=ProfileAnswer,
+    responses=problems(401, 404, 503),
+)
+async def pause_profile(request: Request, name: str) -> Response:
+    """Keep its mail waiting until it is resumed, across restarts too; what is under way goes on, and mail expires."""
+    runtime = runtime_of(request)
+    profile = _profile(runtime, name)
+    await runtime.control.pause(profile.name)
+    return to_response(answer_json(await _shape(runtime, profile)))
+
+
+@router.post(
+    "/profiles/{name}/resume",
+    operation_id="resumeProfile",
+    summary="Go on with a profile",
+    response_model=ProfileAnswer,
+    responses=problems(401, 404, 503),
+)
+async def resume_profile(request: Request, name: str) -> Response:
+    """Send what is due; nothing happens to one that was not paused."""
+    runtime = runtime_of(request)
+    profile = _profile(runtime, name)
+    await runtime.control.resume(profile.name)
+    return to_response(answer_json(await _shape(runtime, profile)))
 
 
 @router.post(
@@ -48,7 +143,7 @@ async def verify_profile(request: Request, name: str) -> Response:
     if body:
         check_media_type(headers_in(request), body)
     said = verify_of(body or b"{}")
-    found = await runtime.diagnose(
+    found = await runtime.doctor.diagnose(
         profile,
         sender=said.from_.addr_spec if said.from_ else None,
         recipient=said.to.addr_spec if said.to else None,
@@ -63,3 +158,26 @@ def _profile(runtime: Runtime, name: str) -> Profile:
         cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(runtime.profiles)}"
         raise NotFound(f"There is no profile {name[:80]!r}; {cure}")
     return profile
+
+
+async def _shape(runtime: Runtime, profile: Profile) -> dict[str, Any]:
+    standing = runtime.worker.standing(profile.name)
+    last = standing.last_success or await runtime.history.last_success(profile.name)
+    idle, taken, waiting = runtime.pool.figures(profile.name)
+    return {
+        "name": profile.name,
+        "default": profile.name == runtime.settings.default_profile,
+        "sandbox": profile.sandbox,
+        "host": profile.host,
+        "port": profile.port,
+        "tls": profile.tls,
+        "verify": profile.requires_tls and profile.verify,
+        "auth": profile.auth,
+        "logs_in": profile.wants_login,
+        "from": profile.from_address.addr_spec if profile.from_address else None,
+        "envelope_from": profile.envelope_from,
+        "paused_at": instant(standing.paused_at) if standing.paused_at else None,
+        "last_success_at": instant(last) if last else None,
+        "under_way": standing.under_way,
+        "pool": {"idle": idle, "taken": taken, "waiting": waiting, "limit": profile.max_connections},
+    }

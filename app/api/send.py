@@ -6,8 +6,6 @@ OpenAPI and for whoever mounts the app without the hot route. Both call `respond
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
 from app.api.answers import DryRunAnswer, MessageAnswer, MessageNotSent
@@ -23,6 +21,7 @@ from app.api.edge import (
     answer_json,
     answer_to,
     answer_to_post,
+    began_at,
     body_of,
     headers_of,
     preference_of,
@@ -32,8 +31,9 @@ from app.api.edge import (
 from app.api.media import check_media_type
 from app.api.routes import runtime_of, to_response
 from app.mail.errors import MailError
-from app.mail.message import Draft, Message, Snapshot
+from app.mail.message import Draft, Message
 from app.runtime import Runtime
+from app.store.verdicts import in_time
 
 PATH = "/send"
 
@@ -105,7 +105,7 @@ async def post_send(request: Request) -> Response:
 
 async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
     """Take one message; the answer follows the commit it reports."""
-    began: float = scope.get("mailchute.began") or asyncio.get_running_loop().time()
+    began = began_at(scope)
     headers: Headers = scope.get("mailchute.headers") or headers_of(scope)
     try:
         caller = runtime.callers.identify(visit_of(scope, headers))
@@ -113,8 +113,7 @@ async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
         preference = preference_of(headers)
         asked = asked_of(body, lenient=preference.lenient)
         key = key_of(headers, asked.key)
-        wait = 0.0 if preference.respond_async else preference.wait
-        wait = runtime.settings.default_wait if wait is None else wait
+        wait = preference.seconds(runtime.settings.default_wait)
         id_ = runtime.new_id()
         if asked.is_dry_run:
             return _dry_run(asked.draft, runtime.intake.prepare(asked.draft, caller, id=id_, now=runtime.now()))
@@ -127,15 +126,14 @@ async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
                 verdict = runtime.verdicts.expect(snapshot.id)
                 # It may have ended between the append and this line.
                 snapshot = await runtime.history.find(snapshot.id) or snapshot
-            if verdict is not None and snapshot.state.is_waiting:
-                snapshot = await _wait(verdict, snapshot, until=began + wait)
+            if verdict is not None:
+                snapshot = await in_time(verdict, snapshot, until=began + wait)
         finally:
             if verdict is not None:
                 verdict.cancel()
     except MailError as error:
         return answer_to(error, headers)
-    applied = _applied(preference.respond_async, preference.wait, preference.lenient)
-    return answer_to_post(snapshot, runtime, headers, applied=applied, is_replay=receipt.is_replay)
+    return answer_to_post(snapshot, runtime, headers, applied=preference.applied, is_replay=receipt.is_replay)
 
 
 def _dry_run(draft: Draft, message: Message) -> Answer:
@@ -150,17 +148,3 @@ def _dry_run(draft: Draft, message: Message) -> Answer:
             "warnings": draft.warnings,
         }
     )
-
-
-async def _wait(verdict: asyncio.Future[Snapshot | None], known: Snapshot, *, until: float) -> Snapshot:
-    """Wait for the first state that is neither queued nor sending; what is known where none comes in time."""
-    try:
-        async with asyncio.timeout_at(until):
-            return await verdict or known
-    except TimeoutError:
-        return known
-
-
-def _applied(respond_async: bool, wait: float | None, lenient: bool) -> str:  # noqa: FBT001
-    applied = ["respond-async"] if respond_async else [f"wait={wait:g}"] if wait is not None else []
-    return ", ".join([*applied, *(["handling=lenient"] if lenient else [])])

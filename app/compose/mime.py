@@ -24,7 +24,7 @@ from typing import TypeAlias
 
 from app.compose.attachment import attached, wrapped
 from app.mail.address import CONTROL, Address
-from app.mail.message import Draft
+from app.mail.message import Attachment, Draft
 
 _LINE = 76  # characters a line is folded at, RFC 2047 §2
 _WORD_BYTES = 45  # payload of one encoded word: 60 characters of base64, 72 in all
@@ -150,7 +150,10 @@ _Part: TypeAlias = tuple[str, Sequence[bytes]]  # its header fields; its bytes, 
 
 def _body(draft: Draft, boundary: str) -> _Part:
     """Nest the bodies and the attachments: mixed(alternative(text, related(html, what it shows)), the rest)."""
-    shown = [a for a in draft.attachments if a.is_inline and draft.html is not None]
+    shown: list[Attachment] = []
+    rest: list[Attachment] = []
+    for attachment in draft.attachments:
+        (shown if attachment.is_inline and draft.html is not None else rest).append(attachment)
     texts = []
     if draft.text is not None or draft.html is None:
         texts.append(_text_part("plain", draft.text or ""))
@@ -159,7 +162,6 @@ def _body(draft: Draft, boundary: str) -> _Part:
         texts.append(_multipart("related", boundary, [html, *map(attached, shown)]) if shown else html)
     # RFC 2046 §5.1.4: in increasing order of faithfulness, the plainest first.
     whole = _multipart("alternative", boundary, texts) if len(texts) > 1 else texts[0]
-    rest = [a for a in draft.attachments if a not in shown]
     return _multipart("mixed", boundary, [whole, *map(attached, rest)]) if rest else whole
 
 

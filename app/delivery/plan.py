@@ -5,13 +5,13 @@ Pure: no clock, no I/O. The worker asks, the outbox remembers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias, assert_never
 
 from app.mail.codes import ErrorCode, Reason
-from app.mail.message import Claim, Recipient
+from app.mail.message import Claim, Recipient, leading_failure
 from app.mail.outcome import (
     Deferred,
     Failure,
@@ -113,17 +113,3 @@ def expired(last: Failure) -> Failure:
         cls=FailureClass.PERMANENT,
         message=f"Given up after the last try failed ({last.code}/{last.reason}): {last.message}",
     )
-
-
-def leading_failure(recipients: Sequence[Recipient]) -> Failure | None:
-    """The one failure that stands for the message: of the recipient whose state matters most, the first."""
-    for state in (
-        RecipientState.PENDING,
-        RecipientState.IN_DOUBT,
-        RecipientState.EXPIRED,
-        RecipientState.REJECTED,
-    ):
-        for recipient in recipients:
-            if recipient.state is state and recipient.failure is not None:
-                return recipient.failure
-    return None

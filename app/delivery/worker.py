@@ -43,15 +43,29 @@ PAUSE_WITHOUT_STORE = 1.0  # seconds
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How it stands with a profile. None = not paused; no success since the start of this process."""
+
+    under_way: int  # attempts
+    paused_at: datetime | None
+    last_success: datetime | None
+
+
 @dataclass(slots=True)
 class _Lane:
     """One profile's side of the worker."""
 
     profile: Profile
-    window: int  # attempts under way at most: enough to keep every connection busy
     under_way: int = 0
+    last_success: datetime | None = None  # of this process
     backlog: bool = False  # something waits in the store that could go now
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def window(self) -> int:
+        """How many attempts may be under way: enough to keep every connection busy."""
+        return max(8, 4 * self.profile.max_connections)
 
 
 class Worker:
@@ -71,8 +85,6 @@ class Worker:
         random_bits: Callable[[int], int],
         keep_transcripts: bool,
     ) -> None:
-        self._keep_transcripts = keep_transcripts
-        self._schedule = schedule
         self._outbox = outbox
         self._pool = pool
         self._verdicts = verdicts
@@ -80,8 +92,11 @@ class Worker:
         self._now = now
         self._random_bits = random_bits
         self._clock = clock
-        self._lanes = {name: _Lane(profile, max(8, 4 * profile.max_connections)) for name, profile in profiles.items()}
-        self._known = frozenset(profiles)
+        self._lanes: dict[str, _Lane] = {}
+        self._known = frozenset[str]()
+        self._paused: dict[str, datetime] = {}  # by an operator → since when; nothing is begun until it is resumed
+        self._is_claiming = False
+        self.reload(profiles, schedule, keep_transcripts=keep_transcripts)
         self._loops: list[asyncio.Task[None]] = []
         self._attempts: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -98,8 +113,41 @@ class Worker:
         for claim, started_at, marked in await self._outbox.interrupted():
             await self._settle_interrupted(claim, started_at, marked=marked)
         for name in profiles_waiting:
-            self._lanes.setdefault(name, _Lane(stand_in(name), 8))
-        self._loops = [asyncio.create_task(self._claim_loop(lane)) for lane in self._lanes.values()]
+            self._lanes.setdefault(name, _Lane(stand_in(name)))
+        self._is_claiming = True
+        for lane in self._lanes.values():
+            self._claim_for(lane)
+
+    def reload(self, profiles: Mapping[str, Profile], schedule: Schedule, *, keep_transcripts: bool) -> None:
+        """Go on by these settings. Attempts under way end by those they began with."""
+        self._keep_transcripts = keep_transcripts
+        self._schedule = schedule
+        self._known = frozenset(profiles)
+        for name, profile in profiles.items():
+            lane = self._lanes.get(name)
+            if lane is None:
+                self._lanes[name] = lane = _Lane(profile)
+                if self._is_claiming:
+                    self._claim_for(lane)
+            lane.profile = profile
+            lane.wake.set()
+
+    def pause(self, profile: str, since: datetime) -> None:
+        """Begin nothing more of a profile; what is under way goes on."""
+        self._paused[profile] = since
+
+    def resume(self, profile: str) -> None:
+        """Begin again with what is due."""
+        self._paused.pop(profile, None)
+        self._lanes[profile].wake.set()
+
+    def standing(self, profile: str) -> Standing:
+        """Say how it stands with a profile now."""
+        lane = self._lanes[profile]
+        return Standing(lane.under_way, self._paused.get(profile), lane.last_success)
+
+    def _claim_for(self, lane: _Lane) -> None:
+        self._loops.append(asyncio.create_task(self._claim_loop(lane)))
 
     async def drain(self, grace: float, *, hurried: asyncio.Event) -> None:
         """Claim no more; give what is under way `grace` seconds, or until `hurried`, then stop it. Idempotent.
@@ -133,7 +181,7 @@ class Worker:
         if lane is None or self._stopping:
             return None
         room = lane.window // 2 if lane.backlog else lane.window  # the waiting are not starved by the fresh
-        if lane.under_way >= room:
+        if lane.under_way >= room or profile in self._paused:
             return None
         lane.under_way += 1
         return self._lease()
@@ -160,7 +208,7 @@ class Worker:
             lane.wake.clear()
             lane.backlog = False
             nap = LONGEST_NAP
-            room = lane.window - lane.under_way
+            room = lane.window - lane.under_way if lane.profile.name not in self._paused else 0
             if room > 0:
                 try:
                     nap = await self._claim_some(lane, min(room, MOST_CLAIMS))
@@ -347,6 +395,8 @@ class Worker:
         self._metrics.messages(profile, snapshot.state.value).inc()
         if attempt is not None:
             why = attempt.failure
+            if why is None and profile in self._lanes:
+                self._lanes[profile].last_success = attempt.started_at
             self._metrics.attempts(profile, why.code if why else "", why.reason if why else "").inc()
             for phase, ms in attempt.phases.items():
                 self._metrics.smtp_phase(profile, phase).observe(ms / 1000)

@@ -1,34 +1,53 @@
-"""/sandbox: the messages that the sandbox kept, as a plain list, each with its text and its source.
+"""/sandbox: the messages that the sandbox was given, as a list, each with what became of it and all that it holds.
 
-A mail is somebody else's document: it is shown as escaped text only, and the page's policy runs no script and
-loads nothing. RFC 2045–2049 are read back by the standard library's parser.
+A mail is somebody else's document. On our pages it is escaped text; its HTML is a document of its own, in a frame that
+runs no script, loads nothing and leads nowhere, under a policy that says so once more to whoever opens it alone; its
+files are for saving, never for showing.
 """
 
 from __future__ import annotations
 
-import email
-import email.policy
-from email.message import EmailMessage
+import asyncio
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.api.answers import instant
+from app.api.answers import details, instant
 from app.api.edge import Answer
 from app.api.routes import caller_of, runtime_of, to_response
+from app.inspector.reading import read, shown
 from app.mail.errors import NotFound
-from app.mail.profile import SANDBOX_PROFILE
+from app.mail.message import Snapshot
+from app.mail.profile import SANDBOX_PROFILES
 from app.store.history import Filter
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 PAGE = 50
+LONGEST = 256 * 1024  # characters of a text that are shown; all of them are in the source
 _POLICY = (
-    b"default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    b"default-src 'none'; style-src 'self'; img-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'none'"
+)
+_POLICY_OF_HTML = (
+    b"sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'self'"
+)
+_HTML = (
+    (b"content-type", b"text/html; charset=utf-8"),  # which outweighs whatever the mail says
+    (b"content-security-policy", _POLICY_OF_HTML),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-dns-prefetch-control", b"off"),  # a link's host is not looked up
+)
+_FILE = (
+    (b"content-type", b"application/octet-stream"),  # never the mail's own word for it
+    (b"content-security-policy", b"sandbox; default-src 'none'; frame-ancestors 'none'"),
 )
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of)])
@@ -36,37 +55,14 @@ router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of)])
 
 @router.get("/sandbox")
 async def sandbox(request: Request, before: str = "") -> Response:
-    """List what the sandbox kept, newest first."""
-    runtime = runtime_of(request)
-    if not runtime.settings.sandbox:
-        raise NotFound("The sandbox is off: a relay is configured")
-    found = await runtime.history.newest(
-        Filter(profile=SANDBOX_PROFILE), at_most=PAGE + 1, before=_id(before) if before else None
-    )
-    page = found[:PAGE]
-    older = str(page[-1].id) if len(found) > PAGE else ""
-    return _render("sandbox.html", messages=page, older=older, instant=instant, is_sandbox=runtime.settings.sandbox)
-
-
-@router.get("/sandbox/{id}")
-async def sandbox_message(request: Request, id: str) -> Response:
-    """Show one message: its fields, its text, its source."""
-    runtime = runtime_of(request)
-    message_id = _id(id)
-    snapshot = await runtime.history.find(message_id)
-    content = await runtime.outbox.content(message_id)
-    if snapshot is None or content is None or not snapshot.sandbox:
-        raise NotFound(f"The sandbox has no message {id[:80]}")
-    parsed = email.message_from_bytes(content, policy=email.policy.default)
-    return _render(
-        "message.html",
-        message=snapshot,
-        instant=instant,
-        text=_body(parsed, "plain"),
-        html=_body(parsed, "html"),
-        source=content.decode("utf-8", "backslashreplace"),
-        fields=[(name, str(value)) for name, value in parsed.items()],
-    )
+    """List what the sandbox was given, newest first."""
+    history = runtime_of(request).history
+    last = _id(before) if before else None
+    found = [await history.newest(Filter(profile=name), at_most=PAGE + 1, before=last) for name in SANDBOX_PROFILES]
+    newest = sorted(chain(*found), key=lambda message: message.id, reverse=True)
+    page = newest[:PAGE]
+    older = str(page[-1].id) if len(newest) > PAGE else ""
+    return _render("sandbox.html", messages=page, older=older, is_first=not before)
 
 
 @router.get("/sandbox/static/inspector.css")
@@ -75,12 +71,53 @@ async def stylesheet() -> Response:
     return to_response(Answer(200, body, ((b"content-type", b"text/css; charset=utf-8"),)))
 
 
-def _body(message: EmailMessage, kind: str) -> str | None:
-    part = message.get_body((kind,))
-    if part is None:
-        return None
-    text: str = part.get_content()
-    return text
+@router.get("/sandbox/{id}")
+async def sandbox_message(request: Request, id: str) -> Response:
+    """Show one message: what became of it, its text, its HTML in a frame, its files, its source."""
+    snapshot, content = await _found(request, id)
+    attempts = await runtime_of(request).history.attempts(snapshot.id)
+    return _render(
+        "message.html",
+        message=snapshot,
+        said=details(snapshot, attempts),
+        mail=await asyncio.to_thread(read, content),
+        source=content[: LONGEST + 1].decode("utf-8", "backslashreplace"),
+        longest=LONGEST,
+    )
+
+
+@router.get("/sandbox/{id}/html")
+async def sandbox_html(request: Request, id: str) -> Response:
+    """Give a message's HTML as a document for the frame."""
+    _, content = await _found(request, id)
+    mail = await asyncio.to_thread(read, content)
+    if mail.html is None:
+        raise NotFound(f"The message {id[:80]} has no HTML")
+    body = await asyncio.to_thread(shown, mail)
+    return to_response(Answer(200, body.encode("utf-8", "replace"), _HTML))
+
+
+@router.get("/sandbox/{id}/parts/{number:int}")
+async def sandbox_part(request: Request, id: str, number: int) -> Response:
+    """Give a file of a message to save; they are counted from 1."""
+    _, content = await _found(request, id)
+    parts = (await asyncio.to_thread(read, content)).parts
+    if not 1 <= number <= len(parts):
+        raise NotFound(f"The message {id[:80]} has no part {number}")
+    part = parts[number - 1]
+    # RFC 6266 in its encoded form alone: nothing in a name can end it.
+    name = quote(part.name or f"part-{number}", safe="", errors="replace")
+    headers = (*_FILE, (b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode()))
+    return to_response(Answer(200, part.content, headers))
+
+
+async def _found(request: Request, id: str) -> tuple[Snapshot, bytes]:
+    runtime, message_id = runtime_of(request), _id(id)
+    snapshot = await runtime.history.find(message_id)
+    content = await runtime.outbox.content(message_id)
+    if snapshot is None or content is None or not snapshot.sandbox:
+        raise NotFound(f"The sandbox has no message {id[:80]}")
+    return snapshot, content
 
 
 def _id(text: str) -> UUID:
@@ -91,18 +128,26 @@ def _id(text: str) -> UUID:
 
 
 def _render(template: str, **values: object) -> Response:
-    body = _templates().get_template(template).render(**values).encode()
+    body = _templates().get_template(template).render(**values).encode("utf-8", "replace")
     headers = ((b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", _POLICY))
     return to_response(Answer(200, body, headers))
 
 
 @lru_cache(maxsize=1)
 def _templates() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-    return Environment(
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["instant"] = instant
+    templates.filters["when"] = _when
+    return templates
+
+
+def _when(instant: str) -> str:
+    return instant[:19].replace("T", " ")

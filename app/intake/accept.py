@@ -6,7 +6,7 @@ Nothing of this room knows HTTP, SQL or SMTP. RFC 5321 §6.1 (accepting means no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -21,6 +21,7 @@ from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, TooLarge
 from app.mail.message import Claim, Draft, Envelope, Lease, Message, Receipt, Repeat
 from app.mail.profile import Profile
+from app.mail.routing import Route, route
 from app.store.outbox import Outbox
 
 MAX_RECIPIENTS = 1000
@@ -43,6 +44,7 @@ class Policy:
 
     profiles: Mapping[str, Profile]
     default_profile: str
+    routes: Sequence[Route] = ()
     default_from: Address | None
     max_message_bytes: int
     expires_after: float
@@ -52,7 +54,7 @@ class Intake:
     """The door for every kind of caller."""
 
     def __init__(self, policy: Policy, outbox: Outbox, worker: HandOff) -> None:
-        self._policy = policy
+        self.policy = policy  # replaced as a whole when the settings are read again
         self._outbox = outbox
         self._worker = worker
 
@@ -87,15 +89,16 @@ class Intake:
     def prepare(self, draft: Draft, caller: Caller, *, id: UUID, now: datetime) -> Message:
         """Make the message that `accept()` would append. Pure; raises the same refusals."""
         recipients = _distinct(draft.to + draft.cc + draft.bcc)
-        profile = self._policy.profiles.get(draft.profile or self._policy.default_profile)
-        sender = draft.sender or (profile and profile.from_address) or self._policy.default_from
+        name = draft.profile or self._route(draft, recipients)
+        profile = self.policy.profiles.get(name)
+        sender = draft.sender or (profile and profile.from_address) or self.policy.default_from
         too_late = draft.send_at is not None and draft.send_at > now + LATEST
         if profile is None or sender is None or too_late or _content_faults(draft, recipients):
-            raise InvalidMessage.of(self._faults(draft, recipients, profile=profile, sender=sender, too_late=too_late))
+            raise InvalidMessage.of(self._faults(draft, recipients, name, profile, sender=sender, too_late=too_late))
         message_id = f"<{id}@{sender.domain}>"
         begins = max(now, draft.send_at or now)
         content = compose(draft, sender=sender, message_id=message_id, date=begins, boundary=f"=_{id.hex}")
-        limit = self._policy.max_message_bytes
+        limit = self.policy.max_message_bytes
         if len(content) > limit:
             raise TooLarge(f"The message has {len(content)} bytes when composed; at most {limit} are taken")
         envelope_sender = profile.envelope_from or sender.addr_spec
@@ -112,7 +115,7 @@ class Intake:
             subject=draft.subject,
             profile=profile.name,
             created_at=now,
-            expires_at=begins + timedelta(seconds=draft.expires_in or self._policy.expires_after),
+            expires_at=begins + timedelta(seconds=draft.expires_in or self.policy.expires_after),
             send_at=draft.send_at,
             sandbox=profile.sandbox,
             caller=caller.name,
@@ -121,12 +124,20 @@ class Intake:
             warnings=draft.warnings,
         )
 
+    def _route(self, draft: Draft, recipients: tuple[Address, ...]) -> str:
+        policy = self.policy
+        if not policy.routes:
+            return policy.default_profile
+        sender = draft.sender or policy.default_from
+        return route(policy.routes, sender=sender, recipients=recipients, default=policy.default_profile)
+
     def _faults(
         self,
         draft: Draft,
         recipients: tuple[Address, ...],
-        *,
+        name: str,
         profile: Profile | None,
+        *,
         sender: Address | None,
         too_late: bool,
     ) -> list[Fault]:
@@ -135,9 +146,8 @@ class Intake:
         if too_late:
             faults.append(Fault("/send_at", f"send_at is more than {LATEST.days} days ahead; give a nearer instant"))
         if profile is None:
-            name = draft.profile or self._policy.default_profile
-            near = get_close_matches(name, self._policy.profiles, n=1)
-            cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(self._policy.profiles)}"
+            near = get_close_matches(name, self.policy.profiles, n=1)
+            cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(self.policy.profiles)}"
             faults.insert(0, Fault("/profile", f"there is no profile {name[:80]!r}; {cure}"))
         elif sender is None:
             cure = "give it, or set a default (SMTP_FROM, or default_from in the file)"

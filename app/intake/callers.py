@@ -45,6 +45,10 @@ class Callers:
     """Knows the one key, or that there is none."""
 
     def __init__(self, api_key: str | None) -> None:
+        self.change_key(api_key)
+
+    def change_key(self, api_key: str | None) -> None:
+        """Know this key alone from now on."""
         self._digest = sha256(api_key.encode()).digest() if api_key is not None else None
 
     def identify(self, visit: Visit) -> Caller:

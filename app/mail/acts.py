@@ -17,6 +17,7 @@ from app.mail.outcome import MessageState, RecipientState
 class Act(StrEnum):
     CANCEL = "cancel"
     RETRY = "retry"
+    REVIVE = "revive"  # what expired only, when its request comes again
     RESOLVE_AS_SENT = "resolve as sent"
     RESOLVE_AS_FAILED = "resolve as failed"
 
@@ -42,6 +43,9 @@ def after(act: Act, said: Snapshot) -> tuple[Recipient, ...]:
             if is_waiting:
                 return changed
             why = f"The message is {said.state}: there is nobody left to send it to again"
+        case Act.REVIVE:
+            changed = _changed(said, (RecipientState.EXPIRED,), RecipientState.PENDING)
+            why = f"The message is {said.state}: nothing of it expired"
         case Act.RESOLVE_AS_SENT:
             changed = _changed(said, (RecipientState.IN_DOUBT,), RecipientState.SENT)
             why = f"The message is {said.state}: only what is in doubt can be resolved"

@@ -165,3 +165,17 @@ class Receipt:
     snapshot: Snapshot
     claim: Claim | None = None
     is_replay: bool = False
+
+
+def leading_failure(recipients: Sequence[Recipient]) -> Failure | None:
+    """The one failure that stands for the message: of the recipient whose state matters most, the first."""
+    for state in (
+        RecipientState.PENDING,
+        RecipientState.IN_DOUBT,
+        RecipientState.EXPIRED,
+        RecipientState.REJECTED,
+    ):
+        for recipient in recipients:
+            if recipient.state is state and recipient.failure is not None:
+                return recipient.failure
+    return None

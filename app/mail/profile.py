@@ -20,6 +20,10 @@ from app.mail.errors import ConfigError
 Value: TypeAlias = str | int | bool | None
 
 SANDBOX_PROFILE = "sandbox"  # the built-in profile that keeps and never sends
+SANDBOX_EAUTH = "sandbox-eauth"  # these three fail, as their names say
+SANDBOX_DOWN = "sandbox-down"
+SANDBOX_TLS_EXPIRED = "sandbox-tls-expired"
+SANDBOX_PROFILES = (SANDBOX_PROFILE, SANDBOX_EAUTH, SANDBOX_DOWN, SANDBOX_TLS_EXPIRED)
 
 
 class TlsMode(StrEnum):

@@ -13,10 +13,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from math import ceil, inf
 from typing import TypeAlias
 
+from app.mail.address import Address
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
 from app.mail.errors import RateLimited, TransactionError
@@ -88,21 +90,36 @@ class Diagnosis:
 class Doctor:
     """Diagnoses profiles; remembers when each last logged in, and which may be logging in now."""
 
-    def __init__(self, *, open_session: OpenSession, resolve: Resolve, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        open_session: OpenSession,
+        resolve: Resolve,
+        now: Callable[[], datetime],
+        clock: Callable[[], float],
+        default_from: Address | None = None,
+    ) -> None:
         self._open_session = open_session
         self._resolve = resolve
+        self._now = now
         self._clock = clock
+        self.default_from = default_from
         self._logged_in: dict[str, float] = {}  # profile → when
 
-    async def diagnose(
-        self, profile: Profile, attempt: Attempt, *, sender: str | None, recipient: str | None
-    ) -> Diagnosis:
-        """Walk through the stages; `sender` and `recipient` None = the last two are skipped.
+    async def diagnose(self, profile: Profile, *, sender: str | None, recipient: str | None) -> Diagnosis:
+        """Walk through the stages.
+
+        `sender` None = whom the settings name, and where they name nobody, the last two stages are skipped;
+        `recipient` None = the sender.
 
         Raises:
             RateLimited: this profile logged in for a diagnosis less than a minute ago.
         """
         self._refuse_a_login_too_many(profile)
+        default = profile.from_address or self.default_from
+        sender = sender or profile.envelope_from or (default.addr_spec if default else None)
+        recipient = recipient or sender
+        attempt = Attempt(1, profile.name, self._now(), self._clock)
         if profile.wants_login:
             self._logged_in[profile.name] = inf  # until it is known: two at once are one login too many
         failure: Failure | None = None

@@ -117,8 +117,12 @@ class Pool:
 
     def count(self, profile: str) -> int:
         """How many connections to this profile's relay are open or opening."""
+        return sum(self.figures(profile)[:2])
+
+    def figures(self, profile: str) -> tuple[int, int, int]:
+        """How many connections are idle and how many are taken, and how many attempts wait for one."""
         slots = self._slots.get(profile)
-        return slots.used if slots else 0
+        return (len(slots.idle), slots.taken, len(slots.waiters)) if slots else (0, 0, 0)
 
     async def close(self) -> None:
         """Say QUIT on idle sessions and close them; leased ones close when they are given back."""

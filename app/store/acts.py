@@ -16,13 +16,21 @@ from sqlalchemy import bindparam, select, update
 
 from app.mail.acts import Act, after
 from app.mail.errors import Conflict, NotFound
-from app.mail.message import Recipient, Snapshot
-from app.mail.outcome import Failure, MessageState, RecipientState, message_state
-from app.store.database import bodies, messages, recipients
+from app.mail.message import Recipient, Snapshot, leading_failure
+from app.mail.outcome import MessageState, message_state
+from app.store.database import bodies, messages
 from app.store.journal import Journal, Operation
-from app.store.records import RECIPIENTS_OF, SNAPSHOT_COLUMNS, failure_text, recipient_from, snapshot, to_ms
+from app.store.records import (
+    MESSAGE_BY_ID,
+    RECIPIENTS_OF,
+    WRITE_RECIPIENT,
+    changed_recipients,
+    failure_text,
+    recipient_from,
+    snapshot,
+    to_ms,
+)
 
-_FIND = select(*SNAPSHOT_COLUMNS).where(messages.c.id == bindparam("of_message"))
 _HAS_CONTENT = select(bodies.c.part).where(bodies.c.message_id == bindparam("of_message")).limit(1)
 _SETTLE = (
     update(messages)
@@ -35,11 +43,6 @@ _SETTLE = (
         failure=bindparam("why"),
         handover=bindparam("in_doubt"),
     )
-)
-_SETTLE_RECIPIENT = (
-    update(recipients)
-    .where(recipients.c.message_id == bindparam("of_message"), recipients.c.position == bindparam("at"))
-    .values(state=bindparam("new_state"), failure=bindparam("why"))
 )
 
 
@@ -66,17 +69,27 @@ class Acts:
 
 
 def _do(act: Act, message_id: UUID, now: datetime, until: datetime) -> Operation[Snapshot]:
-    found = yield (_FIND, {"of_message": message_id.bytes})
+    found = yield (MESSAGE_BY_ID, {"of_message": message_id.bytes})
     if not found.rows:
         raise NotFound(f"There is no message {message_id}")
     whom = yield (RECIPIENTS_OF, {"of_message": message_id.bytes})
     said = snapshot(found.rows[0], (recipient_from(*r) for r in whom.rows))
     then = after(act, said)
-    if act is Act.RETRY:
-        content = yield (_HAS_CONTENT, {"of_message": message_id.bytes})
-        if not content.rows:
-            raise Conflict("The message's content is not kept any more, so it cannot be sent again")
-    return (yield from settle(said, then, now=now, until=until))
+    if act is Act.RETRY and not (yield from _has_content(said)):
+        raise Conflict("The message's content is not kept any more, so it cannot be sent again")
+    return (yield from _settle(said, then, now=now, until=until))
+
+
+def revive(said: Snapshot, *, now: datetime, until: datetime) -> Operation[Snapshot]:
+    """Queue what expired unsent once more; a message whose content is not kept any more stays as it is."""
+    if not (yield from _has_content(said)):
+        return said
+    return (yield from _settle(said, after(Act.REVIVE, said), now=now, until=until))
+
+
+def _has_content(said: Snapshot) -> Operation[bool]:
+    content = yield (_HAS_CONTENT, {"of_message": said.id.bytes})
+    return bool(content.rows)
 
 
 def _do_all(act: Act, message_ids: tuple[UUID, ...], now: datetime, until: datetime) -> Operation[list[Snapshot]]:
@@ -89,11 +102,11 @@ def _do_all(act: Act, message_ids: tuple[UUID, ...], now: datetime, until: datet
     return done
 
 
-def settle(said: Snapshot, then: tuple[Recipient, ...], *, now: datetime, until: datetime) -> Operation[Snapshot]:
+def _settle(said: Snapshot, then: tuple[Recipient, ...], *, now: datetime, until: datetime) -> Operation[Snapshot]:
     """Write everybody's state after an act, and what that makes of the message."""
     state = message_state((r.state for r in then), while_pending=MessageState.QUEUED)
     is_queued = state is MessageState.QUEUED
-    failure = None if is_queued else _leading(then)
+    failure = None if is_queued else leading_failure(then)
     yield (
         _SETTLE,
         {
@@ -106,13 +119,9 @@ def settle(said: Snapshot, then: tuple[Recipient, ...], *, now: datetime, until:
             "in_doubt": state is MessageState.IN_DOUBT,
         },
     )
-    changed = [
-        {"of_message": said.id.bytes, "at": at, "new_state": now_.state.value, "why": failure_text(now_.failure)}
-        for at, (was, now_) in enumerate(zip(said.recipients, then, strict=True))
-        if was != now_
-    ]
+    changed = changed_recipients(said, then)
     if changed:
-        yield (_SETTLE_RECIPIENT, changed)
+        yield (WRITE_RECIPIENT, changed)
     return replace(
         said,
         state=state,
@@ -121,8 +130,3 @@ def settle(said: Snapshot, then: tuple[Recipient, ...], *, now: datetime, until:
         next_attempt_at=now if is_queued else None,
         expires_at=until if is_queued else said.expires_at,
     )
-
-
-def _leading(then: tuple[Recipient, ...]) -> Failure | None:
-    ranked = (RecipientState.IN_DOUBT, RecipientState.EXPIRED, RecipientState.REJECTED)
-    return next((r.failure for state in ranked for r in then if r.state is state and r.failure), None)

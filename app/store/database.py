@@ -18,6 +18,7 @@ import sqlite3
 from pathlib import Path
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     Column,
@@ -29,12 +30,15 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    column,
+    event,
+    table,
     text,
 )
 
 from app.mail.errors import ConfigError
 
-SCHEMA = "0004"  # the newest step in alembic/versions; a test keeps it so
+SCHEMA = "0006"  # the newest step in alembic/versions; a test keeps it so
 PART_BYTES = 256 * 1024  # size of one row of content
 COUNT_PERIOD = 10 * 60 * 1000  # milliseconds of one row of failure_counts
 COUNTS_KEPT = 24 * 3600 * 1000  # milliseconds that failures are counted for
@@ -45,7 +49,8 @@ metadata = MetaData()
 messages = Table(
     "messages",
     metadata,
-    Column("id", LargeBinary(16), primary_key=True),
+    Column("seq", Integer, primary_key=True),  # in the order of commits; message_search knows a message by it
+    Column("id", LargeBinary(16), nullable=False, unique=True),
     Column("caller", Text, nullable=False, server_default=""),
     Column("state", Text, nullable=False),
     Column("profile", Text, nullable=False),
@@ -76,6 +81,11 @@ messages = Table(
     Index("messages_by_state", "state", "id", sqlite_where=text("state NOT IN ('queued', 'sending', 'sent')")),
     Index("messages_by_error", "error_code", "id", sqlite_where=text("error_code IS NOT NULL")),
 )
+
+# Virtual, so it is no Table; its rowid is messages.seq. Words are found whatever their case and accents.
+message_search = table("message_search", column("rowid"), column("subject"), column("recipients"), column("tags"))
+_SEARCH = DDL("CREATE VIRTUAL TABLE message_search USING fts5(subject, recipients, tags)")  # type: ignore[no-untyped-call]
+event.listen(messages, "after_create", _SEARCH)
 
 recipients = Table(
     "recipients",
@@ -145,6 +155,15 @@ idempotency_keys = Table(
     PrimaryKeyConstraint("caller", "key"),
     Index("idempotency_keys_expiry", "expires_at"),
     Index("idempotency_keys_message", "message_id"),  # for the cascade
+    sqlite_with_rowid=False,
+)
+
+profile_states = Table(
+    "profile_states",
+    metadata,
+    Column("profile", Text, nullable=False),
+    Column("paused_at", BigInteger),  # NULL = it is not paused
+    PrimaryKeyConstraint("profile"),
     sqlite_with_rowid=False,
 )
 
@@ -262,11 +281,15 @@ def migrate(database: Path) -> None:
             os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = connect(database, read_only=False)
         try:
+            # A step may make a table anew, and what refers to it must not go with the old one.
+            connection.execute("PRAGMA foreign_keys = OFF")
             engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
             with engine.begin() as begun:
                 begun.exec_driver_sql("BEGIN IMMEDIATE")
                 config.attributes["connection"] = begun
                 command.upgrade(config, "head")
+                if broken := begun.exec_driver_sql("PRAGMA foreign_key_check").fetchall():
+                    raise sqlite3.IntegrityError(f"rows refer to what is not there: {broken[:3]}")
                 begun.exec_driver_sql("COMMIT")
         finally:
             connection.close()

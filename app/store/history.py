@@ -14,15 +14,24 @@ from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json
-from sqlalchemy import Select, bindparam, func, literal_column, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, exists, func, literal_column, select, text, tuple_
 
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
-from app.store.database import COUNT_PERIOD, COUNTS_KEPT, attempts, failure_counts, messages, recipients, tags
+from app.store.database import (
+    COUNT_PERIOD,
+    COUNTS_KEPT,
+    attempts,
+    failure_counts,
+    message_search,
+    messages,
+    recipients,
+    tags,
+)
 from app.store.reader import Reader
-from app.store.records import RECIPIENTS_OF, SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot, to_ms
+from app.store.records import MESSAGE_BY_ID, RECIPIENTS_OF, SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot, to_ms
+from app.store.search import SearchIndex
 
-_BY_ID = select(*SNAPSHOT_COLUMNS).where(messages.c.id == bindparam("of_message"))
 _AFTER_ALL = UUID(int=(1 << 128) - 1)
 _STATES_OF_THE_QUEUE = ("queued", "sending")
 
@@ -37,6 +46,7 @@ class Filter:
     sender: str | None = None
     recipient: str | None = None
     tag: str | None = None
+    q: str | None = None  # an expression of `search.expression_of`
     since: datetime | None = None
     until: datetime | None = None
 
@@ -47,12 +57,7 @@ def newest_matching(names: frozenset[str], state: str | None) -> Select[Any]:
 
     `state` stands in the text, since SQLite takes a partial index only for what it can read.
     """
-    # Whoever leads, its index is walked from its newest end: no list is made of all that match.
-    leading = recipients.c.message_id if "recipient" in names else tags.c.message_id if "tag" in names else None
-    key = messages.c.id if leading is None else leading
-    page = select(*SNAPSHOT_COLUMNS).where(key < bindparam("before"), key >= bindparam("from_id"))
-    if leading is not None:
-        page = page.join_from(leading.table, messages, messages.c.id == leading)
+    page, key = _found() if "q" in names else _in_order(names)
     if state is not None:
         page = page.where(messages.c.state == literal_column(f"'{MessageState(state)}'"))
     if state is not None and state not in (*_STATES_OF_THE_QUEUE, "sent"):
@@ -62,14 +67,34 @@ def newest_matching(names: frozenset[str], state: str | None) -> Select[Any]:
     for name in ("error_code", "profile", "sender"):
         if name in names:
             page = page.where(messages.c[name] == bindparam(f"of_{name}"))
-    if "recipient" in names:
-        page = page.where(recipients.c.address == bindparam("of_recipient"))
-    if "tag" in names:
-        if leading is tags.c.message_id:
-            page = page.where(tags.c.tag == bindparam("of_tag"))
-        else:
-            page = page.where(messages.c.id.in_(select(tags.c.message_id).where(tags.c.tag == bindparam("of_tag"))))
+    for name, column in (("recipient", recipients.c.address), ("tag", tags.c.tag)):
+        if name in names:
+            rows = column.table
+            is_it = column == bindparam(f"of_{name}")
+            leads = key is rows.c.message_id
+            page = page.where(is_it if leads else exists().where(is_it, rows.c.message_id == messages.c.id))
     return page.order_by(key.desc()).limit(bindparam("at_most"))
+
+
+def _in_order(names: frozenset[str]) -> tuple[Select[Any], ColumnElement[Any]]:
+    """Walk messages by their ids, or whoever leads to them by theirs: no list is made of all that match."""
+    page = select(*SNAPSHOT_COLUMNS)
+    key = recipients.c.message_id if "recipient" in names else tags.c.message_id if "tag" in names else messages.c.id
+    if key is not messages.c.id:
+        page = page.join_from(key.table, messages, messages.c.id == key)
+    return page.where(key < bindparam("before"), key >= bindparam("from_id")), key
+
+
+def _found() -> tuple[Select[Any], ColumnElement[Any]]:
+    """Walk what a search finds, newest first, within the bounds that the others have in ids."""
+    seq = select(messages.c.seq)
+    last = seq.where(messages.c.id < bindparam("before")).order_by(messages.c.id.desc()).limit(1).scalar_subquery()
+    end = func.coalesce(seq.where(messages.c.id == bindparam("before")).scalar_subquery(), last + 1)
+    first = seq.where(messages.c.id >= bindparam("from_id")).order_by(messages.c.id).limit(1).scalar_subquery()
+    key = message_search.c.rowid
+    page = select(*SNAPSHOT_COLUMNS).join_from(message_search, messages, messages.c.seq == key)
+    matches = literal_column("message_search").op("MATCH")(bindparam("of_q"))
+    return page.where(matches, key < end, key >= first), key
 
 
 @lru_cache(maxsize=16)
@@ -110,6 +135,20 @@ _FAILURES = (
     .where(failure_counts.c.period >= bindparam("since"))
     .group_by(failure_counts.c.reason)
 )
+_LATEST_OF_PROFILE = (
+    select(messages.c.id)
+    .where(messages.c.profile == bindparam("of_profile"))
+    .order_by(messages.c.id.desc())
+    .limit(1000)
+    .subquery()
+)
+_LAST_SUCCESS = (
+    select(attempts.c.started_at)
+    .join(_LATEST_OF_PROFILE, attempts.c.message_id == _LATEST_OF_PROFILE.c.id)
+    .where(attempts.c.error_code.is_(None), attempts.c.facts.is_not(None))
+    .order_by(attempts.c.started_at.desc())
+    .limit(1)
+)
 _PROFILES_WAITING = select(messages.c.profile).where(messages.c.due_at.is_not(None)).distinct()
 
 
@@ -138,16 +177,19 @@ class Waiting:
 class History:
     """All reads of what was. Each raises `StoreUnavailable` where the file cannot be read."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, search: SearchIndex) -> None:
         self._reader = reader
+        self._search = search
 
     async def find(self, message_id: UUID) -> Snapshot | None:
         """Give what is known of a message, None where there is none."""
-        rows = await self._reader.rows(_BY_ID, {"of_message": message_id.bytes})
+        rows = await self._reader.rows(MESSAGE_BY_ID, {"of_message": message_id.bytes})
         return await self._snapshot(rows[0]) if rows else None
 
     async def newest(self, which: Filter = Filter(), *, at_most: int, before: UUID | None = None) -> Sequence[Snapshot]:
         """Give messages newest first; `before` continues behind the last one seen."""
+        if which.q is not None:
+            await self._search.catch_up()
         said = {name: value for name in _BY_VALUE if (value := getattr(which, name)) is not None}
         params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
         params |= {"at_most": at_most, **_between(which.since, which.until, before)}
@@ -198,12 +240,17 @@ class History:
         """Name every profile that a message waits for, whether or not it is in the settings."""
         return {name for (name,) in await self._reader.rows(_PROFILES_WAITING)}
 
+    async def last_success(self, profile: str) -> datetime | None:
+        """When the latest of a profile's successful attempts began; looks at its latest thousand messages."""
+        rows = await self._reader.rows(_LAST_SUCCESS, {"of_profile": profile})
+        return from_ms(rows[0][0]) if rows else None
+
     async def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
         whom = await self._reader.rows(RECIPIENTS_OF, {"of_message": row[0]})
         return snapshot(row, (recipient_from(*r) for r in whom))
 
 
-_BY_VALUE = ("error_code", "profile", "sender", "recipient", "tag")
+_BY_VALUE = ("error_code", "profile", "sender", "recipient", "tag", "q")
 
 
 def _between(since: datetime | None, until: datetime | None, before: UUID | None) -> dict[str, bytes]:

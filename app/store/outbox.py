@@ -20,13 +20,12 @@ from uuid import UUID
 from sqlalchemy import bindparam, column, delete, insert, select, table, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from app.mail.acts import Act, after
 from app.mail.attempt import Attempt
 from app.mail.codes import ErrorCode
 from app.mail.errors import KeyReused, LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Repeat, Snapshot
 from app.mail.outcome import Failure, MessageState
-from app.store.acts import settle
+from app.store.acts import revive
 from app.store.database import (
     COUNT_PERIOD,
     COUNTS_KEPT,
@@ -45,7 +44,9 @@ from app.store.reader import Reader
 from app.store.records import (
     RECIPIENTS_OF,
     SNAPSHOT_COLUMNS,
+    WRITE_RECIPIENT,
     attempt_facts,
+    changed_recipients,
     failure_text,
     from_ms,
     json_text,
@@ -57,7 +58,7 @@ from app.store.records import (
 KEY_LIFE = timedelta(hours=24)  # of an idempotency key
 
 _INSERT_MESSAGE = insert(messages).values(
-    {c: bindparam(c.name) for c in messages.c if c.name not in ("handover", "error_code", "failure")}
+    {c: bindparam(c.name) for c in messages.c if c.name not in ("seq", "handover", "error_code", "failure")}
 )
 _INSERT_RECIPIENT = insert(recipients).values(
     message_id=bindparam("message_id"),
@@ -136,11 +137,6 @@ _RECORD = (
         failure=bindparam("why"),
         attempts=bindparam("number"),
     )
-)
-_RECORD_RECIPIENT = (
-    update(recipients)
-    .where(recipients.c.message_id == bindparam("of_message"), recipients.c.position == bindparam("at"))
-    .values(state=bindparam("new_state"), failure=bindparam("why"))
 )
 _OF_ATTEMPT = (attempts.c.message_id == bindparam("of_message")) & (attempts.c.number == bindparam("of_number"))
 _RECORD_ATTEMPT = (
@@ -264,7 +260,7 @@ def _append_once(message: Message, lease: Lease | None, now: datetime, repeat: R
         whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
         if said.state is MessageState.FAILED and said.failure and said.failure.code is ErrorCode.EEXPIRED:
-            said = yield from settle(said, after(Act.RETRY, said), now=now, until=message.expires_at)
+            said = yield from revive(said, now=now, until=message.expires_at)
         return Receipt(said, is_replay=True)
     receipt = yield from _append(message, lease, now)
     yield (_FORGET_KEYS, {"now": to_ms(now)})
@@ -409,13 +405,9 @@ def _record(
     )
     if recorded.count != 1:
         raise LeaseLost(f"message {before.id} is leased to somebody else")
-    changed = [
-        {"of_message": id_, "at": at, "new_state": now.state.value, "why": failure_text(now.failure)}
-        for at, (was, now) in enumerate(zip(before.recipients, after, strict=True))
-        if was != now
-    ]
+    changed = changed_recipients(before, after)
     if changed:
-        yield (_RECORD_RECIPIENT, changed)
+        yield (WRITE_RECIPIENT, changed)
     if attempt is None:
         yield (_DELETE_ATTEMPT, {"of_message": id_, "of_number": before.attempts})
     else:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, select, update
 
 from app.mail.attempt import Attempt
 from app.mail.codes import ErrorCode, Reason
@@ -40,10 +40,16 @@ SNAPSHOT_COLUMNS = (
     messages.c.warnings,
 )
 
+MESSAGE_BY_ID = select(*SNAPSHOT_COLUMNS).where(messages.c.id == bindparam("of_message"))
 RECIPIENTS_OF = (
     select(recipients.c.address, recipients.c.state, recipients.c.failure)
     .where(recipients.c.message_id == bindparam("of_message"))
     .order_by(recipients.c.position)
+)
+WRITE_RECIPIENT = (
+    update(recipients)
+    .where(recipients.c.message_id == bindparam("of_message"), recipients.c.position == bindparam("at"))
+    .values(state=bindparam("new_state"), failure=bindparam("why"))
 )
 
 
@@ -83,6 +89,15 @@ def failure_from(text: str | None) -> Failure | None:
 
 def recipient_from(address: str, state: str, failure: str | None) -> Recipient:
     return Recipient(address, RecipientState(state), failure_from(failure))
+
+
+def changed_recipients(said: Snapshot, then: Iterable[Recipient]) -> list[dict[str, object]]:
+    """Give the parameters of WRITE_RECIPIENT for whoever is not as they were."""
+    return [
+        {"of_message": said.id.bytes, "at": at, "new_state": now.state.value, "why": failure_text(now.failure)}
+        for at, (was, now) in enumerate(zip(said.recipients, then, strict=True))
+        if was != now
+    ]
 
 
 def snapshot(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Snapshot:

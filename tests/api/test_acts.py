@@ -124,6 +124,14 @@ async def test_a_retry_sends_again_what_was_refused(service: Application) -> Non
     assert flat(await post(service, f"/messages/{id_}/retry"), status=200)["state"] == "sent"
 
 
+@pytest.mark.parametrize(("prefer", "state"), [("wait=5", "sent"), ("respond-async", "queued")])
+async def test_a_retry_waits_as_it_is_asked_to(service: Application, prefer: str, state: str) -> None:
+    id_ = await deferred(service)
+    said = await post(service, f"/messages/{id_}/retry", prefer=prefer)
+    assert said.headers["Preference-Applied"] == prefer
+    assert said.json()["state"] == state
+
+
 async def test_a_retry_that_is_refused_again_says_so(service: Application) -> None:
     service.relay.on("RCPT", "550 5.1.1 no such user")
     id_ = flat(await service.send(), status=424)["id"]
@@ -150,7 +158,8 @@ async def test_what_is_in_doubt_is_settled(service: Application, as_: str, state
 
 async def test_a_resolution_is_sent_or_failed(service: Application) -> None:
     id_ = await in_doubt(service)
-    problem(await post(service, f"/messages/{id_}/resolve", {"as": "lost"}), status=422)
+    refused = problem(await post(service, f"/messages/{id_}/resolve", {"as": "lost"}), status=422)
+    assert [fault["pointer"] for fault in refused["errors"]] == ["/as"]
     problem(await post(service, f"/messages/{id_}/resolve", {}), status=422)
 
 
@@ -165,21 +174,21 @@ async def test_all_that_match_are_sent_again_but_not_what_is_in_doubt(service: A
     ids = [await deferred(service, tags=["night"]) for _ in range(3)]
     other = await deferred(service)
     answer = await post(service, "/messages/retry?tag=night")
-    assert (answer.status_code, answer.json()) == (200, {"count": 3})
+    assert (answer.status_code, answer.json()["count"]) == (200, 3)
     for id_ in ids:
         assert (await service.settled(id_))["state"] == "sent"
     assert (await service.look_up(other))["state"] == "deferred"
-    assert (await post(service, "/messages/retry?since=1h")).json() == {"count": 1}
+    assert (await post(service, "/messages/retry?since=1h")).json()["count"] == 1
     assert (await service.settled(other))["state"] == "sent"
     assert (await service.look_up(doubtful))["state"] == "in_doubt"
-    assert (await post(service, "/messages/retry?state=in_doubt")).json() == {"count": 1}
+    assert (await post(service, "/messages/retry?state=in_doubt")).json()["count"] == 1
     assert (await service.settled(doubtful))["state"] == "sent"
 
 
 async def test_all_that_match_are_cancelled(service: Application) -> None:
     ids = [await deferred(service) for _ in range(3)]
     sent = flat(await service.send(), status=200)["id"]
-    assert (await post(service, "/messages/cancel?state=deferred")).json() == {"count": 3}
+    assert (await post(service, "/messages/cancel?state=deferred")).json()["count"] == 3
     assert {(await service.look_up(id_))["state"] for id_ in ids} == {"cancelled"}
     assert (await service.look_up(sent))["state"] == "sent"
 
@@ -189,3 +198,17 @@ async def test_a_bulk_act_without_a_good_filter_does_nothing(service: Applicatio
     id_ = await deferred(service)
     problem(await post(service, f"/messages/cancel{query}"), status=422)
     assert (await service.look_up(id_))["state"] == "deferred"
+
+
+async def test_all_that_match_can_be_gone_through_in_steps(service: Application) -> None:
+    ids = [await deferred(service) for _ in range(5)]
+    counts, cursor = [], ""
+    while True:
+        said = (await post(service, f"/messages/cancel?state=deferred&limit=2&cursor={cursor}")).json()
+        counts.append(said["count"])
+        assert said["has_more"] == (said["next_cursor"] is not None)
+        if not said["has_more"]:
+            break
+        cursor = said["next_cursor"]
+    assert counts == [2, 2, 1]
+    assert {(await service.look_up(id_))["state"] for id_ in ids} == {"cancelled"}

@@ -25,6 +25,8 @@ OF_THE_SANDBOX = [
     ("GET", "/sandbox"),
     ("GET", "/sandbox/x"),
     ("GET", "/sandbox/01a20bf8-4943-7bad-bcb1-d9c2726ad315"),
+    ("GET", "/sandbox/01a20bf8-4943-7bad-bcb1-d9c2726ad315/html"),
+    ("GET", "/sandbox/01a20bf8-4943-7bad-bcb1-d9c2726ad315/parts/1"),
 ]
 FOREIGN: dict[str, Mapping[str, str]] = {
     "another host": {"Host": "mail.theirs.test"},

@@ -7,10 +7,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from app.store import outbox
-from app.store.database import idempotency_keys
+from app.store.database import bodies, idempotency_keys
+from app.store.journal import Operation
 from tests.api.shapes import flat, problem
 from tests.support.app import MESSAGE, Application, running
 from tests.support.relay import Wait
@@ -133,6 +134,29 @@ async def test_one_that_expired_unsent_is_sent_at_last(service: Application) -> 
     assert flat(second, status=200)["id"] == first["id"]
     assert (await service.look_up(first["id"]))["state"] == "sent"
     assert [mail.taken for mail in service.relay.mails] == [True]
+
+
+async def test_who_was_refused_is_not_asked_again_by_a_replay(service: Application) -> None:
+    service.relay.on("RCPT", "450 4.2.0 Mailbox busy", match="bob@", times=1)
+    service.relay.on("RCPT", "550 5.1.1 no such user", match="ann@", times=1)
+    both: dict[str, Any] = {"to": "ann@theirs.test, bob@theirs.test", "expires_in": 5}
+    first = (await post(service, **both)).json()
+    assert (first["state"], first["error_code"]) == ("failed", "EEXPIRED")
+    second = flat(await post(service, **both), status=200)
+    assert (second["id"], second["state"], second["accepted"]) == (first["id"], "partial", ["bob@theirs.test"])
+    assert service.relay.commands.count("RCPT TO:<ann@theirs.test>") == 1
+
+
+async def test_what_expired_and_is_not_kept_stays_expired(service: Application) -> None:
+    service.relay.on("RCPT", "450 4.2.0 Mailbox busy", times=1)
+    first = (await post(service, expires_in=5)).json()
+    await service.runtime.journal.commit(forgetting)
+    second = await post(service, expires_in=5)
+    assert (second.status_code, second.json()["id"], second.json()["error_code"]) == (424, first["id"], "EEXPIRED")
+
+
+def forgetting() -> Operation[None]:
+    yield delete(bodies), {}
 
 
 async def test_a_key_is_forgotten_after_a_day(service: Application, monkeypatch: pytest.MonkeyPatch) -> None:

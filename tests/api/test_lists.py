@@ -1,5 +1,6 @@
 """Lists by what people remember of a message."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -46,6 +47,19 @@ async def sent(service: Application) -> dict[str, str]:
         ("since=2099-01-01", []),
         ("until=2099-01-01T00:00:00%2B02:00", ["two", "waiting", "refused", "tagged", "plain"]),
         ("until=2020-01-01T00:00:00Z", []),
+        ("q=order", ["two", "waiting", "refused", "tagged", "plain"]),
+        ("q=ord", ["two", "waiting", "refused", "tagged", "plain"]),
+        ("q=rder", []),
+        ("q=4711+VIP", ["tagged"]),
+        ("q=bob", ["two"]),
+        ("q=bob@theirs.test", ["two"]),
+        ("q=bob@ours.test", []),
+        ("q=order&state=failed", ["refused"]),
+        ("q=order&tag=order&recipient=later@theirs.test", ["waiting"]),
+        ("q=order&since=1h", ["two", "waiting", "refused", "tagged", "plain"]),
+        ("q=order&since=2099-01-01", []),
+        ("q=order&until=2020-01-01", []),
+        ('q="order OR (NEAR', []),
         ("state=&tag=", ["two", "waiting", "refused", "tagged", "plain"]),
     ],
 )
@@ -57,7 +71,7 @@ async def test_a_filter_gives_what_matches_newest_first(
     assert [message["id"] for message in answer.json()["data"]] == [sent[name] for name in names]
 
 
-@pytest.mark.parametrize("query", ["", "recipient=ann@theirs.test", "tag=order", "state=sent"])
+@pytest.mark.parametrize("query", ["", "recipient=ann@theirs.test", "tag=order", "state=sent", "q=order"])
 async def test_pages_hold_everything_once(service: Application, sent: dict[str, str], query: str) -> None:
     whole = [message["id"] for message in (await service.client.get(f"/messages?{query}")).json()["data"]]
     paged: list[str] = []
@@ -79,6 +93,8 @@ async def test_pages_hold_everything_once(service: Application, sent: dict[str, 
         ("recipient=nobody", "recipient"),
         ("since=yesterday", "since is an instant"),
         ("colour=red", "'colour' is not a parameter"),
+        ("q=---", "q has no word in it"),
+        ("q=" + 201 * "x", "q has 201 characters"),
         ("limit=0", "limit is a number"),
         ("cursor=x", "cursor"),
     ],
@@ -119,3 +135,21 @@ async def test_a_dry_run_stores_and_sends_nothing(service: Application) -> None:
     assert (await service.client.get("/messages")).json()["data"] == []
     assert service.relay.connections == 0
     assert flat(await service.send(), status=200)["attempts"] == 1
+
+
+async def test_a_search_finds_what_was_accepted_at_this_moment(service: Application) -> None:
+    for number in range(3):
+        id_ = flat(await service.send(subject=f"Now {number}", prefer="respond-async"), status=202)["id"]
+        found = (await service.client.get(f"/messages?q=now {number}")).json()["data"]
+        assert [message["id"] for message in found] == [id_]
+
+
+async def test_what_many_find_at_once_is_indexed_once(service: Application, sent: dict[str, str]) -> None:
+    answers = await asyncio.gather(*(service.client.get("/messages?q=order") for _ in range(10)))
+    assert {len(answer.json()["data"]) for answer in answers} == {len(sent)}
+
+
+async def test_all_that_a_search_finds_are_acted_on(service: Application, sent: dict[str, str]) -> None:
+    answer = await service.client.post("/messages/cancel?q=later")
+    assert answer.json()["count"] == 1
+    assert (await service.look_up(sent["waiting"]))["state"] == "cancelled"

@@ -26,6 +26,7 @@ from app.store.history import Filter, History
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
+from app.store.search import SearchIndex
 from tests.contract.test_journal import Gate
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -136,7 +137,9 @@ def opens(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
         for room in ("journal", "reader"):
             monkeypatch.setattr(f"app.store.{room}.connect", connect_and_note)
         journal, reader = Journal(file), Reader(file)
-        return Store(file, live, statements, journal, reader, Outbox(journal, reader), History(reader))
+        return Store(
+            file, live, statements, journal, reader, Outbox(journal, reader), History(reader, SearchIndex(journal))
+        )
 
     return open_store
 
@@ -758,6 +761,21 @@ class TestPlans:
     async def test_the_newest_page_that_matches_has_an_index(self, store: Store, which: Filter, through: str) -> None:
         await store.history.newest(which, at_most=20)
         self.assert_searches(store, "LIMIT 20", through)
+
+    @pytest.mark.parametrize("more", [Filter(), Filter(recipient="bob@theirs.test", tag="vip")], ids=["alone", "more"])
+    async def test_a_search_walks_what_it_finds_from_the_newest(self, store: Store, more: Filter) -> None:
+        await store.history.newest(replace(more, q='"hello"'), at_most=20)
+        steps = self.plans(store, "MATCH")
+        assert [step for step in steps if step.startswith("SCAN message_search VIRTUAL TABLE INDEX")], steps
+        assert not [
+            step for step in steps if "TEMP B-TREE" in step or (step.startswith("SCAN") and "VIRTUAL" not in step)
+        ]
+
+    async def test_what_is_not_indexed_yet_is_read_off_the_key(self, store: Store) -> None:
+        await store.history.newest(Filter(q='"hello"'), at_most=20)
+        steps = self.plans(store, "INSERT INTO message_search")
+        assert [step for step in steps if "INTEGER PRIMARY KEY (rowid>?)" in step], steps
+        assert not [step for step in steps if "TEMP B-TREE" in step], steps
 
     async def test_attempts_that_failed_have_an_index(self, store: Store) -> None:
         await store.history.newest_attempts(at_most=20, error_code="EAUTH")

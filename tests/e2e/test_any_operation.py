@@ -20,7 +20,8 @@ KEY = "a-key-of-the-tests-0123456789"
 SEED = 4711
 LONGEST = 110.0  # seconds; 15 on a machine that does nothing else
 
-# 422 fits every body: that an address is one, or that there is a text or html, no schema says.
+# 422 fits every body: that an address is one, or that there is a text or html, no schema says. The profile that is
+# paused is another one: whatever is sent through that would be waited for.
 CONFIGURATION = f"""
 seed = {SEED}
 color = false
@@ -28,6 +29,9 @@ color = false
 max-examples = 25
 [parameters]
 "path.name" = "sandbox"
+[[operations]]
+include-operation-id = "pauseProfile"
+parameters = {{ "path.name" = "sandbox-down" }}
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "401", "404", "409", "422", "424", "429"]
 """

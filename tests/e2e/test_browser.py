@@ -4,11 +4,13 @@ Every page is watched: no request leaves the origin, no violation of its policy,
 screenshots are in the test's folder, and in the one that MAILCHUTE_SCREENSHOTS names.
 """
 
+import asyncio
 import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import pytest_asyncio
@@ -104,7 +106,7 @@ async def test_the_api_page_lists_every_operation(watched: Watched) -> None:
     page = watched.page
     await expect(page.locator(".info .title")).to_contain_text("Mailchute")
     await expect(page.locator("#operations-messages-sendMessage")).to_be_visible()
-    await expect(page.locator(".opblock")).to_have_count(17)
+    await expect(page.locator(".opblock")).to_have_count(21)
     await expect(page.locator(".errors-wrapper")).to_have_count(0)
     await watched.photograph("docs")
     await watched.assert_well_behaved()
@@ -177,14 +179,183 @@ async def test_the_sandbox_shows_what_was_sent_its_text_and_its_source(watched: 
     await watched.photograph("sandbox")
     await page.get_by_role("link", name="Ihre Bestellung 4711").click()
     await expect(page.locator("h1")).to_have_text("Ihre Bestellung 4711")
-    sections = page.locator("pre")
-    await expect(sections).to_have_count(3)
-    await expect(sections.nth(0)).to_contain_text("Schöne Grüße")
-    await expect(sections.nth(1)).to_contain_text("<p>Schöne Grüße")
-    await expect(sections.nth(2)).to_contain_text("Message-ID: <")
-    await expect(sections.nth(2)).to_contain_text("Content-Type: multipart/alternative")
+    await expect(page.frame_locator("iframe").locator("p")).to_have_text("Schöne Grüße aus Köln")
+    await expect(page.get_by_role("region", name="Text")).to_contain_text("Schöne Grüße")
+    await expect(page.get_by_role("region", name="Recipients").locator("tbody tr")).to_have_count(2)
+    source = page.get_by_role("region", name="Source")
+    await expect(source.get_by_text("Content-Type: multipart/alternative")).to_be_hidden()
+    await source.get_by_text("The source as it is sent").click()
+    await expect(source.locator("pre")).to_contain_text("Message-ID: <")
+    await expect(source.locator("pre")).to_contain_text("Content-Type: multipart/alternative")
     await watched.photograph("sandbox-message")
     await watched.assert_well_behaved()
+
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYPj/HwADAgH/eJ5Q5QAAAABJRU5ErkJggg=="
+
+
+async def test_a_mails_own_look_and_images_are_shown_in_its_frame(watched: Watched) -> None:
+    page = watched.page
+    message = await sent(
+        watched,
+        html="<style>p { color: rgb(200, 0, 0) }</style><p style='font-size: 30px'>Hello</p><img src='cid:dot'>",
+        attachments=[{"filename": "dot.png", "content": PNG, "content_id": "dot"}],
+    )
+    await watched.go(f"/sandbox/{message}")
+    frame = page.frame_locator("iframe")
+    look = await frame.locator("p").evaluate("p => [getComputedStyle(p).color, getComputedStyle(p).fontSize]")
+    assert look == ["rgb(200, 0, 0)", "30px"]
+    assert await frame.locator("img").evaluate("image => image.naturalWidth") == 1
+    async with page.expect_download() as download:
+        await page.get_by_role("link", name="dot.png").click()
+    assert (await download.value).suggested_filename == "dot.png"
+    await watched.assert_well_behaved()
+
+
+# What a mail may try. {there} is a server that hears of every connection, {script} calls the function `attack`.
+ATTACKS = {
+    "script": "<script>{script}</script><script src='{there}/x.js'></script><script type=module>{script}</script>",
+    "handlers": "<img src=x onerror='{script}'><body onload='{script}'><details open ontoggle='{script}'>",
+    "javascript": "<a id=go href='javascript:{script}'>go</a><iframe src='javascript:{script}'></iframe>",
+    "remote images": "<img src='{there}/a.png'><img srcset='{there}/b.png 2x'><picture><source srcset='{there}/c'><img></picture>",
+    "remote media": "<video src='{there}/v' poster='{there}/p' autoplay></video><audio src='{there}/a' autoplay></audio>",
+    "css": "<style>@import '{there}/i.css'; p {{ background: url({there}/u) }} @font-face {{ font-family: f; src: url({there}/f) }}"
+    " p {{ font-family: f }}</style><p style='background: url({there}/s)'>x</p><table background='{there}/t'><tr><td>x</table>",
+    "links in the head": "<link rel=stylesheet href='{there}/c.css'><link rel=preconnect href='{there}'>"
+    "<link rel=prefetch href='{there}/p'><link rel=preload as=image href='{there}/l'><link rel=icon href='{there}/i'>",
+    "meta refresh": "<meta http-equiv=refresh content='0; url={there}/r'>",
+    "base": "<base href='{there}/'><img src='relative.png'>",
+    "form": "<form action='{there}/f' method=post><input name=x><button id=go>go</button></form>",
+    "frames": "<iframe src='{there}/f'></iframe><iframe srcdoc='<script>{script}</script><img src={there}/d>'></iframe>"
+    "<object data='{there}/o'></object><embed src='{there}/e'>",
+    "svg": "<svg onload='{script}'><image href='{there}/i'/><use href='{there}/u#x'/><script>{script}</script></svg>"
+    "<math><maction actiontype=statusline href='javascript:{script}'>x</maction></math>",
+    "link": "<a id=go href='{there}/a' ping='{there}/p'>go</a>",
+    "link to the top": "<base target=_top><a id=go target=_top href='{there}/a'>go</a>",
+    "link to a new window": "<a id=go target=_blank href='{there}/a'>go</a>",
+    "animated link": "<svg><a id=go><text y=20>go</text><set attributeName=href to='{there}/a'/></a></svg>",
+    "malformed": "<p title='</p><img src={there}/1><!-- --!><link rel=preconnect href='{there}'><svg><style><img src='{there}/2'>"
+    "<noscript><p title='</noscript><img src={there}/3 onerror={script}>'>",
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def attacked() -> AsyncIterator[Service]:
+    async with Service() as service:
+        yield service
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize("alone", [False, True], ids=["in its frame", "alone"])
+async def test_nothing_in_a_mail_runs_loads_or_leads_anywhere(
+    attack: str, alone: bool, browser: Browser, attacked: Service, tmp_path: Path
+) -> None:
+    page = await browser.new_page(viewport={"width": 1280, "height": 900})
+    watched = Watched(page, attacked, tmp_path)
+    happened: list[str] = []
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        happened.append("a connection was made")
+        writer.close()
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as theirs:
+        await page.expose_function("attack", lambda: happened.append("a script ran"))
+        there = f"http://127.0.0.1:{theirs.sockets[0].getsockname()[1]}"
+        html = attack.format(there=there, script="(top.attack||window.attack)()")
+        message = await sent(watched, subject=html[:200], text=html, html=html)
+        path = f"/sandbox/{message}{'/html' if alone else ''}"
+        await watched.go(path)
+        if "id=go" in attack:
+            mail = page.locator("html") if alone else page.frame_locator("iframe").locator("html")
+            await mail.locator("#go").click()
+            await page.wait_for_load_state("networkidle")
+        assert page.url.partition("#")[0] == f"{attacked.base}{path}"
+        assert len(page.context.pages) == 1
+        await page.close()
+    assert happened == []
+
+
+async def test_the_attacks_are_some_where_nothing_stops_them(browser: Browser) -> None:
+    """Who would not be heard here could not be found missing above."""
+    heard = asyncio.Event()
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.set()
+        writer.close()
+
+    page = await browser.new_page()
+    ran: list[str] = []
+    await page.expose_function("attack", lambda: ran.append("a script ran"))
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as theirs:
+        there = f"http://127.0.0.1:{theirs.sockets[0].getsockname()[1]}"
+        for name in ("links in the head", "css", "remote images"):
+            heard.clear()
+            await page.set_content(ATTACKS[name].format(there=there, script=""))
+            async with asyncio.timeout(10):
+                await heard.wait()
+        await page.set_content(ATTACKS["handlers"].format(there=there, script="attack()"))
+        await page.wait_for_load_state("networkidle")
+        await page.close()
+    assert ran
+
+
+async def test_the_pages_can_be_read_with_the_keyboard_and_by_their_names(watched: Watched) -> None:
+    page = watched.page
+    message = await sent(watched, html="<p>x</p>", attachments=[{"filename": "x.txt", "content": "eA=="}])
+    await watched.go(f"/sandbox/{message}")
+    assert await page.locator("html").get_attribute("lang") == "en"
+    assert await page.locator("h1").count() == 1
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    for name in ("HTML", "Text", "Attachments", "Recipients", "Attempts", "Source"):
+        await expect(page.get_by_role("region", name=name, exact=True)).to_have_count(1)
+    await expect(page.locator("iframe")).to_have_attribute("title", "The message's HTML")
+    for table in await page.locator("table").all():
+        assert await table.locator("th:not([scope])").count() == 0
+    await page.get_by_role("link", name="Recipients").press("Enter")
+    assert page.url.endswith("#recipients")
+    await watched.assert_well_behaved()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_all_text_stands_out_from_its_ground(scheme: Literal["light", "dark"], watched: Watched) -> None:
+    """WCAG 2.1, 1.4.3: 4.5 to 1."""
+    page = watched.page
+    await page.emulate_media(color_scheme=scheme)
+    message = ""
+    for to in ("ann@example.org", "550@example.org", "451@example.org", "drop@example.org"):
+        message = await sent(watched, to=["ann@example.org", to], html="<p>x</p>")
+        await watched.go(f"/sandbox/{message}")
+        assert await page.evaluate(LOW_CONTRAST) == []
+    await watched.go("/sandbox")
+    assert await page.evaluate(LOW_CONTRAST) == []
+
+
+LOW_CONTRAST = """() => {
+    const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+    const ground = element => {
+        for (; element; element = element.parentElement) {
+            const found = getComputedStyle(element).backgroundColor;
+            if (parts(found)[3] !== 0) return parts(found);
+        }
+        return [255, 255, 255];
+    };
+    const light = colour => colour.slice(0, 3)
+        .map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
+    return [...document.querySelectorAll('body *')].filter(e => e.innerText && e.offsetParent).map(e => {
+        const [low, high] = [light(parts(getComputedStyle(e).color)), light(ground(e))].sort((a, b) => a - b);
+        return [e.outerHTML.slice(0, 100), (high + 0.05) / (low + 0.05)];
+    }).filter(([, ratio]) => ratio < 4.5);
+}"""
+
+
+async def sent(watched: Watched, **fields: object) -> str:
+    """Send one, and give its id."""
+    body = {"from": "Bot <bot@example.org>", "to": ["ann@example.org"], "subject": "Hello", "text": "Hello", **fields}
+    answer = await watched.page.request.post(f"{watched.service.base}/send", data=body)
+    found: str = (await answer.json())["id"]
+    return found
 
 
 async def test_the_sandbox_fits_a_telephone_and_the_dark(watched: Watched) -> None:

@@ -57,6 +57,8 @@ async def test_the_wheel_migrates_and_serves_from_an_empty_folder(wheel: Path, t
     async with Service(command=(str(programs / "mailchute"), "serve")) as service:
         answer = await service.send()
         assert (answer.status_code, answer.json()["state"]) == (200, "sent")
+        failing = await service.send(profile="sandbox-tls-expired")  # which needs a file of the package's
+        assert failing.json()["reason"] == "tls_cert_expired"
         for path in ("/docs", "/redoc", "/openapi.json", "/sandbox", "/sandbox/static/inspector.css"):
             assert (await service.http.get(path)).status_code == 200, path
         assert (service.folder / "var" / "mailchute.db").is_file()

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from app.serving import SHUTDOWN_SECONDS
+from app.store.database import SCHEMA
 from tests.support.service import MAIL, MAILCHUTE, Ended, Service, run
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,30 @@ class TestZeroConfig:
         assert "Liebe Änne,\n&lt;b&gt;auf bald&lt;/b&gt;" in shown
         assert f"Message-ID: {answer['message_id']}".replace("<", "&lt;").replace(">", "&gt;") in shown
         assert "Content-Transfer-Encoding: " in shown
+
+    async def test_the_start_up_text_names_the_addresses_that_fail(self, sandbox: Service) -> None:
+        (line,) = [line for line in sandbox.text.splitlines() if "550@" in line]
+        for local in ("451", "421", "552", "slow", "drop"):
+            assert f"{local}@" in line
+
+    @pytest.mark.parametrize(
+        ("wanted", "code", "reason"),
+        [
+            ({"to": "421@theirs.test"}, "ECONNECTION", "service_unavailable"),
+            ({"to": "drop@theirs.test"}, "EINDOUBT", "outcome_unknown"),
+            ({"profile": "sandbox-eauth"}, "EAUTH", "auth_rejected"),
+            ({"profile": "sandbox-down"}, "ECONNECTION", "connection_refused"),
+            ({"profile": "sandbox-tls-expired"}, "ETLS", "tls_cert_expired"),
+        ],
+        ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else None,
+    )
+    async def test_failure_can_be_had_on_demand(
+        self, wanted: dict[str, str], code: str, reason: str, sandbox: Service
+    ) -> None:
+        answer = await sandbox.send(**wanted)
+        said = answer.json()
+        assert (answer.status_code, said["ok"], said["sandbox"]) == (202, False, True)
+        assert (said["error_code"], said["reason"]) == (code, reason)
 
     async def test_logs_are_json_lines_on_stderr(self, sandbox: Service) -> None:
         answer = (await sandbox.send()).json()
@@ -254,7 +279,7 @@ class TestCommands:
     async def test_migrate_makes_the_file_and_names_its_schema(self, tmp_path: Path) -> None:
         for _ in range(2):
             ended = await run(MAILCHUTE, "migrate", folder=tmp_path)
-            assert (ended.code, ended.out, ended.err) == (0, "var/mailchute.db is at schema 0004\n", "")
+            assert (ended.code, ended.out, ended.err) == (0, f"var/mailchute.db is at schema {SCHEMA}\n", "")
         assert stat.S_IMODE((tmp_path / "var" / "mailchute.db").stat().st_mode) == 0o600
 
     async def test_python_m_app_is_the_same_program(self) -> None:

@@ -162,7 +162,7 @@ async def diagnose(
     said = {name: text.format(**known) for name, text in settings.items()}
     port = str(at.port if isinstance(at, Listener) else at)
     whole = load({"SMTP_HOST": "localhost", "SMTP_PORT": port, "SMTP_FROM": "bot@example.org", **said}, files=())
-    return await Runtime(whole).diagnose(whole.profiles["default"], sender=None, recipient=to)
+    return await Runtime(whole).doctor.diagnose(whole.profiles["default"], sender=None, recipient=to)
 
 
 def counted(postfix: Postfix, at: Listener, sessions: int) -> list[Mapping[str, int]]:

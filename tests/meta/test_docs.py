@@ -15,7 +15,9 @@ from pydantic import BaseModel
 from app.mail.codes import ErrorCode, Reason
 from app.mail.outcome import FailureClass, MessageState, RecipientState
 from app.mail.profile import AuthMode, TlsMode
-from app.settings import LogFormat, _Written
+from app.settings import LogFormat
+from app.written import Written
+from scripts.configuration_page import page
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -51,7 +53,7 @@ def model_within(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in get_args(annotation) if (found := model_within(part))), None)
 
 
-def settings(model: type[BaseModel] = _Written, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def settings(model: type[BaseModel] = Written, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Walk every setting as a path; `*` stands for a name that the user gives."""
     for name, field in model.model_fields.items():
         at = (*above, field.alias or name)
@@ -74,7 +76,7 @@ def test_the_walk_finds_settings_of_every_depth() -> None:
 @pytest.mark.parametrize("at", SETTINGS, ids=".".join)
 def test_every_setting_is_documented(at: tuple[str, ...]) -> None:
     words = code_words(CONFIGURATION)
-    if "*" in at or at[0] in ("profiles", "retry"):
+    if "*" in at or at[0] in ("profiles", "retry", "routes"):
         assert at[-1] in words, f"docs/configuration.md does not name {'.'.join(at)}"
     else:
         assert PREFIX + at[0].upper() in words, f"docs/configuration.md does not name {PREFIX}{at[0].upper()}"
@@ -124,3 +126,8 @@ def test_no_document_names_an_error_code_that_is_none() -> None:
 )
 def test_every_state_and_class_is_documented(name: StrEnum) -> None:
     assert name.value in code_words(ROOT / "docs" / "states.md")
+
+
+def test_the_tables_of_the_settings_are_what_the_settings_say() -> None:
+    written = CONFIGURATION.read_text("utf-8")
+    assert page(written) == written, "run python -m scripts.configuration_page"

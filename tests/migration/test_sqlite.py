@@ -189,6 +189,53 @@ class TestMigrate:
         assert ask(file, "SELECT version_num FROM alembic_version") == [("9000",)]
         assert ask(file, "SELECT subject, more FROM messages") == [("kept", None)]
 
+    @pytest.fixture
+    def as_of(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
+        """Give what makes a file as the version with this step left it."""
+
+        def make(file: Path, revision: str) -> None:
+            folder = tmp_path / "steps"
+            shutil.copytree(migrations_folder(), folder)
+            for step in (folder / "versions").glob("[0-9]*.py"):
+                if step.name[:4] > revision:
+                    step.unlink()
+            with monkeypatch.context() as then:
+                then.setattr(database, "migrations_folder", lambda: folder)
+                then.setattr(database, "SCHEMA", revision)
+                migrate(file)
+
+        return make
+
+    def test_messages_that_get_a_number_keep_all_that_is_theirs(
+        self, file: Path, as_of: Callable[[Path, str], None]
+    ) -> None:
+        as_of(file, "0005")
+        execute(
+            file,
+            INSERT,
+            INSERT.replace("x'00'", "x'02'").replace("kept", "last"),
+            INSERT.replace("x'00'", "x'01'").replace("kept", "next"),
+            "INSERT INTO recipients (message_id, position, address, state) VALUES (x'00', 0, 'ann@x', 'sent')",
+            "INSERT INTO bodies (message_id, part, bytes) VALUES (x'00', 0, 'whole')",
+            "INSERT INTO attempts (message_id, number, profile, started_at) VALUES (x'00', 1, 'one', 1)",
+            "INSERT INTO tags (tag, message_id) VALUES ('vip', x'00')",
+        )
+        migrate(file)
+        assert ask(file, "SELECT seq, subject FROM messages ORDER BY seq") == [(1, "kept"), (2, "next"), (3, "last")]
+        for name in ("recipients", "bodies", "attempts", "tags"):
+            assert ask(file, f"SELECT hex(message_id) FROM {name}") == [("00",)], name
+        assert ask(file, "PRAGMA foreign_key_check") == []
+        execute(file, "PRAGMA foreign_keys = ON", "DELETE FROM messages WHERE id = x'00'")
+        assert ask(file, "SELECT count(*) FROM recipients") == [(0,)], "they refer to the table as it is now"
+
+    def test_a_step_that_leaves_orphans_is_refused(self, file: Path, later_step: Callable[[str], None]) -> None:
+        migrate(file)
+        execute(file, INSERT, "INSERT INTO tags (tag, message_id) VALUES ('vip', x'00')")
+        later_step("op.execute('DELETE FROM messages')")
+        with pytest.raises(ConfigError, match="rows refer to what is not there"):
+            migrate(file)
+        assert ask(file, "SELECT count(*) FROM messages") == [(1,)]
+
     def test_a_step_that_fails_leaves_the_file_as_it_was(self, file: Path, later_step: Callable[[str], None]) -> None:
         migrate(file)
         execute(file, INSERT)

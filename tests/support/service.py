@@ -85,12 +85,14 @@ class Service:
         *,
         folder: Path | None = None,
         command: Sequence[str] = (MAILCHUTE, "serve"),
+        stdin: int = asyncio.subprocess.DEVNULL,
     ) -> None:
         self.folder = folder or Path()  # a temporary one is made at the start
         self.text = ""  # the start-up text
         self.errors: list[str] = []  # stderr's lines
         self._is_temporary = folder is None
         self._command = command
+        self._stdin = stdin
         self._settings = settings
         self._more = asyncio.Event()
         self._has_ended = False
@@ -180,7 +182,7 @@ class Service:
             *self._command,
             cwd=self.folder,
             env=environment(self._settings),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=self._stdin,
             stdout=pipe,
             stderr=pipe,
             limit=LONGEST_LINE,

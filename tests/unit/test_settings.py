@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from app.mail.address import Address
 from app.mail.errors import ConfigError
-from app.mail.profile import AuthMode, Dialect, Profile, TlsMode, TlsVersion
+from app.mail.profile import SANDBOX_PROFILES, AuthMode, Dialect, Profile, TlsMode, TlsVersion
+from app.mail.routing import Route
 from app.settings import LogFormat, Settings, load
 from tests.support.tls import certificates
 
@@ -96,7 +97,7 @@ def test_a_sandbox_beside_a_relay_is_a_contradiction() -> None:
     assert "MAILCHUTE_SANDBOX=true" in _error(RELAY | {"MAILCHUTE_SANDBOX": "true"})
 
 
-@pytest.mark.parametrize("name", ["sandbox", "Corp", "co rp", "-corp", "a" * 64, "ü", "a.b"])
+@pytest.mark.parametrize("name", [*SANDBOX_PROFILES, "Corp", "co rp", "-corp", "a" * 64, "ü", "a.b"])
 def test_a_profiles_name_is_short_and_plain_and_not_the_sandboxs(toml: Path, name: str) -> None:
     toml.write_text(f'[profiles."{name}"]\nhost = "mail.corp.example"\n')
     assert f"profiles.{name}" in _error({}, toml)
@@ -382,10 +383,11 @@ def test_an_unknown_variable_that_nothing_is_near_to_is_named_too(name: str) -> 
 @pytest.mark.parametrize(
     ("text", "place", "near"),
     [
-        ('listne = "x"', "listne", "listen"),
-        ('[profiles.corp]\nhots = "x"', "profiles.corp.hots", "host"),
-        ("[profiles.corp.timeouts]\nconnekt = 3", "profiles.corp.timeouts.connekt", "connect"),
-        ('[retry]\nexpire_after = "1d"', "retry.expire_after", "expires_after"),
+        ('listne = "x"', "1: listne", "listen"),
+        ('[profiles.corp]\nhots = "x"', "2: profiles.corp.hots", "host"),
+        ("[profiles.corp.timeouts]\nconnekt = 3", "2: profiles.corp.timeouts.connekt", "connect"),
+        ('[retry]\n\nexpire_after = "1d"', "3: retry.expire_after", "expires_after"),
+        ('[[routes]]\nprofile = "a"\n[[routes]]\nform_domain = "b.example"', "4: routes.1.form_domain", "from_domain"),
     ],
 )
 def test_an_unknown_key_of_the_file_is_named_with_its_place_and_the_nearest(
@@ -393,8 +395,26 @@ def test_an_unknown_key_of_the_file_is_named_with_its_place_and_the_nearest(
 ) -> None:
     toml.write_text(text)
     said = _error({}, toml)
-    assert f"{toml}: {place}" in said
+    assert f"{toml}:{place}" in said
     assert f"do you mean {near}?" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('# why\n\n  [profiles.corp]  # the relay\n  hots = "x"\n', 4),
+        ('[profiles]\ncorp = { host = "a.example", hots = "x" }\n', 2),
+        ('profiles.corp.host = "a.example"\nprofiles.corp.hots = "x"\n', 2),
+        ('[profiles."corp"]\n"host" = "a.example"\n"hots" = "x"\n', 3),
+        ('default_from = """\nhots = 3\n"""\n[profiles.corp]\nhots = """\nx\n"""\n', 5),
+        ('[profiles.corp]\r\nhost = "a.example"\r\nhots = "x"\r\n', 3),
+        ('[[routes]]\nprofile = [\n  "a",\n  "b",\n]\n[profiles.corp]\nhots = [\n]\n', 7),
+    ],
+    ids=["comments", "inline", "dotted", "quoted", "several-lines", "crlf", "lists"],
+)
+def test_a_fault_is_told_with_its_line(toml: Path, text: str, line: int) -> None:
+    toml.write_text(text, newline="")
+    assert f"{toml}:{line}: profiles.corp.hots: hots is not a setting" in _error({}, toml)
 
 
 def test_every_fault_is_told_at_once_a_line_each(toml: Path) -> None:
@@ -562,6 +582,57 @@ def test_a_variable_and_those_below_it_contradict_each_other() -> None:
     environ = {"MAILCHUTE_RETRY": "1m", "MAILCHUTE_RETRY__SCHEDULE": "1m"}
     assert "MAILCHUTE_RETRY" in _error(environ)
     assert "MAILCHUTE_RETRY" in _error(dict(reversed(environ.items())))
+
+
+ROUTED = """
+default_profile = "cloud"
+[profiles.cloud]
+host = "c.example"
+[profiles.intranet]
+host = "i.example"
+"""
+
+
+def test_routes_are_read_in_their_order(toml: Path) -> None:
+    toml.write_text(
+        ROUTED
+        + '[[routes]]\nfrom_domain = "Corp.Example"\nprofile = "intranet"\n'
+        + '[[routes]]\nto_domain = "bücher.example"\nprofile = "cloud"\n'
+    )
+    assert _load({}, toml).routes == (
+        Route("intranet", from_domain="corp.example"),
+        Route("cloud", to_domain="xn--bcher-kva.example"),
+    )
+
+
+def test_routes_are_numbered_in_the_environment(toml: Path) -> None:
+    toml.write_text(ROUTED)
+    at = "MAILCHUTE_ROUTES__"
+    said = {f"{at}10__PROFILE": "cloud", f"{at}10__TO_DOMAIN": "b.example"}
+    said |= {f"{at}9__PROFILE": "intranet", f"{at}9__FROM_DOMAIN": "a.example"}
+    assert [route.profile for route in _load(said, toml).routes] == ["intranet", "cloud"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            'profile = "intarnet"\nfrom_domain = "a.example"',
+            "routes.0.profile: there is no profile intarnet; do you mean",
+        ),
+        ('profile = "intranet"', "routes.0: it matches nothing; give it from_domain, to_domain or both"),
+        ('from_domain = "a.example"', "routes.0: profile is missing"),
+        (
+            'profile = "intranet"\nfrom_domain = "@a.example"',
+            "routes.0.from_domain: write a domain, such as corp.example",
+        ),
+        ('profile = "intranet"\nto_domain = "a b"', "routes.0.to_domain: "),
+        ('profile = "intranet"\nto_domain = 3', "routes.0.to_domain: write a domain"),
+    ],
+)
+def test_a_route_that_leads_nowhere_is_refused(toml: Path, text: str, says: str) -> None:
+    toml.write_text(f"{ROUTED}[[routes]]\n{text}\n")
+    assert says in _error({}, toml)
 
 
 def test_several_profiles_need_a_default(toml: Path) -> None:

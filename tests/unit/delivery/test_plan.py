@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.delivery.plan import Done, GiveUp, RetryAt, Step, ending, expired, leading_failure, next_step
+from app.delivery.plan import Done, GiveUp, RetryAt, Step, ending, expired, next_step
 from app.mail.codes import ErrorCode, Reason
-from app.mail.message import Claim, Recipient
+from app.mail.message import Claim, Recipient, leading_failure
 from app.mail.outcome import (
     Deferred,
     Failure,

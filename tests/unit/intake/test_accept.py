@@ -19,6 +19,7 @@ from app.mail.address import Address
 from app.mail.errors import InvalidMessage, TooLarge
 from app.mail.message import Claim, Draft, Lease, Message
 from app.mail.profile import Dialect, ProfileFacts
+from app.mail.routing import Route
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
@@ -125,6 +126,26 @@ def test_an_unknown_profile_is_told_with_the_known_ones(name: str, said: str) ->
     faults = _faults(replace(DRAFT, profile=name))
     assert list(faults) == ["/profile"]
     assert said in faults["/profile"]
+
+
+ROUTES = [Route("cloud", from_domain="ours.example"), Route("corp", to_domain="example.org")]
+
+
+@pytest.mark.parametrize(
+    ("draft", "policy", "profile"),
+    [
+        (DRAFT, {}, "cloud"),
+        (replace(DRAFT, profile="corp"), {}, "corp"),
+        (replace(DRAFT, sender=CORP_BOT), {"default_profile": "cloud"}, "corp"),
+        (replace(DRAFT, sender=CORP_BOT, bcc=(BOT,)), {"default_profile": "cloud"}, "cloud"),
+        (replace(DRAFT, sender=None), {"default_from": BOT}, "cloud"),
+        (replace(DRAFT, sender=None), {"default_from": None}, "corp"),
+    ],
+)
+def test_the_profile_is_the_requests_then_the_first_routes_then_the_default(
+    draft: Draft, policy: dict[str, Any], profile: str
+) -> None:
+    assert _prepared(draft, routes=ROUTES, **policy).profile == profile
 
 
 def test_every_fault_of_a_draft_is_told_at_once() -> None:

@@ -13,8 +13,9 @@ from app.mail.codes import CODE_OF, ErrorCode, Reason
 from app.mail.errors import ConfigError
 from app.mail.hints import hint
 from app.mail.profile import Dialect, Profile, ProfileFacts, TlsMode, resolve_profile, stand_in
-from app.settings import ProfileSettings, TimeoutSettings, load
+from app.settings import load
 from app.smtp.relays import _KNOWN, Known
+from app.written import ProfileSettings, TimeoutSettings
 
 _ENVIRONMENT_SETTING = re.compile(r"\b(?:SMTP|MAILCHUTE)_[A-Z0-9_]+\b(?:=(?P<value>[^\s,;)]*[^\s,;).]))?")
 _FILE_SETTING = re.compile(r"\b[a-z_]+ = (?:\"[^\"]*\"|true|false|[0-9]+)")

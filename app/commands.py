@@ -1,0 +1,347 @@
+"""What the command line does to messages: send, show, list, tail, retry, cancel.
+
+Each speaks HTTP with the running service through the operator socket; where none runs, with one of its own on the
+same database (`operator.at_hand`). Texts are for people, `--json` gives the API's own answers, a line each.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from app.mail.errors import ConfigError, StoreUnavailable
+from app.mail.reply import printable
+from app.operator import NoAnswer, Reply, Service, at_hand, follow
+from app.settings import Settings, load
+
+AsJson = Annotated[bool, typer.Option("--json", help="Write the API's answers, one JSON object a line.")]
+State = Annotated[str | None, typer.Option(help="queued, deferred, failed, in_doubt, …")]
+ErrorCode = Annotated[str | None, typer.Option(help="Of the latest failure, such as EAUTH.")]
+OfProfile = Annotated[str | None, typer.Option("--profile", help="Name of a profile.")]
+Sender = Annotated[str | None, typer.Option("--from", help="MAIL FROM.")]
+OfRecipient = Annotated[str | None, typer.Option("--to", help="One recipient.")]
+Tag = Annotated[str | None, typer.Option(help="One tag.")]
+Since = Annotated[str | None, typer.Option(help="An instant, a date, or how long ago (24h).")]
+Until = Annotated[str | None, typer.Option(help="Accepted before this instant.")]
+Words = Annotated[str | None, typer.Option("--search", "-q", help="Words of subject, recipients and tags.")]
+
+STEP = 100  # messages a request of a bulk act
+_REFUSED = 2
+_FAILED = 1
+
+
+messages = typer.Typer()
+
+
+def good_settings() -> Settings:
+    """Read the settings, or end the command with what is wrong with them."""
+    try:
+        return load(os.environ)
+    except ConfigError as error:
+        refuse(error)
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End the command: it cannot work as things stand."""
+    _say(str(error))
+    raise typer.Exit(_REFUSED)
+
+
+@messages.command()
+def send(
+    *,
+    to: Annotated[list[str] | None, typer.Option(help="Whom it goes to; several are allowed.")] = None,
+    cc: Annotated[list[str] | None, typer.Option()] = None,
+    bcc: Annotated[list[str] | None, typer.Option()] = None,
+    sender: Annotated[str | None, typer.Option("--from", help="Default: the profile's, or default_from.")] = None,
+    reply_to: Annotated[list[str] | None, typer.Option()] = None,
+    subject: Annotated[str | None, typer.Option()] = None,
+    text: Annotated[str | None, typer.Option(help="Default: what comes on stdin, unless there is --html.")] = None,
+    html: Annotated[str | None, typer.Option()] = None,
+    attach: Annotated[list[Path] | None, typer.Option(help="A file; several are allowed.")] = None,
+    profile: OfProfile = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Several are allowed.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key is the same message, once.")] = None,
+    wait: Annotated[int | None, typer.Option(min=0, max=30, help="Seconds to wait for the verdict.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a message, and say what came of it. Exit code 1: it is kept, but all is not well."""
+    if text is None and html is None and not sys.stdin.isatty():
+        text = sys.stdin.read()
+    body = {
+        "to": to,
+        "cc": cc,
+        "bcc": bcc,
+        "from": sender,
+        "reply_to": reply_to,
+        "subject": subject,
+        "text": text,
+        "html": html,
+        "attachments": [_attached(path) for path in attach or []],
+        "profile": profile,
+        "tags": tag,
+        "idempotency_key": idempotency_key,
+        "dry_run": dry_run,
+    }
+    headers = {} if wait is None else {"Prefer": f"wait={wait}"}
+    with _speaking(good_settings(), delivers=True) as service:
+        reply = service.post("/send", {name: said for name, said in body.items() if said}, headers=headers)
+    if dry_run and reply.status == 200 and not as_json:
+        typer.echo(reply.body["raw"], nl=False)
+        return
+    _tell_outcome(reply, as_json=as_json)
+
+
+@messages.command()
+def show(
+    id: Annotated[str, typer.Argument(help="The message's id.")],
+    *,
+    raw: Annotated[bool, typer.Option("--raw", help="Write its source.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a message: its state, its recipients, and every attempt with what was said."""
+    with _speaking(good_settings()) as service:
+        reply = _good(service.get(f"/messages/{id}/raw" if raw else f"/messages/{id}"))
+    if raw or as_json:
+        typer.echo(reply.text, nl=not raw)
+        return
+    typer.echo("\n".join(_details(reply.body)))
+
+
+@messages.command("list")
+def list_(
+    *,
+    state: State = None,
+    error_code: ErrorCode = None,
+    profile: OfProfile = None,
+    sender: Sender = None,
+    recipient: OfRecipient = None,
+    tag: Tag = None,
+    since: Since = None,
+    until: Until = None,
+    words: Words = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List messages, newest first."""
+    which = _filters(state, error_code, profile, sender, recipient, tag, since, until, words)
+    with _speaking(good_settings()) as service:
+        for message in _newest(service, which, limit):
+            typer.echo(_json(message) if as_json else _line(message))
+
+
+@messages.command()
+def tail(*, as_json: AsJson = False) -> None:
+    """Follow what the running service does: a line for every change of a message's state, until Ctrl-C."""
+    changes = follow(good_settings().database)
+    if changes is None:
+        _say("no service runs here: there is nothing to follow")
+        raise typer.Exit(_FAILED)
+    typer.echo("Following; Ctrl-C ends it.", err=True)
+    try:
+        for message in changes:
+            typer.echo(_json(message) if as_json else _line(message))
+    except KeyboardInterrupt:
+        return
+
+
+@messages.command()
+def retry(
+    ids: Annotated[list[str] | None, typer.Argument(help="Messages; or name a filter.")] = None,
+    *,
+    state: State = None,
+    error_code: ErrorCode = None,
+    profile: OfProfile = None,
+    sender: Sender = None,
+    recipient: OfRecipient = None,
+    tag: Tag = None,
+    since: Since = None,
+    until: Until = None,
+    words: Words = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send messages again now: what waits, was refused or has expired; in doubt only by id or --state in_doubt."""
+    which = _filters(state, error_code, profile, sender, recipient, tag, since, until, words)
+    _act(good_settings(), "retry", ids or [], which, as_json=as_json)
+
+
+@messages.command()
+def cancel(
+    ids: Annotated[list[str] | None, typer.Argument(help="Messages; or name a filter.")] = None,
+    *,
+    state: State = None,
+    error_code: ErrorCode = None,
+    profile: OfProfile = None,
+    sender: Sender = None,
+    recipient: OfRecipient = None,
+    tag: Tag = None,
+    since: Since = None,
+    until: Until = None,
+    words: Words = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel what is not sent yet."""
+    which = _filters(state, error_code, profile, sender, recipient, tag, since, until, words)
+    _act(good_settings(), "cancel", ids or [], which, as_json=as_json)
+
+
+@contextmanager
+def _speaking(settings: Settings, *, delivers: bool = False) -> Iterator[Service]:
+    """Speak with a service; what keeps us from it ends the command in plain words."""
+    try:
+        with at_hand(settings, delivers=delivers) as service:
+            yield service
+    except ConfigError as error:
+        refuse(error)
+    except (NoAnswer, StoreUnavailable) as error:
+        _say(str(error))
+        raise typer.Exit(_FAILED) from None
+
+
+def _act(settings: Settings, act: str, ids: list[str], which: dict[str, str | None], *, as_json: bool) -> None:
+    if bool(ids) == any(which.values()):
+        _say(f"name messages to {act}, or a filter such as --state deferred, and not both")
+        raise typer.Exit(_REFUSED)
+    with _speaking(settings) as service:
+        if ids:
+            all_well = [_act_on_one(service, act, id_, as_json=as_json) for id_ in ids]
+            if not all(all_well):
+                raise typer.Exit(_FAILED)
+            return
+        count = _act_on_all(service, act, which)
+    typer.echo(_json({"count": count}) if as_json else f"{count} {'message' if count == 1 else 'messages'}")
+
+
+def _act_on_one(service: Service, act: str, id_: str, *, as_json: bool) -> bool:
+    wait = {"Prefer": "respond-async"} if not service.is_running else {}  # of our own, nobody sends
+    reply = service.post(f"/messages/{id_}/{act}", headers=wait)
+    is_message = isinstance(reply.body, dict) and "state" in reply.body
+    if as_json:
+        typer.echo(_json(reply.body))
+    elif is_message:
+        typer.echo(_line(reply.body))
+    else:
+        _say(f"{id_}: {reply.body['detail']}")
+    return is_message and (reply.body["ok"] or act == "cancel")
+
+
+def _act_on_all(service: Service, act: str, which: dict[str, str | None]) -> int:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    count, cursor = 0, None
+    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(act, total=None)  # how many there are nobody counts beforehand
+        while True:
+            reply = _good(service.post(f"/messages/{act}", query={**which, "limit": str(STEP), "cursor": cursor}))
+            count += int(reply.body["count"])
+            progress.update(bar, completed=count)
+            cursor = reply.body["next_cursor"]
+            if cursor is None:
+                return count
+
+
+def _newest(service: Service, which: dict[str, str | None], at_most: int) -> Iterator[dict[str, Any]]:
+    cursor = None
+    while at_most > 0:
+        page = _good(service.get("/messages", {**which, "limit": str(min(at_most, STEP)), "cursor": cursor})).body
+        yield from page["data"]
+        at_most -= len(page["data"])
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return
+
+
+def _filters(*said: str | None) -> dict[str, str | None]:
+    names = ("state", "error_code", "profile", "sender", "recipient", "tag", "since", "until", "q")
+    return dict(zip(names, said, strict=True))
+
+
+def _attached(path: Path) -> dict[str, str]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        _say(f"{path} cannot be read: {error.strerror}")
+        raise typer.Exit(_REFUSED) from None
+    return {"filename": path.name, "content": base64.b64encode(content).decode()}
+
+
+def _good(reply: Reply) -> Reply:
+    """Give a reply that is one, or end the command with what it says."""
+    if reply.status < 400:
+        return reply
+    for line in _faults(reply):
+        _say(line)
+    raise typer.Exit(_FAILED if reply.status in (404, 409, 429, 503) else _REFUSED)
+
+
+def _faults(reply: Reply) -> list[str]:
+    faults = reply.body.get("errors") or [{"pointer": "", "detail": reply.body["detail"]}]
+    return [f"{fault['pointer']}: {fault['detail']}".removeprefix(": ") for fault in faults]
+
+
+def _tell_outcome(reply: Reply, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(_json(reply.body))
+    if not isinstance(reply.body, dict) or not ("state" in reply.body or reply.status < 400):
+        if as_json:
+            raise typer.Exit(_FAILED if reply.status == 503 else _REFUSED)
+        _good(reply)
+    if "state" not in reply.body:
+        return
+    if not as_json:
+        typer.echo(_line(reply.body))
+        if reply.body["hint"]:
+            typer.echo(f"Cure: {_plain(reply.body['hint'])}")
+    if not reply.body["ok"]:
+        raise typer.Exit(_FAILED)
+
+
+def _line(message: dict[str, Any]) -> str:
+    """A message in one line: when, state, id, profile, and a sentence."""
+    code = f"{message['error_code']}/{message['reason']}: " if message["error_code"] else ""
+    when = message["created_at"][:19].replace("T", " ")
+    return (
+        f"{when}  {message['state']:<9}  {message['id']}  {message['profile']:<12}  {code}{_plain(message['message'])}"
+    )
+
+
+def _details(message: dict[str, Any]) -> Iterator[str]:
+    yield _line(message)
+    for name in ("subject", "sender", "message_id", "expires_at", "next_attempt_at", "hint"):
+        if message.get(name):
+            yield f"  {name}: {_plain(str(message[name]))}"
+    for recipient in message["recipients"]:
+        code = f"  {recipient['error_code']}/{recipient['reason']}" if recipient["error_code"] else ""
+        yield f"  {recipient['address']}: {recipient['state']}{code}"
+    for attempt in message["attempts"]:
+        end = f"{attempt['error_code']}/{attempt['reason']}" if attempt["error_code"] else "sent"
+        ms = "under way" if attempt["duration_ms"] is None else f"{attempt['duration_ms']:.0f} ms, {end}"
+        yield f"  attempt {attempt['number']}, {attempt['started_at'][:19]}, {attempt['profile']}: {ms}"
+        for said in attempt["transcript"] or []:
+            yield f"    {said['ms']:>8.1f} {said['dir']}: {_plain(said['line'])}"
+
+
+def _plain(text: str) -> str:
+    """Keep a terminal from obeying what a caller or a relay wrote."""
+    return printable(text.encode("utf-8", "replace"))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        typer.echo(f"mailchute: {_plain(line)}", err=True)

@@ -1,0 +1,92 @@
+"""Acting on messages that are stored (cancel, retry, resolve; one, or all that match), and pausing profiles.
+
+The store decides and writes (`store.acts`); this room tells the worker what is due, and whoever waits what ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from app.delivery.worker import Worker
+from app.mail.acts import Act
+from app.mail.message import Snapshot
+from app.mail.outcome import MessageState
+from app.store.acts import Acts
+from app.store.catalog import Catalog
+from app.store.history import Filter, History
+from app.store.verdicts import Verdicts
+
+STEP = 200  # messages of a bulk act in one transaction
+
+
+class Control:
+    """What the API and the command line act through. Everything raises `StoreUnavailable` as the store does."""
+
+    def __init__(
+        self,
+        *,
+        acts: Acts,
+        history: History,
+        worker: Worker,
+        verdicts: Verdicts,
+        catalog: Catalog,
+        now: Callable[[], datetime],
+        expires_after: Callable[[], timedelta],
+    ) -> None:
+        self._acts = acts
+        self._history = history
+        self._worker = worker
+        self._verdicts = verdicts
+        self._catalog = catalog
+        self._now = now
+        self._expires_after = expires_after
+
+    async def act(self, act: Act, message_id: UUID) -> Snapshot:
+        """Cancel, retry or resolve one message.
+
+        Raises:
+            NotFound: there is no such message.
+            Conflict: its state forbids it.
+        """
+        now = self._now()
+        snapshot = await self._acts.do(act, message_id, now=now, until=now + self._expires_after())
+        self._tell(snapshot)
+        return snapshot
+
+    async def act_on_all(self, act: Act, which: Filter) -> int:
+        """Cancel or retry all that match, in steps; gives how many. In doubt only where the filter asks for it."""
+        count, before = await self.act_on_some(act, which, at_most=STEP)
+        while before is not None:
+            more, before = await self.act_on_some(act, which, at_most=STEP, before=before)
+            count += more
+        return count
+
+    async def act_on_some(
+        self, act: Act, which: Filter, *, at_most: int, before: UUID | None = None
+    ) -> tuple[int, UUID | None]:
+        """Cancel or retry what matches among the next `at_most`; gives how many, and where to go on, None = done."""
+        page = await self._history.newest(which, at_most=at_most, before=before)
+        ids = [s.id for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
+        now = self._now()
+        done = await self._acts.do_all(act, ids, now=now, until=now + self._expires_after())
+        for snapshot in done:
+            self._tell(snapshot)
+        return len(done), page[-1].id if len(page) == at_most else None
+
+    async def pause(self, profile: str) -> None:
+        """Begin no attempt through a profile, across restarts too, until it is resumed; what is under way goes on."""
+        await self._catalog.pause(profile, now=self._now())
+        self._worker.pause(profile, (await self._catalog.paused())[profile])
+
+    async def resume(self, profile: str) -> None:
+        """Begin again with what waits for a profile; nothing happens to one that is not paused."""
+        await self._catalog.resume(profile)
+        self._worker.resume(profile)
+
+    def _tell(self, snapshot: Snapshot) -> None:
+        if snapshot.next_attempt_at is not None:
+            self._worker.nudge(snapshot.profile)
+        else:
+            self._verdicts.publish(snapshot)

@@ -1,0 +1,206 @@
+"""The command line on messages: through the running service, and where none runs."""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.relay import Relay
+from tests.support.service import MAILCHUTE, PATIENCE, Ended, Service, environment, run
+
+SEND = ("send", "--to", "ann@theirs.test", "--from", "bot@ours.test", "--subject", "Order 4711", "--text", "On its way")
+
+
+class Scene:
+    """A relay, a folder with settings that lead there, and commands in it."""
+
+    def __init__(self, relay: Relay, folder: Path) -> None:
+        self.relay = relay
+        self.folder = folder
+        self.settings = {"SMTP_HOST": relay.host, "SMTP_PORT": f"{relay.port}", "SMTP_TLS": "none"}
+
+    async def do(self, *words: str) -> Ended:
+        return await run(MAILCHUTE, *words, folder=self.folder, settings=self.settings)
+
+    async def told(self, *words: str) -> list[Any]:
+        """Give what a command that goes well writes as JSON."""
+        said = await self.do(*words, "--json")
+        assert said.code == 0, said
+        return [json.loads(line) for line in said.out.splitlines()]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+        yield Path(name)
+
+
+@pytest.fixture(params=["running", "none"])
+async def scene(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Scene]:
+    """Every command is the same whether or not a service runs."""
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
+        if request.param == "none":
+            assert (await scene.do("migrate")).code == 0
+            yield scene
+            return
+        async with Service(scene.settings, folder=folder):
+            yield scene
+
+
+async def test_a_message_is_sent_looked_up_and_listed(scene: Scene) -> None:
+    [sent] = await scene.told(*SEND, "--tag", "vip")
+    assert (sent["state"], sent["accepted"]) == ("sent", ["ann@theirs.test"])
+    assert [mail.taken for mail in scene.relay.mails] == [True]
+    [found] = await scene.told("show", sent["id"])
+    assert (found["subject"], len(found["attempts"])) == ("Order 4711", 1)
+    shown = await scene.do("show", sent["id"])
+    assert "subject: Order 4711" in shown.out
+    assert "C: RCPT TO:<ann@theirs.test>" in shown.out
+    source = await scene.do("show", sent["id"], "--raw")
+    assert source.out.endswith("\r\n\r\nOn its way\r\n")
+    [other] = await scene.told(*SEND, "--subject", "Another")
+    assert [m["id"] for m in await scene.told("list")] == [other["id"], sent["id"]]
+    assert [m["id"] for m in await scene.told("list", "-q", "order", "--tag", "vip")] == [sent["id"]]
+    assert [m["id"] for m in await scene.told("list", "-n", "1")] == [other["id"]]
+    listed = await scene.do("list", "--state", "sent")
+    assert [line.split()[2:4] for line in listed.out.splitlines()] == [["sent", m["id"]] for m in (other, sent)]
+
+
+async def test_what_is_kept_and_not_well_is_1_with_its_cure(scene: Scene) -> None:
+    scene.relay.on("RCPT", "550 5.1.1 no such user")
+    said = await scene.do(*SEND)
+    assert said.code == 1
+    assert "failed" in said.out
+    assert "EENVELOPE/mailbox_unknown" in said.out
+    assert "\nCure: " in said.out
+
+
+WRONG = [
+    (("send", "--to", "nobody", "--text", "x"), 2, "mailchute: /to/0: "),
+    (("send", "--to", "a@b.test", "--text", "x", "--attach", "none.pdf"), 2, "none.pdf cannot be read"),
+    (("send", "--to", "a@b.test", "--text", "x", "--profile", "defaults"), 2, "do you mean default?"),
+    (("show", "4711"), 1, "There is no message 4711"),
+    (("list", "--state", "snet"), 2, "do you mean sent?"),
+    (("retry",), 2, "name messages to retry, or a filter"),
+    (("cancel", "4711", "--state", "deferred"), 2, "and not both"),
+    (("cancel", "4711"), 1, "There is no message 4711"),
+    (("frobnicate",), 2, "No such command"),
+]
+
+
+async def test_what_cannot_be_is_told_in_plain_words(scene: Scene) -> None:
+    for words, code, says in WRONG:
+        said = await scene.do(*words)
+        assert (said.code, said.out) == (code, ""), words
+        assert says in said.err
+        assert "Traceback" not in said.err
+
+
+async def test_all_that_match_are_cancelled_or_sent_again(scene: Scene) -> None:
+    scene.relay.on("RCPT", "450 4.2.1 busy", times=4)
+    ids = [json.loads((await scene.do(*SEND, "--json")).out)["id"] for _ in range(4)]
+    [cancelled] = await scene.told("cancel", ids[0])
+    assert cancelled["state"] == "cancelled"
+    assert (await scene.do("cancel", "--state", "deferred", "--search", "nothing")).out == "0 messages\n"
+    assert (await scene.do("retry", "--state", "deferred")).out == "3 messages\n"
+    assert await scene.told("list", "--state", "deferred") == []
+
+
+async def test_what_comes_on_stdin_is_the_text_and_files_go_along(scene: Scene) -> None:
+    (scene.folder / "order.txt").write_text("4711")
+    process = await asyncio.create_subprocess_exec(
+        MAILCHUTE,
+        *("send", "--to", "ann@theirs.test", "--from", "bot@ours.test", "--attach", "order.txt"),
+        cwd=scene.folder,
+        env=environment(scene.settings),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    await asyncio.wait_for(process.communicate(b"piped in"), PATIENCE)
+    assert process.returncode == 0
+    [mail] = scene.relay.mails
+    assert b"piped in" in mail.content
+    assert b'filename="order.txt"' in mail.content
+
+
+async def test_a_dry_run_shows_the_source_and_sends_nothing(scene: Scene) -> None:
+    said = await scene.do(*SEND, "--dry-run")
+    assert said.code == 0
+    assert "Subject: Order 4711" in said.out
+    assert scene.relay.connections == 0
+
+
+async def test_profiles_are_listed(scene: Scene) -> None:
+    [profile] = await scene.told("profiles")
+    assert (profile["name"], profile["port"], profile["logs_in"]) == ("default", scene.relay.port, False)
+    assert (await scene.do("profiles")).out.startswith(
+        f"default: {scene.relay.host}:{scene.relay.port}, tls none, no AUTH"
+    )
+
+
+async def test_a_terminal_does_not_obey_what_a_relay_says(scene: Scene) -> None:
+    scene.relay.on("RCPT", "550 5.1.1 \x1b[2Jgone")
+    said = await scene.do(*SEND)
+    assert "\x1b" not in said.out
+    assert "gone" in said.out
+
+
+async def test_looking_makes_no_database(folder: Path) -> None:
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
+        said = await scene.do("list")
+        assert (said.code, said.out) == (2, "")
+        assert "there is no database var/mailchute.db" in said.err
+    assert list(folder.iterdir()) == []
+
+
+async def test_where_none_runs_what_waits_is_left_alone_by_whoever_only_looks(folder: Path) -> None:
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
+        relay.on("RCPT", "450 4.2.1 busy", times=1)
+        [kept] = [json.loads((await scene.do(*SEND, "--json")).out)]
+        connections = relay.connections
+        [again] = await scene.told("retry", kept["id"])
+        assert again["state"] == "queued"
+        await scene.told("list")
+        assert relay.connections == connections
+        await scene.do(*SEND, "--wait", "5")
+        assert (await scene.told("list", "--state", "queued")) == []
+
+
+async def test_the_tail_shows_changes_as_they_happen(folder: Path) -> None:
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
+        assert "no service runs here" in (await scene.do("tail")).err
+        async with Service(scene.settings, folder=folder) as service:
+            process = await asyncio.create_subprocess_exec(
+                *(MAILCHUTE, "tail", "--json"),
+                cwd=folder,
+                env=environment(scene.settings),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            assert process.stderr is not None
+            async with asyncio.timeout(PATIENCE):
+                assert await process.stderr.readline() == b"Following; Ctrl-C ends it.\n"
+                relay.on("RCPT", "450 4.2.1 busy", times=1)
+                first = (await service.send()).json()["id"]
+                assert json.loads(await process.stdout.readline())["state"] == "deferred"
+                second = (await service.send()).json()["id"]
+                assert json.loads(await process.stdout.readline())["id"] == second
+                await service.http.post(f"/messages/{first}/cancel")
+                assert json.loads(await process.stdout.readline())["state"] == "cancelled"
+                assert await service.stop() == 0
+                assert await process.wait() == 0
+
+
+async def test_only_the_operator_follows(folder: Path) -> None:
+    async with Service() as service:
+        answer = await service.http.get("/changes")
+        assert answer.status_code == 404

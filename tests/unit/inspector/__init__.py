@@ -1,0 +1,1 @@
+"""Mails read back for people, and made fit to be shown."""
