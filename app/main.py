@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -112,17 +111,10 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
 
 
 async def _refuse_parameters(request: Request, error: Exception) -> Response:
-    """What FastAPI finds wrong with a path or query parameter, or with a small body."""
+    """What FastAPI finds wrong with a path or query parameter."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    faults = [
-        Fault("".join(f"/{part}" for part in said["loc"][1:]) if said["loc"][0] == "body" else "", _words(said))
-        for said in error.errors()
-    ]
+    faults = [Fault("", f"{said['loc'][-1]}: {said['msg']}") for said in error.errors()]
     return await _refuse(request, InvalidMessage.of(faults))
-
-
-def _words(said: Mapping[str, Any]) -> str:
-    return f"{said['loc'][-1]}: {said['msg']}"
 
 
 async def _refuse_unforeseen(request: Request, _: Exception) -> Response:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.answers import MessageAnswer, MessageNotSent
+from app.api.body import Resolution, small_of
 from app.api.document import KEYS, in_both_types, parameters, problems
 from app.api.edge import answer_json, answer_to_post, began_at, preference_of
 from app.api.lookup import FILTERED_BY, PAGED_BY, cursor_of, fault, filter_of, id_of, limit_of, refuse_unknown, written
+from app.api.media import check_media_type
 from app.api.routes import caller_of, headers_in, runtime_of, to_response
 from app.mail.acts import Act
 from app.store.verdicts import in_time
@@ -27,12 +29,6 @@ class Count(BaseModel):
     count: int
     has_more: bool = Field(description="only with `limit`: not all were looked at yet")
     next_cursor: str | None
-
-
-class Resolution(BaseModel):
-    """What became of a message in doubt, as somebody found out."""
-
-    as_: Literal["sent", "failed"] = Field(alias="as")
 
 
 _OF_AN_ACT: dict[int | str, dict[str, Any]] = {
@@ -82,10 +78,16 @@ async def cancel_message(request: Request, id: str) -> Response:
     operation_id="resolveMessage",
     summary="Say what became of a message in doubt",
     response_model=MessageAnswer,
-    responses={**_OF_AN_ACT, 424: in_both_types(MessageNotSent, "Resolved as failed"), **problems(413, 422)},
+    responses={**_OF_AN_ACT, 424: in_both_types(MessageNotSent, "Resolved as failed"), **problems(413, 415, 422)},
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": Resolution.model_json_schema()}}}
+    },
 )
-async def resolve_message(request: Request, id: str, resolution: Resolution) -> Response:
+async def resolve_message(request: Request, id: str) -> Response:
     """Settle a message in doubt by what the relay's log says: `{"as": "sent"}` or `{"as": "failed"}`."""
+    body = await request.body()
+    check_media_type(headers_in(request), body)
+    resolution = small_of(Resolution, body)
     act = Act.RESOLVE_AS_SENT if resolution.as_ == "sent" else Act.RESOLVE_AS_FAILED
     snapshot = await runtime_of(request).control.act(act, id_of(id))
     return to_response(answer_to_post(snapshot, runtime_of(request), headers_in(request)))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
@@ -33,6 +33,7 @@ from app.api.fields import (
     read_subject,
     read_tags,
     read_text,
+    read_verdict,
 )
 from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, escaped
@@ -256,14 +257,29 @@ def key_of(headers: Mapping[bytes, bytes], in_body: str | None) -> str | None:
     return key
 
 
-def verify_of(body: bytes) -> VerifyRequest:
-    """Read the body of a verify.
+class Resolution(BaseModel):
+    """What became of a message in doubt, as somebody found out."""
+
+    model_config = ConfigDict(extra="allow", title="Resolution", json_schema_extra={"additionalProperties": False})
+
+    as_: Annotated[
+        Literal["sent", "failed"],
+        PlainValidator(read_verdict),
+        _schema({"type": "string", "enum": ["sent", "failed"]}, "what the relay's log says"),
+    ] = Field(alias="as")
+
+
+_Small = TypeVar("_Small", VerifyRequest, Resolution)
+
+
+def small_of(model: type[_Small], body: bytes) -> _Small:
+    """Read the small body of an act.
 
     Raises:
         InvalidMessage: not JSON, or a fault for every field that is wrong.
     """
     try:
-        said = VerifyRequest.model_validate_json(body)
+        said = model.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(body, error) from None
     if said.model_extra:
@@ -286,6 +302,9 @@ def _refusal(body: bytes, error: ValidationError) -> InvalidMessage:
     for said in error.errors(include_url=False, include_input=False):
         if said["type"] == "json_invalid":
             return InvalidMessage.of([Fault("", _not_json(body, said["ctx"]["error"]))])
+        if said["type"] == "missing":
+            faults.append(Fault(f"/{said['loc'][0]}", f"{said['loc'][0]} is missing"))
+            continue
         if said["type"] != "faults":
             return InvalidMessage.of([Fault("", 'the body is a JSON object such as {"to": …, "text": …}')])
         at = f"/{said['loc'][0]}"

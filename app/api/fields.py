@@ -64,6 +64,13 @@ def _wrong(faults: Iterable[tuple[str, str]]) -> PydanticCustomError:
     return PydanticCustomError("faults", "wrong", {"faults": tuple(faults)})
 
 
+def read_verdict(value: object) -> str:
+    """Read what became of a message in doubt."""
+    if value not in ("sent", "failed"):
+        raise _wrong([("", 'as is "sent" or "failed", as the relay\'s log says')])
+    return str(value)
+
+
 def _kind(value: object) -> str:
     match value:
         case bool():

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.answers import instant
-from app.api.body import VerifyRequest, verify_of
+from app.api.body import VerifyRequest, small_of
 from app.api.diagnosis import DiagnosisAnswer, shape_of
 from app.api.document import KEYS, problems
 from app.api.edge import answer_json
@@ -142,7 +142,7 @@ async def verify_profile(request: Request, name: str) -> Response:
     body = await request.body()
     if body:
         check_media_type(headers_in(request), body)
-    said = verify_of(body or b"{}")
+    said = small_of(VerifyRequest, body or b"{}")
     found = await runtime.doctor.diagnose(
         profile,
         sender=said.from_.addr_spec if said.from_ else None,

@@ -156,11 +156,22 @@ async def test_what_is_in_doubt_is_settled(service: Application, as_: str, state
     assert problem(await post(service, f"/messages/{id_}/resolve", {"as": as_}), status=409)
 
 
-async def test_a_resolution_is_sent_or_failed(service: Application) -> None:
+@pytest.mark.parametrize(
+    ("body", "pointer", "says"),
+    [
+        ({"as": "lost"}, "/as", 'as is "sent" or "failed"'),
+        ({"as": ["sent"]}, "/as", 'as is "sent" or "failed"'),
+        ({}, "/as", "as is missing"),
+        ({"as": "sent", "why": "log"}, "/why", "'why' is not a field here"),
+        ([], "", "the body is a JSON object"),
+    ],
+)
+async def test_a_resolution_is_sent_or_failed(service: Application, body: object, pointer: str, says: str) -> None:
     id_ = await in_doubt(service)
-    refused = problem(await post(service, f"/messages/{id_}/resolve", {"as": "lost"}), status=422)
-    assert [fault["pointer"] for fault in refused["errors"]] == ["/as"]
-    problem(await post(service, f"/messages/{id_}/resolve", {}), status=422)
+    refused = problem(await post(service, f"/messages/{id_}/resolve", body), status=422)
+    assert [(fault["pointer"], says in fault["detail"]) for fault in refused["errors"]] == [(pointer, True)]
+    problem(await service.client.post(f"/messages/{id_}/resolve", content=b"as=sent"), status=415)
+    assert (await service.look_up(id_))["state"] == "in_doubt"
 
 
 @pytest.mark.parametrize("act", ["cancel", "retry", "resolve"])
