@@ -29,16 +29,16 @@ def socket_path(database: Path) -> Path:
     return database.parent / "mailchute.sock"
 
 
-def ask(database: Path, method: str, path: str, body: object = None) -> Reply | None:
+def ask(database: Path, method: str, path: str, body: object = None, *, patience: float = PATIENCE) -> Reply | None:
     """Ask the running service; None = there is none.
 
     Raises:
-        NoAnswer: it was stopped meanwhile, or took longer than `PATIENCE`.
+        NoAnswer: it was stopped meanwhile, or took longer than `patience` seconds.
     """
     import httpx2  # 60 ms that serving never needs
 
     transport = httpx2.HTTPTransport(uds=str(socket_path(database)))
-    with httpx2.Client(transport=transport, base_url="http://mailchute", timeout=PATIENCE, trust_env=False) as client:
+    with httpx2.Client(transport=transport, base_url="http://mailchute", timeout=patience, trust_env=False) as client:
         try:
             answer = client.request(method, path, json=body)
         except httpx2.ConnectError:
