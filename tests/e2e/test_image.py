@@ -6,7 +6,10 @@ How that goes without an engine, and what the base is, says tests/support/image.
 import asyncio
 import json
 import os
+import re
+import shutil
 import stat
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from tests.support.relay import Relay, Wait
 from tests.support.server import until
 from tests.support.service import PATIENCE
 
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "mailchute.service"
 KEY = "a-key-of-sixteen-characters-or-more"
 MEGABYTES = 140  # that the program, its libraries and their bytecode may add to the base
 
@@ -185,7 +189,6 @@ async def test_a_stop_during_start_up_is_not_lost_on_process_1(image: Image, tmp
         image, {"MAILCHUTE_LISTEN": "0.0.0.0:0", **through(25)}, volume=tmp_path / "var", command=image.command
     )
     images.volume_of(image, tmp_path / "var")
-    tmp_path.chmod(0o711)
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -231,3 +234,37 @@ def test_the_image_says_how_it_is_run(image: Image) -> None:
     assert list(config["ExposedPorts"]) == ["8587/tcp"]
     assert image.environment["MAILCHUTE_LISTEN"] == "0.0.0.0:8587"
     assert not [name for name in image.environment if "KEY" in name or "PASSWORD" in name]
+
+
+async def test_a_run_makes_only_the_system_calls_that_the_systemd_unit_allows(image: Image, tmp_path: Path) -> None:
+    """From the program's first to its last, as a user that is not root (to whom SQLite says less)."""
+    for program in ("strace", "systemd-analyze"):
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed")
+    said = re.findall(r"^SystemCallFilter=(~?)(.*)$", UNIT.read_text(), re.MULTILINE)
+    allowed: set[str] = set()
+    for is_taken_away, groups in said:
+        calls = {call for group in groups.split() for call in calls_of(group)}
+        allowed = allowed - calls if is_taken_away else allowed | calls
+    async with Relay() as relay:
+        trace = ("strace", "-f", "-qq", "-o", str(tmp_path / "trace"))
+        async with Container(image, through(relay.port), folder=tmp_path, through=trace) as container:
+            assert (await with_key(container).send()).json()["state"] == "sent"
+            assert await container.stop() == 0
+    _, begun, traced = (tmp_path / "trace").read_text().partition('execve("/opt/mailchute/bin/mailchute"')
+    assert begun
+    made = set(re.findall(r"^\d+ +(\w+)\(", traced, re.MULTILINE))
+    assert {"fdatasync", "sendto", "connect"} & made
+    assert made <= allowed
+    assert not re.search(r"PROT_WRITE\|PROT_EXEC", traced), "MemoryDenyWriteExecute"
+    families = re.search(r"^RestrictAddressFamilies=(.*)$", UNIT.read_text(), re.MULTILINE)
+    assert families
+    assert set(re.findall(r" socket\((\w+),", traced)) <= set(families[1].split())
+
+
+def calls_of(group: str) -> set[str]:
+    """Resolve a group of systemd's, whose members may be groups."""
+    listed = subprocess.check_output(["systemd-analyze", "syscall-filter", group], text=True)
+    names = [line.strip() for line in listed.splitlines()[1:]]
+    names = [name for name in names if name and not name.startswith("#")]
+    return {call for name in names for call in (calls_of(name) if name.startswith("@") else {name})}

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -183,18 +184,23 @@ class Container(Service):
     """One run of the image; what the folder's `var` is here is the volume there."""
 
     def __init__(
-        self, image: Image, settings: Mapping[str, str] = MappingProxyType({}), *, folder: Path | None = None
+        self,
+        image: Image,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        *,
+        folder: Path | None = None,
+        through: Sequence[str] = (),
     ) -> None:
         self._image = image
+        self._through = through  # a program that runs, and watches, the whole
         self._set = {"MAILCHUTE_LISTEN": "0.0.0.0:0", **settings}
         super().__init__(settings, folder=folder)
 
     async def _start(self) -> None:
         volume = self.folder / "var"
         if not volume.exists():
-            self.folder.chmod(0o711)
             volume_of(self._image, volume)
-        self._command = contained(self._image, self._set, volume=volume)
+        self._command = (*self._through, *contained(self._image, self._set, volume=volume))
         await super()._start()
 
     @property
@@ -216,10 +222,12 @@ class Container(Service):
         return await run(*enter, *whose, "env", "-i", *_assigned(self._image, self._set), *command, folder=self.folder)
 
 
-def first_of(unshare: int) -> int:
-    """Give the process 1 of the namespace that the command of `contained` made."""
-    (child,) = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
-    return int(child)
+def first_of(pid: int) -> int:
+    """Give the process 1 of the namespace that the command of `contained` made, which `pid` runs."""
+    while re.search(r"^NSpid:\t\d+$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE):
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        pid = int(child)
+    return pid
 
 
 def volume_of(image: Image, folder: Path) -> None:
@@ -253,7 +261,6 @@ async def once(image: Image, settings: Mapping[str, str], *command: str, folder:
     """Run the image, or another command in it, to its end; on a new volume unless `folder` holds one."""
     own = folder or Path(tempfile.mkdtemp(prefix="mailchute-"))
     try:
-        own.chmod(0o711)
         if not (own / "var").exists():
             volume_of(image, own / "var")
         return await run(*contained(image, settings, volume=own / "var", command=command), folder=own)
