@@ -1,7 +1,7 @@
-"""The command: serve, doctor, profiles, errors, migrate, openapi, and those of `commands.py`.
+"""The command: serve, health, doctor, profiles, errors, migrate, openapi, and those of `commands.py`.
 
-Exit codes: 0 done and all is well; 1 failed, or kept and not well; 2 the settings or the command cannot work as they
-stand.
+Exit codes: 0 done and all is well (for health: it can take mail); 1 failed, or kept and not well; 2 the settings or
+the command cannot work as they stand.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from app.commands import good_settings, messages, refuse
 from app.mail.errors import ConfigError
 from app.mail.profile import Profile
 from app.settings import LogFormat, Settings, load
+
+HEALTH_SECONDS = 4.0  # less than the Dockerfile's HEALTHCHECK gives, so that the reason is told
 
 commands = typer.Typer(
     name="mailchute",
@@ -47,6 +49,28 @@ def serve(
         typer.echo(f"The settings are good: {_summary(settings)}")
         return
     _serve(settings)
+
+
+@commands.command()
+def health() -> None:
+    """Ask the running service whether it can take mail (HEALTHCHECK of the image does); warnings do not count."""
+    from app.operator import NoAnswer, ask
+
+    database = _settings().database
+    try:
+        reply = ask(database, "GET", "/health", patience=HEALTH_SECONDS)
+    except NoAnswer as error:
+        _fail(str(error))
+    if reply is None:
+        _fail(f"no service is running on {database}")
+    typer.echo(reply.body["status"])
+    for name, found in reply.body["checks"].items():
+        for check in found:
+            if check["status"] != "pass":
+                about = " ".join(str(check[key]) for key in ("componentId", "observedValue", "output") if key in check)
+                typer.echo(f"  {check['status']} {name} {about}".rstrip())
+    if reply.status != 200:
+        raise typer.Exit(1)
 
 
 @commands.command()
@@ -198,6 +222,11 @@ def _profile_text(said: dict[str, Any]) -> str:
         *([f"last success {said['last_success_at']}"] if said["last_success_at"] else []),
     ]
     return f"{said['name']}: {', '.join(facts)}"
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"mailchute: {text}", err=True)
+    raise typer.Exit(1)
 
 
 def _summary(settings: Settings) -> str:

@@ -84,13 +84,13 @@ def socket_path(database: Path) -> Path:
     return database.parent / "mailchute.sock"
 
 
-def ask(database: Path, method: str, path: str, body: object = None) -> Reply | None:
+def ask(database: Path, method: str, path: str, body: object = None, *, patience: float = PATIENCE) -> Reply | None:
     """Ask the running service; None = there is none.
 
     Raises:
-        NoAnswer: it was stopped meanwhile, or took longer than `PATIENCE`.
+        NoAnswer: it was stopped meanwhile, or took longer than `patience` seconds.
     """
-    with _running(database) as service:
+    with _running(database, patience=patience) as service:
         return service._send(Request(method, path, body)) if service is not None else None  # noqa: SLF001
 
 
@@ -144,10 +144,10 @@ def _client(database: Path, *, timeout: float | None) -> httpx2.Client:
 
 
 @contextmanager
-def _running(database: Path) -> Iterator[Service | None]:
+def _running(database: Path, *, patience: float = PATIENCE) -> Iterator[Service | None]:
     import httpx2
 
-    with _client(database, timeout=PATIENCE) as client:
+    with _client(database, timeout=patience) as client:
 
         def send(request: Request) -> Reply:
             try:

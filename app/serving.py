@@ -46,6 +46,8 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
     Raises:
         ConfigError: it cannot be started as the settings stand.
     """
+    # The kernel drops a signal to a container's process 1 that has no handler: the engine would wait, and kill.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for warning in settings.warnings:
         log.warning("settings.warning", warning=warning)
     listener = _listen(settings)

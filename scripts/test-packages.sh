@@ -1,6 +1,7 @@
 #!/bin/sh
 # Brings the programs the tests speak to on Debian: Postfix with SASL, Chromium, strace and curl.
 # Exim and OpenSMTPD cannot be installed beside it: they are downloaded and unpacked under /var/cache.
+# For the image it brings buildah, and lays a minimal Debian there, on which the Dockerfile's steps are carried out.
 # Starts nothing, removes nothing, never touches a mail server that is there, and does not fail:
 # what it cannot bring it names, and the tests that need it skip themselves.
 set -u
@@ -13,6 +14,7 @@ ours='#!/bin/sh
 # mailchute test-packages: nothing starts
 exit 101'
 cache=/var/cache/mailchute-test-packages # tests/support/jail.py runs what is in it
+suite=debian-bookworm # what tests/support/image.py builds the image on
 
 say() { echo "test-packages: $*"; }
 
@@ -20,8 +22,8 @@ has() { command -v "$1" >/dev/null; }
 
 has_file() { [ -e "$1" ]; } # $1: the first match of a pattern, or the pattern itself
 
-look() { # fills mail, browser, tracer, paste and jailed with the Debian packages that are missing
-    mail='' browser='' tracer='' paste='' jailed=''
+look() { # fills mail, browser, tracer, paste, image and jailed with the Debian packages that are missing
+    mail='' browser='' tracer='' paste='' image='' jailed='' base=''
     has postfix || mail=postfix
     has saslpasswd2 || mail="$mail sasl2-bin"
     has_file /usr/lib/*/sasl2/libcrammd5.so* || has_file /usr/lib*/sasl2/libcrammd5.so* ||
@@ -31,9 +33,12 @@ look() { # fills mail, browser, tracer, paste and jailed with the Debian package
     has_file /usr/lib/*/libatomic.so.1 || has_file /usr/lib*/libatomic.so.1 || browser="$browser libatomic1"
     has strace || tracer=strace
     has curl || paste=curl
+    has buildah || image=buildah
+    has debootstrap || image="$image debootstrap"
+    [ -d $cache/$suite ] || base=$suite
     [ -d $cache/exim4-daemon-light ] || jailed=exim4-daemon-light
     [ -d $cache/opensmtpd ] || jailed="$jailed opensmtpd"
-    missing=$(echo $mail $browser $tracer $paste $jailed)
+    missing=$(echo $mail $browser $tracer $paste $image $base $jailed)
 }
 
 mail_server_here() { # names what Postfix would get in the way of
@@ -120,6 +125,25 @@ unpack() { # $1: a mail server; with it come the libraries that this machine lac
     fi
 }
 
+mirror() { # where this machine's own Debian comes from; nothing lets debootstrap choose
+    # shellcheck disable=SC2016  # apt's placeholders
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' | grep -v security | head -n1
+}
+
+lay_base() { # a minimal Debian with the python that the Dockerfile's base has
+    has debootstrap || return 0
+    say "debootstrap ${suite#debian-}"
+    rm -rf "$new"
+    # shellcheck disable=SC2046  # one word or none
+    if mkdir -p $cache && debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
+        "${suite#debian-}" "$new" $(mirror) >"$log" 2>&1; then
+        rm -rf "$new"/var/cache/apt/archives/*.deb "$new"/var/lib/apt/lists/*
+        mv "$new" "$cache/$suite"
+    else
+        say "the tests of the image will be skipped, no Debian could be laid: $(reason)"
+    fi
+}
+
 look
 [ -n "$missing" ] || ours_stands || exit 0
 if [ "$(id -u)" -ne 0 ]; then
@@ -161,6 +185,8 @@ esac
     bring 'the browser tests' $browser
     bring 'tests that trace system calls' $tracer
     bring 'the test of the printed curl line' $paste
+    bring 'the tests of the image' $image
     for server in $jailed; do unpack "$server"; done
+    [ -z "$base" ] || lay_base
 }
 exit 0
