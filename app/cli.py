@@ -12,7 +12,7 @@ import os
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -56,7 +56,7 @@ def health() -> None:
     """Ask the running service whether it can take mail (HEALTHCHECK of the image does); warnings do not count."""
     from app.operator import NoAnswer, ask
 
-    database = _settings().database
+    database = good_settings().database
     try:
         reply = ask(database, "GET", "/health", patience=HEALTH_SECONDS)
     except NoAnswer as error:
@@ -120,8 +120,7 @@ def profiles(
     try:
         reply = ask(settings.database, "GET", "/profiles")
     except NoAnswer as error:
-        typer.echo(f"mailchute: {error}", err=True)
-        raise typer.Exit(1) from None
+        _fail(str(error))
     found = (
         [_as_set(settings, profile) for profile in settings.profiles.values()] if reply is None else reply.body["data"]
     )
