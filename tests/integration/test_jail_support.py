@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import exim, opensmtpd
 from tests.support.exim import PASSWORD, USER, Exim
 from tests.support.jail import MAX_BYTES, UNPACKED, Jailed, missing
 from tests.support.opensmtpd import OpenSMTPD
@@ -112,7 +113,9 @@ def test_a_server_that_is_not_there_is_named_with_what_brings_it() -> None:
     )
 
 
-def test_nothing_that_was_unpacked_can_give_its_user_more_rights() -> None:
-    if not UNPACKED.is_dir():
-        pytest.skip(f"there is no {UNPACKED}")
-    assert [file for file in UNPACKED.rglob("*") if not file.is_symlink() and file.stat().st_mode & 0o6000] == []
+@pytest.mark.parametrize("package", [exim.PACKAGE, opensmtpd.PACKAGE])
+def test_nothing_that_was_unpacked_can_give_its_user_more_rights(package: str) -> None:
+    if not (UNPACKED / package).is_dir():
+        pytest.skip(f"there is no {UNPACKED / package}")
+    files = (UNPACKED / package).rglob("*")
+    assert [file for file in files if not file.is_symlink() and file.stat().st_mode & 0o6000] == []
