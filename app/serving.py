@@ -83,7 +83,7 @@ def _migrate_apart(settings: Settings) -> None:
         current = schema_of(settings.database)
     finally:
         lock.release()
-    if current == SCHEMA:
+    if current in (SCHEMA, None):  # a new file is made where it is opened
         return
     done = subprocess.run(
         [sys.executable, "-m", "app", "migrate"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

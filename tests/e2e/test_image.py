@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from app.store.database import upgrade
 from tests.support import image as images
 from tests.support.image import VOLUME, Container, Image, once
 from tests.support.postfix import Postfix
@@ -189,6 +190,9 @@ async def test_a_stop_during_start_up_is_not_lost_on_process_1(image: Image, tmp
         image, {"MAILCHUTE_LISTEN": "0.0.0.0:0", **through(25)}, volume=tmp_path / "var", command=image.command
     )
     images.volume_of(image, tmp_path / "var")
+    database = tmp_path / "var" / "mailchute.db"
+    upgrade(database, None, to="0001")  # what is to be brought up to date gives the time
+    os.chown(database, *image.user)
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
 
 from app.mail.errors import ConfigError
 from app.store import database
-from app.store.database import SCHEMA, Lock, metadata, migrate, migrations_folder, schema_of
+from app.store.database import SCHEMA, Lock, create, migrate, migrations_folder, schema_of, upgrade
 
 INSERT = (
     "INSERT INTO messages (id, state, profile, message_id, sender, subject, size, smtputf8, sandbox, attempts,"
@@ -86,16 +85,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 class TestShape:
     @pytest.fixture
     def fresh(self, tmp_path: Path) -> Path:
-        """Make a file straight from the code's tables, without a migration."""
+        """Make a file straight from the code's tables, without a step."""
         path = tmp_path / "fresh.db"
-        engine = create_engine(f"sqlite:///{path}")
-        metadata.create_all(engine)
-        engine.dispose()
+        create(path)
         return path
 
     def test_the_steps_end_where_the_codes_tables_are(self, file: Path, fresh: Path) -> None:
-        migrate(file)
+        upgrade(file, None)
         assert shape(file) == shape(fresh)
+        assert schema_of(file) == schema_of(fresh) == SCHEMA
 
     def test_the_comparison_sees_a_difference_of_every_kind(self, file: Path, fresh: Path) -> None:
         migrate(file)
@@ -189,27 +187,8 @@ class TestMigrate:
         assert ask(file, "SELECT version_num FROM alembic_version") == [("9000",)]
         assert ask(file, "SELECT subject, more FROM messages") == [("kept", None)]
 
-    @pytest.fixture
-    def as_of(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
-        """Give what makes a file as the version with this step left it."""
-
-        def make(file: Path, revision: str) -> None:
-            folder = tmp_path / "steps"
-            shutil.copytree(migrations_folder(), folder)
-            for step in (folder / "versions").glob("[0-9]*.py"):
-                if step.name[:4] > revision:
-                    step.unlink()
-            with monkeypatch.context() as then:
-                then.setattr(database, "migrations_folder", lambda: folder)
-                then.setattr(database, "SCHEMA", revision)
-                migrate(file)
-
-        return make
-
-    def test_messages_that_get_a_number_keep_all_that_is_theirs(
-        self, file: Path, as_of: Callable[[Path, str], None]
-    ) -> None:
-        as_of(file, "0005")
+    def test_messages_that_get_a_number_keep_all_that_is_theirs(self, file: Path) -> None:
+        upgrade(file, None, to="0005")
         execute(
             file,
             INSERT,
