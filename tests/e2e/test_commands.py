@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import pty
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -148,6 +150,30 @@ async def test_a_terminal_does_not_obey_what_a_relay_says(scene: Scene) -> None:
     said = await scene.do(*SEND)
     assert "\x1b" not in said.out
     assert "gone" in said.out
+
+
+async def test_at_a_terminal_bulk_work_shows_how_far_it_is(folder: Path) -> None:
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
+        relay.on("RCPT", "450 4.2.1 busy", times=2)
+        async with Service(scene.settings, folder=folder):
+            for _ in range(2):
+                assert (await scene.do(*SEND)).code == 1
+            ours, its = pty.openpty()
+            process = await asyncio.create_subprocess_exec(
+                *(MAILCHUTE, "cancel", "--state", "deferred"),
+                cwd=folder,
+                env={**environment(scene.settings), "TERM": "xterm"},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=its,
+            )
+            os.close(its)
+            out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+            shown = await asyncio.to_thread(os.read, ours, 10_000)
+            os.close(ours)
+    assert (process.returncode, out) == (0, b"2 messages\n")
+    assert b"cancel" in shown
+    assert b"0:00:0" in shown
 
 
 async def test_looking_makes_no_database(folder: Path) -> None:
