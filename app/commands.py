@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import typer
 
@@ -110,7 +111,7 @@ def show(
 ) -> None:
     """Show a message: its state, its recipients, and every attempt with what was said."""
     with _speaking(good_settings()) as service:
-        reply = _good(service.get(f"/messages/{id}/raw" if raw else f"/messages/{id}"))
+        reply = _good(service.get(f"{_path(id)}/raw" if raw else _path(id)))
     if raw or as_json:
         typer.echo(reply.text, nl=not raw)
         return
@@ -223,7 +224,7 @@ def _act(settings: Settings, act: str, ids: list[str], which: dict[str, str | No
 
 def _act_on_one(service: Service, act: str, id_: str, *, as_json: bool) -> bool:
     wait = {"Prefer": "respond-async"} if not service.is_running else {}  # of our own, nobody sends
-    reply = service.post(f"/messages/{id_}/{act}", headers=wait)
+    reply = service.post(f"{_path(id_)}/{act}", headers=wait)
     is_message = isinstance(reply.body, dict) and "state" in reply.body
     if as_json:
         typer.echo(_json(reply.body))
@@ -250,6 +251,10 @@ def _act_on_all(service: Service, act: str, which: dict[str, str | None]) -> int
             cursor = reply.body["next_cursor"]
             if cursor is None:
                 return count
+
+
+def _path(id: str) -> str:
+    return f"/messages/{quote(id, safe='')}"
 
 
 def _newest(service: Service, which: dict[str, str | None], at_most: int) -> Iterator[dict[str, Any]]:

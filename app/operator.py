@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,11 +45,11 @@ class Service:
     """A service to speak with. `is_running` = it goes on when this command ends."""
 
     is_running: bool
-    _send: Callable[[Request], Reply]
+    send: Callable[[Request], Reply]
 
     def get(self, path: str, query: Query | None = None) -> Reply:
         """Ask for something."""
-        return self._send(Request("GET", path, query=query or {}))
+        return self.send(Request("GET", path, query=query or {}))
 
     def post(
         self,
@@ -60,7 +60,7 @@ class Service:
         query: Query | None = None,
     ) -> Reply:
         """Ask to do something."""
-        return self._send(Request("POST", path, body, headers or {}, query or {}))
+        return self.send(Request("POST", path, body, headers or {}, query or {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def ask(database: Path, method: str, path: str, body: object = None, *, patience
         NoAnswer: it was stopped meanwhile, or took longer than `patience` seconds.
     """
     with _running(database, patience=patience) as service:
-        return service._send(Request(method, path, body)) if service is not None else None  # noqa: SLF001
+        return service.send(Request(method, path, body)) if service is not None else None
 
 
 def follow(database: Path) -> Iterator[dict[str, Any]] | None:
@@ -182,15 +182,8 @@ def _our_own(settings: Settings, *, delivers: bool) -> Iterator[Service]:
             transport = httpx2.ASGITransport(around(runtime))
             client = httpx2.AsyncClient(transport=transport, base_url="http://operator", timeout=PATIENCE)
 
-            def send(request: Request) -> Reply:
-                answer: Awaitable[httpx2.Response] = client.send(request.by(client))
-
-                async def answered() -> Reply:
-                    return _reply(await answer)
-
-                return runner.run(answered())
-
-            yield Service(False, send)
+            yield Service(False, lambda request: _reply(runner.run(client.send(request.by(client)))))
+            runner.run(client.aclose())
         finally:
             runner.run(runtime.close())
 

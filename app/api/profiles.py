@@ -92,7 +92,7 @@ async def get_profile(request: Request, name: str) -> Response:
     responses=problems(401, 404, 503),
 )
 async def pause_profile(request: Request, name: str) -> Response:
-    """Keep its mail waiting until it is resumed, across restarts too; what is under way goes on, and mail expires."""
+    """Keep its mail waiting until it is resumed, across restarts too; what is under way goes on."""
     runtime = runtime_of(request)
     profile = _profile(runtime, name)
     await runtime.control.pause(profile.name)

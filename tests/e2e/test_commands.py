@@ -87,6 +87,7 @@ WRONG = [
     (("send", "--to", "a@b.test", "--text", "x", "--attach", "none.pdf"), 2, "none.pdf cannot be read"),
     (("send", "--to", "a@b.test", "--text", "x", "--profile", "defaults"), 2, "do you mean default?"),
     (("show", "4711"), 1, "There is no message 4711"),
+    (("show", "?state=sent"), 1, "There is no message ?state=sent"),
     (("list", "--state", "snet"), 2, "do you mean sent?"),
     (("retry",), 2, "name messages to retry, or a filter"),
     (("cancel", "4711", "--state", "deferred"), 2, "and not both"),
