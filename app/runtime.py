@@ -36,6 +36,7 @@ from app.smtp.pool import Pool
 from app.smtp.session import Session
 from app.store.acts import Acts
 from app.store.catalog import Catalog
+from app.store.census import Census
 from app.store.database import Lock, migrate
 from app.store.history import History
 from app.store.journal import Journal
@@ -60,6 +61,7 @@ class Runtime:
     verdicts: Verdicts
     journal: Journal
     history: History
+    census: Census
     outbox: Outbox
     pool: Pool
     worker: Worker
@@ -149,9 +151,10 @@ class Runtime:
         self._closes(reader.close)
         await self.journal.open()
         self._closes(self.journal.close)
-        self.outbox = Outbox(self.journal, reader)
         search = SearchIndex(self.journal)
         self.history = History(reader, search)
+        self.census = await self.history.census()
+        self.outbox = Outbox(self.journal, reader, self.census)
         self.verdicts = Verdicts()
         if settings.sandbox and self._delivers:
             await self._open_sandbox()
@@ -175,7 +178,7 @@ class Runtime:
             self.worker.pause(name, since)
         self.control = Control(
             catalog=catalog,
-            acts=Acts(self.journal),
+            acts=Acts(self.journal, self.census),
             history=self.history,
             worker=self.worker,
             verdicts=self.verdicts,

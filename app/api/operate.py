@@ -17,8 +17,10 @@ from app.api.document import KEYS, problems
 from app.api.edge import Answer, answer_json
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import StoreUnavailable
+from app.mail.outcome import MessageState
 from app.mail.profile import SANDBOX_PROFILE, TlsMode
 from app.runtime import Runtime
+from app.store.census import WAITING
 from app.telemetry import CONTENT_TYPE
 
 _WAL_BUG_ENDS = (3, 51, 3)  # sqlite.org/wal.html#walresetbug
@@ -86,16 +88,10 @@ async def health(request: Request) -> Response:
     runtime = runtime_of(request)
     checks = {"store": [await _store(runtime)], "sqlite": [_sqlite()]}
     if checks["store"][0]["status"] != "fail":
-        waiting = await runtime.history.waiting()
-        checks["queue"] = [
-            {"status": "pass", "observedValue": sum(waiting.by_state.values()), "observedUnit": "messages"}
-        ]
+        in_doubt = runtime.census.of(MessageState.IN_DOUBT)
+        checks["queue"] = [{"status": "pass", "observedValue": runtime.census.waiting, "observedUnit": "messages"}]
         checks["in_doubt"] = [
-            {
-                "status": "warn" if waiting.in_doubt else "pass",
-                "observedValue": waiting.in_doubt,
-                "observedUnit": "messages",
-            }
+            {"status": "warn" if in_doubt else "pass", "observedValue": in_doubt, "observedUnit": "messages"}
         ]
     checks["profiles"] = [_profile(runtime, name) for name in sorted(runtime.profiles)]
     statuses = {check["status"] for several in checks.values() for check in several}
@@ -121,12 +117,12 @@ async def metrics(request: Request) -> Response:
     """Give all figures in Prometheus' text format."""
     runtime = runtime_of(request)
     figures = runtime.metrics
-    waiting = await runtime.history.waiting()
-    for state in ("queued", "scheduled", "sending", "deferred"):
-        figures.queue_messages.labels(state).set(waiting.by_state.get(state, 0))
-    age = (runtime.now() - waiting.oldest).total_seconds() if waiting.oldest else 0.0
-    figures.queue_oldest.set(max(0.0, age))
-    figures.in_doubt.set(waiting.in_doubt)
+    now = runtime.now()
+    oldest = await runtime.history.oldest_waiting(list(runtime.profiles), now=now)
+    for state in WAITING:
+        figures.queue_messages.labels(state).set(runtime.census.of(state))
+    figures.queue_oldest.set(max(0.0, (now - oldest).total_seconds()) if oldest else 0.0)
+    figures.in_doubt.set(runtime.census.of(MessageState.IN_DOUBT))
     return to_response(Answer(200, figures.render(), ((b"content-type", CONTENT_TYPE.encode()),)))
 
 

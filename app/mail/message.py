@@ -159,12 +159,13 @@ class Receipt:
     """The promise: this message is durable.
 
     `claim` is there where it was leased to this process at once. `is_replay` = the caller's key was known, and this
-    is the message of the first request; nothing was added.
+    is the message of the first request; nothing was added. `is_revived` = that one had expired and is queued again.
     """
 
     snapshot: Snapshot
     claim: Claim | None = None
     is_replay: bool = False
+    is_revived: bool = False
 
 
 def leading_failure(recipients: Sequence[Recipient]) -> Failure | None:

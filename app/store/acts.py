@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from typing import TypeAlias
 from uuid import UUID
 
 from sqlalchemy import bindparam, select, update
@@ -18,6 +19,7 @@ from app.mail.acts import Act, after
 from app.mail.errors import Conflict, NotFound
 from app.mail.message import Recipient, Snapshot, leading_failure
 from app.mail.outcome import MessageState, message_state
+from app.store.census import Census
 from app.store.database import bodies, messages
 from app.store.journal import Journal, Operation
 from app.store.records import (
@@ -30,6 +32,8 @@ from app.store.records import (
     snapshot,
     to_ms,
 )
+
+_Done: TypeAlias = tuple[MessageState, Snapshot]  # the state it came from, and what it is now
 
 _HAS_CONTENT = select(bodies.c.part).where(bodies.c.message_id == bindparam("of_message")).limit(1)
 _SETTLE = (
@@ -49,8 +53,9 @@ _SETTLE = (
 class Acts:
     """The acts as the API has them. Each raises `StoreUnavailable` where the store could not take the write."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, census: Census) -> None:
         self._journal = journal
+        self._census = census
 
     async def do(self, act: Act, message_id: UUID, *, now: datetime, until: datetime) -> Snapshot:
         """Carry out an act; `until` is when a message that is tried again expires.
@@ -59,16 +64,24 @@ class Acts:
             NotFound: there is no such message.
             Conflict: its state forbids it.
         """
-        return await self._journal.commit(partial(_do, act, message_id, now, until))
+        _, then = await self._journal.commit(
+            partial(_do, act, message_id, now, until), lambda done: self._count([done])
+        )
+        return then
 
     async def do_all(
         self, act: Act, message_ids: Sequence[UUID], *, now: datetime, until: datetime
     ) -> Sequence[Snapshot]:
         """Carry out an act on each, in one transaction; gives those it was done to."""
-        return await self._journal.commit(partial(_do_all, act, tuple(message_ids), now, until))
+        done = await self._journal.commit(partial(_do_all, act, tuple(message_ids), now, until), self._count)
+        return [then for _, then in done]
+
+    def _count(self, done: Sequence[_Done]) -> None:
+        for was, then in done:
+            self._census.move(was, then.state)
 
 
-def _do(act: Act, message_id: UUID, now: datetime, until: datetime) -> Operation[Snapshot]:
+def _do(act: Act, message_id: UUID, now: datetime, until: datetime) -> Operation[_Done]:
     found = yield (MESSAGE_BY_ID, {"of_message": message_id.bytes})
     if not found.rows:
         raise NotFound(f"There is no message {message_id}")
@@ -77,7 +90,7 @@ def _do(act: Act, message_id: UUID, now: datetime, until: datetime) -> Operation
     then = after(act, said)
     if act is Act.RETRY and not (yield from _has_content(said)):
         raise Conflict("The message's content is not kept any more, so it cannot be sent again")
-    return (yield from _settle(said, then, now=now, until=until))
+    return said.state, (yield from _settle(said, then, now=now, until=until))
 
 
 def revive(said: Snapshot, *, now: datetime, until: datetime) -> Operation[Snapshot]:
@@ -92,7 +105,7 @@ def _has_content(said: Snapshot) -> Operation[bool]:
     return bool(content.rows)
 
 
-def _do_all(act: Act, message_ids: tuple[UUID, ...], now: datetime, until: datetime) -> Operation[list[Snapshot]]:
+def _do_all(act: Act, message_ids: tuple[UUID, ...], now: datetime, until: datetime) -> Operation[list[_Done]]:
     done = []
     for message_id in message_ids:
         try:

@@ -1,12 +1,12 @@
 """Reads for the API and the inspector: by id, newest first, and what the figures need.
 
-No COUNT and no OFFSET over the whole table: lists go by keyset (UUIDv7 sorts by time), counts look only at what
-waits. RFC 9562 §5.7.
+No COUNT and no OFFSET when somebody asks: lists go by keyset (UUIDv7 sorts by time), what waits is counted once, at
+start (`census.py`). RFC 9562 §5.7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Select, bindparam, exists, func, literal_c
 
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
+from app.store.census import Census
 from app.store.database import (
     COUNT_PERIOD,
     COUNTS_KEPT,
@@ -124,10 +125,23 @@ _ATTEMPT_COLUMNS = (
 _ATTEMPTS_OF = (
     select(*_ATTEMPT_COLUMNS).where(attempts.c.message_id == bindparam("of_message")).order_by(attempts.c.number)
 )
-_WAITING = (
-    select(messages.c.state, func.count(), func.min(messages.c.created_at))
-    .where(messages.c.due_at.is_not(None))
-    .group_by(messages.c.state)
+_WAITING = select(messages.c.state, func.count()).where(messages.c.due_at.is_not(None)).group_by(messages.c.state)
+_OLDEST_DEFERRED = (
+    select(messages.c.created_at)
+    .where(text("messages.state = 'deferred' AND messages.state NOT IN ('queued', 'sending', 'sent')"))
+    .order_by(messages.c.id)
+    .limit(1)
+)
+_OLDEST_LEASED = select(func.min(messages.c.created_at)).where(messages.c.lease_token.is_not(None))
+_FIRST_DUE = (
+    select(messages.c.due_at)
+    .where(
+        messages.c.profile == bindparam("of_profile"),
+        messages.c.due_at.is_not(None),
+        messages.c.due_at <= bindparam("now"),
+    )
+    .order_by(messages.c.due_at)
+    .limit(1)
 )
 _IN_DOUBT = select(func.count()).where(messages.c.state == "in_doubt").select_from(messages)
 _FAILURES = (
@@ -163,15 +177,6 @@ class AttemptRecord:
     error_code: str | None
     reason: str | None
     facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """What waits now: messages by state, and when the oldest of them was accepted."""
-
-    by_state: Mapping[str, int]
-    oldest: datetime | None
-    in_doubt: int
 
 
 class History:
@@ -219,16 +224,23 @@ class History:
         rows = await self._reader.rows(_ATTEMPTS_OF, {"of_message": message_id.bytes})
         return [_attempt(*row) for row in rows]
 
-    async def waiting(self) -> Waiting:
-        """Count what is not final; looks at nothing else."""
+    async def census(self) -> Census:
+        """Count what is not over, once: this reads all that waits."""
         rows = await self._reader.rows(_WAITING)
         (in_doubt,) = (await self._reader.rows(_IN_DOUBT))[0]
-        oldest = min((created for _, _, created in rows), default=None)
-        return Waiting(
-            by_state={state: count for state, count, _ in rows},
-            oldest=from_ms(oldest) if oldest is not None else None,
-            in_doubt=in_doubt,
-        )
+        return Census({MessageState(state): count for state, count in rows} | {MessageState.IN_DOUBT: in_doubt})
+
+    async def oldest_waiting(self, profiles: Iterable[str], *, now: datetime) -> datetime | None:
+        """Since when the oldest message waits that could have been sent by now, None where there is none.
+
+        That is since it was accepted; since its time came, or it was retried by hand, where that is later. Looks at
+        one row a profile, at what is being sent and at one that is deferred.
+        """
+        rows = [*await self._reader.rows(_OLDEST_DEFERRED), *await self._reader.rows(_OLDEST_LEASED)]
+        for profile in profiles:
+            rows += await self._reader.rows(_FIRST_DUE, {"of_profile": profile, "now": to_ms(now)})
+        found = [since for (since,) in rows if since is not None]
+        return from_ms(min(found)) if found else None
 
     async def failures(self, *, now: datetime) -> Mapping[str, int]:
         """Count the failed attempts of the last 24 hours (to ten minutes) by reason; what never came is not there."""

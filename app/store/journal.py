@@ -83,6 +83,7 @@ def _in_order(names: Sequence[str]) -> _InOrder:
 class _Entry(Generic[T]):
     make: MakeOperation[T]
     future: asyncio.Future[T]
+    then: Callable[[T], None] | None
     result: T | None = None
     error: BaseException | None = None
 
@@ -113,8 +114,10 @@ class Journal:
             self._thread = None
             raise
 
-    def commit(self, make: MakeOperation[T]) -> asyncio.Future[T]:
+    def commit(self, make: MakeOperation[T], then: Callable[[T], None] | None = None) -> asyncio.Future[T]:
         """Hand an operation in; the future is done after the COMMIT that holds it.
+
+        `then` is told the result just before, in the event loop, whether or not anybody still waits for the future.
 
         It fails with what the operation raised, or with `StoreUnavailable` where the store could not take the
         write: then nothing of it was written. It must not be cancelled: what is handed in will be written.
@@ -123,7 +126,7 @@ class Journal:
         if self._thread is None:
             future.set_exception(StoreUnavailable("the store is closed"))
         else:
-            self._queue.put(_Entry(make, future))
+            self._queue.put(_Entry(make, future, then))
         return future
 
     async def close(self) -> None:
@@ -215,6 +218,8 @@ class Journal:
 
 def _answer(batch: list[_Entry[Any]]) -> None:
     for entry in batch:
+        if entry.error is None and entry.then is not None:
+            entry.then(entry.result)
         if entry.future.done():
             continue
         if entry.error is not None:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TypeAlias
 from uuid import UUID
 
-from sqlalchemy import bindparam, column, delete, insert, select, table, update
+from sqlalchemy import bindparam, column, delete, func, insert, select, table, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from app.mail.attempt import Attempt
@@ -26,6 +27,7 @@ from app.mail.errors import KeyReused, LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Repeat, Snapshot
 from app.mail.outcome import Failure, MessageState
 from app.store.acts import revive
+from app.store.census import Census
 from app.store.database import (
     COUNT_PERIOD,
     COUNTS_KEPT,
@@ -57,6 +59,9 @@ from app.store.records import (
 
 KEY_LIFE = timedelta(hours=24)  # of an idempotency key
 
+# What was claimed, when the next is due, and how many came from which state.
+_Claimed: TypeAlias = tuple[list[Claim], datetime | None, list[tuple[MessageState, int]]]
+
 _INSERT_MESSAGE = insert(messages).values(
     {c: bindparam(c.name) for c in messages.c if c.name not in ("seq", "handover", "error_code", "failure")}
 )
@@ -74,21 +79,20 @@ _INSERT_ATTEMPT = insert(attempts).values(
         for c in (attempts.c.message_id, attempts.c.number, attempts.c.profile, attempts.c.started_at)
     }
 )
+_CLAIMABLE = messages.c.id.in_(
+    select(messages.c.id)
+    .where(
+        messages.c.profile == bindparam("of_profile"),
+        messages.c.due_at.is_not(None),
+        messages.c.due_at <= bindparam("now"),
+        messages.c.lease_token.is_(None),
+    )
+    .order_by(messages.c.due_at)
+    .limit(bindparam("at_most"))
+)
 _CLAIM = (
     update(messages)
-    .where(
-        messages.c.id.in_(
-            select(messages.c.id)
-            .where(
-                messages.c.profile == bindparam("of_profile"),
-                messages.c.due_at.is_not(None),
-                messages.c.due_at <= bindparam("now"),
-                messages.c.lease_token.is_(None),
-            )
-            .order_by(messages.c.due_at)
-            .limit(bindparam("at_most"))
-        )
-    )
+    .where(_CLAIMABLE)
     .values(
         state="sending",
         attempts=messages.c.attempts + 1,
@@ -97,6 +101,7 @@ _CLAIM = (
     )
     .returning(*SNAPSHOT_COLUMNS, messages.c.smtputf8)
 )
+_ABOUT_TO_BE_CLAIMED = select(messages.c.state, func.count()).where(_CLAIMABLE).group_by(messages.c.state)
 _NEXT_DUE = (
     select(messages.c.due_at)
     .where(
@@ -180,9 +185,10 @@ class Outbox:
     Any of them raises `StoreUnavailable` where the store could not take the write; then nothing was written.
     """
 
-    def __init__(self, journal: Journal, reader: Reader) -> None:
+    def __init__(self, journal: Journal, reader: Reader, census: Census) -> None:
         self._journal = journal
         self._reader = reader
+        self._census = census
 
     async def append(
         self, message: Message, *, lease: Lease | None, now: datetime, repeat: Repeat | None = None
@@ -195,7 +201,7 @@ class Outbox:
         Raises:
             KeyReused: the key stands for another message.
         """
-        return await self._journal.commit(partial(_append_once, message, lease, now, repeat))
+        return await self._journal.commit(partial(_append_once, message, lease, now, repeat), self._appended)
 
     async def claim(
         self, profile: str, *, lease: Lease, at_most: int, now: datetime
@@ -204,7 +210,8 @@ class Outbox:
 
         Also gives when the next message of this profile is due, None where none waits.
         """
-        return await self._journal.commit(partial(_claim, profile, lease, at_most, now))
+        claims, due, _ = await self._journal.commit(partial(_claim, profile, lease, at_most, now), self._claimed)
+        return claims, due
 
     def mark(self, claim: Claim) -> asyncio.Future[None]:
         """Make the handover mark durable: after it, a crash means in doubt.
@@ -229,7 +236,7 @@ class Outbox:
             LeaseLost: the message is not ours any more; nothing was written.
         """
         return await self._journal.commit(
-            partial(_record, claim, attempt, state, tuple(after), failure, next_attempt_at)
+            partial(_record, claim, attempt, state, tuple(after), failure, next_attempt_at), self._recorded
         )
 
     async def interrupted(self) -> list[tuple[Claim, datetime, bool]]:
@@ -245,6 +252,19 @@ class Outbox:
         parts = await self._reader.rows(_CONTENT, {"of_message": message_id.bytes})
         return b"".join(part for (part,) in parts) if parts else None
 
+    def _appended(self, receipt: Receipt) -> None:
+        if not receipt.is_replay:
+            self._census.move(None, receipt.snapshot.state)
+        elif receipt.is_revived:
+            self._census.move(MessageState.FAILED, receipt.snapshot.state)
+
+    def _claimed(self, found: _Claimed) -> None:
+        for state, count in found[2]:
+            self._census.move(state, MessageState.SENDING, count)
+
+    def _recorded(self, snapshot: Snapshot) -> None:
+        self._census.move(MessageState.SENDING, snapshot.state)
+
 
 def _append_once(message: Message, lease: Lease | None, now: datetime, repeat: Repeat | None) -> Operation[Receipt]:
     if repeat is None:
@@ -259,9 +279,10 @@ def _append_once(message: Message, lease: Lease | None, now: datetime, repeat: R
             )
         whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
-        if said.state is MessageState.FAILED and said.failure and said.failure.code is ErrorCode.EEXPIRED:
+        has_expired = said.state is MessageState.FAILED and said.failure and said.failure.code is ErrorCode.EEXPIRED
+        if has_expired:
             said = yield from revive(said, now=now, until=message.expires_at)
-        return Receipt(said, is_replay=True)
+        return Receipt(said, is_replay=True, is_revived=said.state is MessageState.QUEUED and bool(has_expired))
     receipt = yield from _append(message, lease, now)
     yield (_FORGET_KEYS, {"now": to_ms(now)})
     yield (
@@ -349,17 +370,10 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
     return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, content))
 
 
-def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation[tuple[list[Claim], datetime | None]]:
-    claimed = yield (
-        _CLAIM,
-        {
-            "of_profile": profile,
-            "now": to_ms(now),
-            "at_most": at_most,
-            "token": lease.token,
-            "until": to_ms(lease.until),
-        },
-    )
+def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation[_Claimed]:
+    which = {"of_profile": profile, "now": to_ms(now), "at_most": at_most}
+    came_from = yield (_ABOUT_TO_BE_CLAIMED, which)
+    claimed = yield (_CLAIM, {**which, "token": lease.token, "until": to_ms(lease.until)})
     claims = []
     for *row, smtputf8 in sorted(claimed.rows):  # by id, that is by time
         whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
@@ -370,7 +384,8 @@ def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation
         )
         claims.append(Claim(said, lease, bool(smtputf8)))
     due = yield (_NEXT_DUE, {"of_profile": profile})
-    return claims, from_ms(due.rows[0][0]) if due.rows else None
+    next_due = from_ms(due.rows[0][0]) if due.rows else None
+    return claims, next_due, [(MessageState(state), count) for state, count in came_from.rows]
 
 
 def _mark(claim: Claim) -> Operation[None]:

@@ -13,14 +13,17 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from app.mail.acts import Act
 from app.mail.attempt import Attempt
 from app.mail.codes import ErrorCode, Reason
 from app.mail.errors import LeaseLost, StoreUnavailable
 from app.mail.ids import uuid7
-from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Snapshot
+from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Repeat, Snapshot
 from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
 from app.mail.reply import Reply
 from app.store import database
+from app.store.acts import Acts
+from app.store.census import WAITING, Census
 from app.store.database import PART_BYTES
 from app.store.history import Filter, History
 from app.store.journal import Journal
@@ -79,6 +82,7 @@ class Store:
     statements: list[str]  # every one that a live connection ran, its parameters filled in
     journal: Journal
     reader: Reader
+    census: Census
     outbox: Outbox
     history: History
 
@@ -137,9 +141,9 @@ def opens(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
         for room in ("journal", "reader"):
             monkeypatch.setattr(f"app.store.{room}.connect", connect_and_note)
         journal, reader = Journal(file), Reader(file)
-        return Store(
-            file, live, statements, journal, reader, Outbox(journal, reader), History(reader, SearchIndex(journal))
-        )
+        census = Census({})
+        history = History(reader, SearchIndex(journal))
+        return Store(file, live, statements, journal, reader, census, Outbox(journal, reader, census), history)
 
     return open_store
 
@@ -445,7 +449,7 @@ class TestRecord:
         assert await store.outbox.interrupted() == []
         far = NOW + timedelta(days=1000)
         assert await store.outbox.claim("one", lease=OTHER_LEASE, at_most=10, now=far) == ([], None)
-        assert (await store.history.waiting()).in_doubt == 1
+        assert (store.census.of(MessageState.IN_DOUBT), store.census.waiting) == (1, 0)
 
 
 class TestInterrupted:
@@ -574,13 +578,85 @@ class TestHistory:
         found = await store.history.newest(Filter(profile="one"), at_most=2, before=message(5).id)
         assert [snapshot.id for snapshot in found] == [message(3).id, message(1).id]
 
-    async def test_what_waits_is_counted_by_state_with_its_oldest(self, store: Store) -> None:
-        await store.appended(message(1, created_at=NOW - seconds(5)), message(2), message(3, profile="two"))
-        await record_sent(store, await store.leased(message(4, created_at=NOW - seconds(99))))
-        await store.leased(message(5))
-        waiting = await store.history.waiting()
-        assert (waiting.by_state, waiting.oldest) == ({"queued": 3, "sending": 1}, NOW - seconds(5))
+    async def test_the_oldest_that_waits_is_neither_sent_nor_for_later(self, store: Store) -> None:
+        await record_sent(store, await store.leased(message(0, created_at=NOW - seconds(99))))
+        assert await store.history.oldest_waiting(["one", "two"], now=NOW) is None
+        later = replace(message(1, created_at=NOW - seconds(50)), send_at=NOW + seconds(1))
+        await store.appended(later)
+        assert await store.history.oldest_waiting(["one", "two"], now=NOW) is None
+        assert await store.history.oldest_waiting(["one", "two"], now=NOW + seconds(2)) == NOW + seconds(1)
+        await store.appended(message(2), message(3, profile="two", created_at=NOW - seconds(5)))
+        assert await store.history.oldest_waiting(["one", "two"], now=NOW) == NOW - seconds(5)
+        claim = await store.leased(message(4, created_at=NOW - seconds(7)))
+        assert await store.history.oldest_waiting(["one", "two"], now=NOW) == NOW - seconds(7)
+        await record_deferred(store, claim, at=NOW + seconds(3600))
+        assert await store.history.oldest_waiting(["one", "two"], now=NOW) == NOW - seconds(7)
         assert await store.history.profiles_waiting() == {"one", "two"}
+
+
+class TestCensus:
+    """The figures that are kept are those that a count would give."""
+
+    async def test_it_follows_every_change_of_a_state(self, store: Store) -> None:
+        acts = Acts(store.journal, store.census)
+        later = replace(message(9), send_at=NOW + seconds(60))
+        await store.appended(message(1), message(2), message(3), later)
+        await self.counted(store, queued=3, scheduled=1)
+        claims = await store.claimed(at_most=2)
+        await self.counted(store, queued=1, scheduled=1, sending=2)
+        await record_deferred(store, claims[0], at=NOW)
+        await record_sent(store, claims[1])
+        await self.counted(store, queued=1, scheduled=1, deferred=1)
+        await acts.do(Act.CANCEL, message(3).id, now=NOW, until=NOW)
+        await acts.do_all(Act.RETRY, [message(1).id, message(2).id, later.id], now=NOW, until=NOW + seconds(9))
+        await self.counted(store, queued=2)
+        claims = await store.claimed(at_most=1)
+        await store.outbox.record(
+            claims[0],
+            ended(claims[0], failure=FAILURE, handover=True),
+            state=MessageState.IN_DOUBT,
+            after=after(claims[0], RecipientState.SENT, RecipientState.IN_DOUBT, failure=FAILURE),
+            failure=FAILURE,
+            next_attempt_at=None,
+        )
+        await self.counted(store, queued=1, in_doubt=1)
+        await acts.do(Act.RESOLVE_AS_SENT, claims[0].snapshot.id, now=NOW, until=NOW)
+        await self.counted(store, queued=1)
+
+    async def test_a_replay_counts_nothing_and_a_revived_message_once(self, store: Store) -> None:
+        repeat = Repeat("key", bytes(32))
+        for _ in range(2):
+            await store.outbox.append(message(1), lease=None, now=NOW, repeat=repeat)
+        await self.counted(store, queued=1)
+        (claim,) = await store.claimed()
+        gone = replace(FAILURE, code=ErrorCode.EEXPIRED, reason=Reason.EXPIRED, cls=FailureClass.PERMANENT)
+        await store.outbox.record(
+            claim,
+            ended(claim, failure=FAILURE),
+            state=MessageState.FAILED,
+            after=after(claim, RecipientState.EXPIRED, RecipientState.EXPIRED, failure=gone),
+            failure=gone,
+            next_attempt_at=None,
+        )
+        await self.counted(store)
+        for _ in range(2):
+            await store.outbox.append(message(1), lease=None, now=NOW, repeat=repeat)
+        await self.counted(store, queued=1)
+
+    async def test_what_was_given_up_by_its_caller_counts_all_the_same(self, store: Store) -> None:
+        asyncio.ensure_future(store.outbox.append(message(1), lease=None, now=NOW)).cancel()
+        waiting = asyncio.ensure_future(store.outbox.append(message(2), lease=None, now=NOW))
+        await asyncio.sleep(0)  # it has handed its operation in
+        waiting.cancel()
+        await store.outbox.check()  # operations run in order
+        await self.counted(store, queued=1)
+
+    async def counted(self, store: Store, **expected: int) -> None:
+        afresh = await store.history.census()
+        kept = {state.value: count for state in (*WAITING, MessageState.IN_DOUBT) if (count := store.census.of(state))}
+        assert kept == expected
+        assert all(afresh.of(state) == expected.get(state.value, 0) for state in (*WAITING, MessageState.IN_DOUBT))
+        assert store.census.waiting == sum(expected.values()) - expected.get("in_doubt", 0)
 
 
 class TestFailureCounts:
@@ -796,8 +872,8 @@ class TestPlans:
             assert [step for step in steps if "SEARCH failure_counts USING PRIMARY KEY (period" in step], steps
             assert not [step for step in steps if step.startswith("SCAN")], steps
 
-    async def test_figures_look_only_at_what_waits(self, store: Store) -> None:
-        await store.history.waiting()
+    async def test_a_start_counts_only_what_waits(self, store: Store) -> None:
+        await store.history.census()
         await store.history.profiles_waiting()
         for word, index in (
             ("GROUP BY", "messages_due"),
@@ -806,3 +882,11 @@ class TestPlans:
         ):
             steps = self.plans(store, word)
             assert not [step for step in steps if "messages" in step and index not in step], steps
+
+    async def test_the_oldest_that_waits_is_found_without_a_count(self, store: Store) -> None:
+        await store.history.oldest_waiting(["p1"], now=NOW)
+        assert not [sql for sql in store.statements if "count(" in sql.lower()]
+        self.assert_searches(store, "'deferred'", "messages_by_state (state=?")
+        self.assert_searches(store, "due_at <=", "messages_due (profile=? AND due_at")
+        steps = self.plans(store, "min(messages.created_at)")
+        assert [step for step in steps if "messages_leased" in step], steps

@@ -20,6 +20,7 @@ from app.mail.errors import InvalidMessage, TooLarge
 from app.mail.message import Claim, Draft, Lease, Message
 from app.mail.profile import Dialect, ProfileFacts
 from app.mail.routing import Route
+from app.store.census import Census
 from app.store.journal import Journal
 from app.store.outbox import Outbox
 from app.store.reader import Reader
@@ -62,7 +63,7 @@ def _outbox() -> Outbox:
 
     async def make() -> Outbox:
         nowhere = Path("/nonexistent/mail.db")
-        return Outbox(Journal(nowhere), Reader(nowhere))
+        return Outbox(Journal(nowhere), Reader(nowhere), Census({}))
 
     return asyncio.run(make())  # a journal belongs to a loop
 
