@@ -52,6 +52,7 @@ class Proxy:
         self._break: Break | None = None
         self._open: list[_Connection] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_over = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=SEGMENT)
@@ -61,9 +62,10 @@ class Proxy:
     async def __aexit__(self, *_error: object) -> None:
         self._server.close()
         await asyncio.sleep(0)  # whatever was accepted this very moment comes in
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._is_over.set()
+        for connection in self._open:
+            connection.end()
+        await asyncio.gather(*self._tasks)
 
     def set_break(self, strike: Break) -> None:
         """Begin to count anew, towards this break."""
@@ -73,6 +75,10 @@ class Proxy:
         if self._open:
             self.may_pass(Way.OUT, self._open[-1])
             self.may_pass(Way.IN, self._open[-1])
+
+    def mend(self) -> None:
+        """Break no more; what is broken stays so."""
+        self._break = None
 
     def may_pass(self, way: Way, connection: "_Connection") -> int:
         """Say how many bytes may still pass this way; where that is none, the connection is broken."""
@@ -97,6 +103,8 @@ class Proxy:
         try:
             self.may_pass(Way.OUT, connection)
             self.may_pass(Way.IN, connection)
+            if self._is_over.is_set():
+                connection.end()
             await asyncio.gather(
                 self._pass_on(Way.OUT, connection, reader, ours), self._pass_on(Way.IN, connection, theirs, writer)
             )
@@ -118,7 +126,7 @@ class Proxy:
                 writer.write_eof()
                 return
         if connection.broken_by is Kind.STOP:
-            await asyncio.Event().wait()  # the other end must not notice; the proxy's end cancels this
+            await self._is_over.wait()  # the other end must not notice
 
 
 class _Connection:
