@@ -19,7 +19,7 @@ from tests.support.postfix import Postfix
 from tests.support.service import MAILCHUTE, PATIENCE, Service
 
 CALLERS = 6
-_KEY = re.compile(rb"^Subject: (crash-\d+)", re.MULTILINE)
+_KEY = re.compile(rb"^Subject: (crash-[0-9a-f]+-\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,12 @@ async def account(
     moments = random.Random(seed)
     settings = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": f"{postfix.plain.port}", "SMTP_TLS": "none"}
     callers = Callers(seed)
-    for _ in range(crashes):
+    for run in range(crashes):
         async with Service(settings, folder=folder, command=command) as service:
             callers.base = service.base
             callers.is_up.set()
+            if run % 2 == 0:  # on a busy machine nothing might be accepted before the kill, ever
+                await callers.have(len(callers.accepted) + CALLERS)
             await asyncio.sleep(moments.uniform(0, 0.5))  # the moment is what is random
             callers.is_up.clear()
             await service.kill()
@@ -111,10 +113,19 @@ class Callers:
         self.base = ""  # of the service that runs now
         self.is_up = asyncio.Event()
         self.accepted: dict[str, str] = {}  # id → key, which is the subject too
+        self._seed = seed  # in every key: several accounts may share a mailbox
         self._random = random.Random(seed)
+        self._one_more = asyncio.Event()
         self._over = False
         self._count = 0
         self._tasks = [asyncio.create_task(self._send_on()) for _ in range(CALLERS)]
+
+    async def have(self, count: int) -> None:
+        """Wait until so many messages have been accepted."""
+        async with asyncio.timeout(PATIENCE):
+            while len(self.accepted) < count:
+                self._one_more.clear()
+                await self._one_more.wait()
 
     async def end(self) -> None:
         """Let everybody bring their last message in."""
@@ -125,7 +136,7 @@ class Callers:
         async with httpx2.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
             while not self._over:
                 self._count += 1
-                await self._send(client, f"crash-{self._count}")
+                await self._send(client, f"crash-{self._seed:x}-{self._count}")
 
     async def _send(self, client: httpx2.AsyncClient, key: str) -> None:
         body = {"from": "bot@mailbox.test", "to": "ann@mailbox.test", "subject": key, "text": key * 50}
@@ -139,5 +150,6 @@ class Callers:
                 continue
             if answer.status_code < 300:
                 self.accepted[answer.json()["id"]] = key
+                self._one_more.set()
                 return
             assert answer.status_code == 503, answer.text

@@ -14,6 +14,7 @@ file of his own process waits for ever. It obeys its stdin: "cut", perhaps with 
 end of stdin unmounts.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -252,7 +253,8 @@ def _serve(folder: str) -> None:
             if kernel in ready:
                 answer = files.answer(os.read(kernel, _LARGEST + 4096))
                 if answer is not None:
-                    os.write(kernel, answer)
+                    with contextlib.suppress(FileNotFoundError):  # who asked was killed meanwhile
+                        os.write(kernel, answer)
                 continue
             order = sys.stdin.readline()
             if not order:
