@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fix openapi migration bench-quick lock
+.PHONY: help setup run test soak check fix openapi migration bench-quick lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +33,13 @@ run: $(VENV)/.ready ## serve on 127.0.0.1:8587; without a relay in the sandbox, 
 test: $(VENV)/.dev ## all tests; as root on Debian it first brings Postfix, Exim, OpenSMTPD, Chromium, strace, curl and buildah
 	@scripts/test-packages.sh
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Two kinds of crash side by side; `worksteal` lets the second worker begin with one of them.
+soak: $(VENV)/.dev ## crashes, power cuts and broken networks at length, then every safeguard taken out once; some 15 minutes
+	@scripts/test-packages.sh
+	@MAILCHUTE_CRASHES=150 MAILCHUTE_POWER_CUTS=150 MAILCHUTE_BYTES=1 $(BIN)/python -m pytest -n 2 --dist worksteal -v -rP \
+	  tests/e2e/test_crash_loop.py tests/e2e/test_power_cut.py tests/integration/test_every_byte.py
+	@$(BIN)/python -m scripts.mutations
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, dependencies, spelling, docs drift
 	@$(BIN)/ruff format --check .

@@ -16,6 +16,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import (
@@ -181,7 +182,7 @@ class Lock:
         """
         path = database.with_name(database.name + ".lock")
         try:
-            database.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(database.parent)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}; name a folder that can") from error
@@ -196,6 +197,20 @@ class Lock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, that outlive a power cut; SQLite syncs what is in it, not where it is."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    with suppress(OSError):  # where a folder cannot be synced, SQLite does without too
+        above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(above)
+        finally:
+            os.close(above)
 
 
 def connect(database: Path, *, read_only: bool) -> sqlite3.Connection:

@@ -47,8 +47,8 @@ class Ended:
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Give a child's whole environment: where programs are, a free port, and the settings."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    """Give a child's whole environment: where programs and modules are, a free port, and the settings."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "PYTHONPATH") if name in os.environ}
     return {**kept, "MAILCHUTE_LISTEN": "127.0.0.1:0", **settings}
 
 
