@@ -220,7 +220,14 @@ def _profile_text(said: dict[str, Any]) -> str:
         *([f"paused since {said['paused_at']}"] if said["paused_at"] else []),
         *([f"last success {said['last_success_at']}"] if said["last_success_at"] else []),
     ]
-    return f"{said['name']}: {', '.join(facts)}"
+    lines = [f"{said['name']}: {', '.join(facts)}"]
+    if (circuit := said.get("circuit")) is not None:
+        lines += [
+            f"  circuit open since {circuit['opened_at']}, tried again at {circuit['next_trial_at']}",
+            f"  {circuit['error_code']}/{circuit['reason']}: {circuit['message']}",
+            f"  Cure: {circuit['hint']}",
+        ]
+    return "\n".join(lines)
 
 
 def _fail(text: str) -> NoReturn:

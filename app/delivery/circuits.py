@@ -49,8 +49,8 @@ class _Way:
     proven: _AsSet | None = None  # what a login has succeeded with
     streak: Streak = field(default_factory=Streak)
     circuit: Circuit | None = None
-    fingerprint: str = ""
-    as_set: _AsSet | None = None  # when the circuit opened; None = before this process, see the fingerprint
+    as_set: _AsSet | None = None  # when a session was opened last, or should have been; None = before this process
+    fingerprint: str = ""  # of that, once the circuit is open
     may_try: bool = False  # a message may try it
     trial: Attempt | None = None  # the one that does
     look: asyncio.Event = field(default_factory=asyncio.Event)
@@ -77,6 +77,7 @@ class Circuits:
         self._now = now
         self._clock = clock
         self._ways: dict[str, _Way] = {}
+        self._writing: set[asyncio.Task[None]] = set()
         self._closed: Callable[[str], Awaitable[None]] = _nobody
         self._let_try: Callable[[str], Awaitable[None]] = _nobody
 
@@ -95,7 +96,7 @@ class Circuits:
             if state.circuit is not None:
                 way = self._way(name)
                 way.circuit, way.fingerprint = state.circuit, state.fingerprint
-                self._show(name, way)
+                self._show(name, state.circuit)
                 if not await self._close_if_changed(name, way):
                     self._watch(name, way)
 
@@ -104,7 +105,7 @@ class Circuits:
         watchers = [way.watcher for way in self._ways.values() if way.watcher is not None]
         for watcher in watchers:
             watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.gather(*watchers, *self._writing, return_exceptions=True)
 
     def of(self, profile: str) -> Circuit | None:
         """Give a profile's circuit, None where it is closed."""
@@ -124,17 +125,19 @@ class Circuits:
     async def close(self, profile: str, why: str) -> None:
         """Close a circuit and let what waits go; nothing happens to one that is closed."""
         way = self._ways.get(profile)
-        if way is None:
-            return
+        if way is not None:
+            await self._close(profile, way, why)
+
+    def _close(self, profile: str, way: _Way, why: str) -> asyncio.Future[None]:
+        """Close it now; the future is done when what waits has been let go."""
         way.streak = Streak()
         if way.circuit is None:
-            return
+            return asyncio.ensure_future(_nobody(profile))
         log.info("circuit.closed", profile=profile, reason=way.circuit.failure.reason, why=why)
         self._metrics.circuit_open.remove(profile, way.circuit.failure.reason)
-        way.circuit, way.may_try, way.trial, way.as_set = None, False, None, None
+        way.circuit, way.fingerprint, way.may_try, way.trial, way.as_set = None, "", False, None, None
         way.look.set()  # which ends its watcher
-        await self._closed(profile)
-        await self._keep(profile, way)
+        return self._write(profile, way, self._closed(profile))
 
     # around an attempt
 
@@ -152,17 +155,15 @@ class Circuits:
             TransactionError: it did not come about.
         """
         way = self._way(profile.name)
-        if not profile.wants_login:
-            return await self._open(way, profile, attempt)
         as_set = await _as_set(profile)
-        if way.proven == as_set:
-            return await self._open(way, profile, attempt)
+        if not profile.wants_login or way.proven == as_set:
+            return await self._open(way, profile, attempt, as_set)
         async with way.login:
-            session = await self._open(way, profile, attempt)
+            session = await self._open(way, profile, attempt, as_set)
             way.proven = as_set
             return session
 
-    async def ended(self, profile: Profile, attempt: Attempt, outcomes: Mapping[str, Outcome]) -> None:
+    def ended(self, profile: Profile, attempt: Attempt, outcomes: Mapping[str, Outcome]) -> None:
         """Learn from how an attempt ended."""
         way = self._way(profile.name)
         was_trial, way.trial = way.trial is attempt, None if way.trial is attempt else way.trial
@@ -174,10 +175,10 @@ class Circuits:
         elif failure is not None:
             way.streak, opens = after_failure(way.streak, failure, frozenset(outcomes))
             if opens or (was_trial and failure.cls is FailureClass.CONFIGURATION):
-                await self._failed(way, profile, failure, is_trial=was_trial)
+                self._failed(way, profile.name, failure, is_trial=was_trial)
                 return
         if was_trial:
-            await self.close(profile.name, "a message got through to the relay")
+            self._close(profile.name, way, "a message got through to the relay")
 
     def abandoned(self, attempt: Attempt) -> None:
         """An attempt came to no end that says anything: another one may try."""
@@ -185,48 +186,45 @@ class Circuits:
         if way is not None and way.trial is attempt:
             way.trial, way.may_try = None, True
 
-    async def _open(self, way: _Way, profile: Profile, attempt: Attempt) -> Session:
+    async def _open(self, way: _Way, profile: Profile, attempt: Attempt, as_set: _AsSet) -> Session:
         if way.circuit is not None and way.trial is not attempt:
             raise CircuitOpen(profile.name)
+        if way.circuit is None:
+            way.as_set = as_set
         try:
             session = await self._open_session(profile, attempt)
         except TransactionError as error:
             # Before anybody else gets to try the same.
             is_trial = way.trial is attempt
             way.streak, opens = after_failure(way.streak, error.failure, frozenset())
-            if is_trial or (opens and way.circuit is None):
-                await self._failed(way, profile, error.failure, is_trial=is_trial)
+            if is_trial or opens:
+                self._failed(way, profile.name, error.failure, is_trial=is_trial)
             raise
         way.streak = replace(way.streak, unreachable=0)
         return session
 
-    async def _failed(self, way: _Way, profile: Profile, failure: Failure, *, is_trial: bool) -> None:
-        name = profile.name
+    def _failed(self, way: _Way, name: str, failure: Failure, *, is_trial: bool) -> None:
+        now = self._now()
         if way.circuit is None:
-            circuit = way.circuit = opened_by(failure, self._now())
-            self._show(name, way)
-            way.proven = None
-            way.as_set = await _as_set(profile)
-            way.fingerprint = await asyncio.to_thread(_fingerprint, way.as_set, os.urandom(16))
+            way.circuit, way.proven = opened_by(failure, now), None
             self._watch(name, way)
         elif is_trial:
             self._metrics.circuit_open.remove(name, way.circuit.failure.reason)
-            way.trial = None
-            circuit = way.circuit = tried_in_vain(way.circuit, failure, self._now())
-            self._show(name, way)
+            way.circuit, way.trial = tried_in_vain(way.circuit, failure, now), None
             way.look.set()
         else:
             return
+        self._show(name, way.circuit)
         log.warning(
-            "circuit.tried" if circuit.tried else "circuit.opened",
+            "circuit.tried" if way.circuit.tried else "circuit.opened",
             profile=name,
             code=failure.code,
             reason=failure.reason,
             error=failure.message,
             hint=failure.hint,
-            next_trial_at=circuit.next_trial_at.isoformat(),
+            next_trial_at=way.circuit.next_trial_at.isoformat(),
         )
-        await self._keep(name, way)
+        self._write(name, way)
 
     # while it is open
 
@@ -248,7 +246,7 @@ class Circuits:
                     way.may_try = True
                     await self._let_try(name)
             except StoreUnavailable as error:
-                log.error("circuit.store_unavailable", profile=name, error=str(error))
+                log.error("circuit.not_tried", profile=name, error=str(error))
                 wait = LOOK_EVERY
             way.look.clear()
             if way.circuit is circuit:
@@ -263,7 +261,7 @@ class Circuits:
             if await asyncio.to_thread(_fingerprint, as_set, salt) == way.fingerprint:
                 way.as_set = as_set
         if as_set is None or as_set != way.as_set:
-            await self.close(name, "its settings or its secret changed")
+            await self._close(name, way, "its settings or its secret changed")
         return way.circuit is None
 
     async def _probe(self, way: _Way, profile: Profile) -> None:
@@ -273,17 +271,27 @@ class Circuits:
             session = await self._open_session(replace(profile, auth=AuthMode.NONE), attempt)
         except TransactionError as error:
             if way.circuit is not None:
-                await self._failed(way, profile, error.failure, is_trial=True)
+                self._failed(way, profile.name, error.failure, is_trial=True)
             return
         session.close()
-        await self.close(profile.name, "the relay answers")
+        await self._close(profile.name, way, "the relay answers")
 
-    def _show(self, name: str, way: _Way) -> None:
-        if way.circuit is not None:
-            self._metrics.circuit_open.labels(name, way.circuit.failure.reason).set(1)
+    def _show(self, name: str, circuit: Circuit) -> None:
+        self._metrics.circuit_open.labels(name, circuit.failure.reason).set(1)
 
-    async def _keep(self, name: str, way: _Way) -> None:
+    def _write(self, name: str, way: _Way, first: Awaitable[None] | None = None) -> asyncio.Future[None]:
+        """Remember how it stands, behind the back of whoever found it out: an attempt's end must not wait for it."""
+        writing = asyncio.create_task(self._remember(name, way, first))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        return asyncio.shield(writing)
+
+    async def _remember(self, name: str, way: _Way, first: Awaitable[None] | None) -> None:
         try:
+            if first is not None:
+                await first
+            if way.circuit is not None and not way.fingerprint and way.as_set is not None:
+                way.fingerprint = await asyncio.to_thread(_fingerprint, way.as_set, os.urandom(16))
             await self._catalog.keep_circuit(name, way.circuit, way.fingerprint)
         except StoreUnavailable as error:  # it stands in this process all the same
             log.error("circuit.not_kept", profile=name, error=str(error))

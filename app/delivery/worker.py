@@ -407,7 +407,7 @@ class Worker:
         ended = False
         try:
             outcomes = await self._transact(claim, profile, attempt, lambda: _begin_in(lane, begun))
-            await self._circuits.ended(profile, attempt, outcomes)
+            self._circuits.ended(profile, attempt, outcomes)
             ended = True
         finally:
             if not ended:

@@ -146,6 +146,18 @@ async def test_profiles_are_listed(scene: Scene) -> None:
     )
 
 
+async def test_a_profile_in_trouble_is_listed_with_its_cure(scene: Scene) -> None:
+    scene.relay.on("GREETING", "554 5.7.1 Not you, 127.0.0.1")
+    await scene.do(*SEND)
+    said = (await scene.do("profiles")).out
+    if not (scene.folder / "var" / "mailchute.sock").exists():
+        assert said.count("\n") == 1  # without a service nobody knows how they stand
+        return
+    assert "circuit open since" in said
+    assert "EPROTOCOL/greeting_refused: The relay greeted with a refusal: 554 5.7.1 Not you" in said
+    assert "Cure: The relay turns this machine away" in said
+
+
 async def test_a_terminal_does_not_obey_what_a_relay_says(scene: Scene) -> None:
     scene.relay.on("RCPT", "550 5.1.1 \x1b[2Jgone")
     said = await scene.do(*SEND)
