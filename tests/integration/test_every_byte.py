@@ -26,13 +26,15 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
+from app.delivery.circuits import Circuits
 from app.delivery.worker import Worker
 from app.mail.ids import uuid7
 from app.mail.message import Message, Snapshot
 from app.mail.outcome import MessageState, Phase
 from app.mail.profile import Timeouts, TlsMode
 from app.mail.schedule import Schedule
-from app.smtp.pool import Pool
+from app.smtp.pool import OpenSession, Pool
+from app.store.catalog import Catalog
 from app.store.census import Census
 from app.store.database import migrate
 from app.store.history import AttemptRecord, History
@@ -162,13 +164,13 @@ async def road(folder: Path) -> "AsyncIterator[Road]":
     journal, reader = Journal(database), Reader(database)
     await journal.open()
     try:
-        async with Deliveries() as deliveries:
-            here = Road(journal, reader, deliveries.pool)
-            await here.worker.start(())
-            try:
-                yield here
-            finally:
-                await here.worker.drain(0, hurried=asyncio.Event())
+        here = Road(journal, reader, Deliveries().open)
+        await here.worker.start((), {})
+        try:
+            yield here
+        finally:
+            await here.worker.drain(0, hurried=asyncio.Event())
+            await here.pool.close()
     finally:
         await journal.close()
         await reader.close()
@@ -177,18 +179,29 @@ async def road(folder: Path) -> "AsyncIterator[Road]":
 class Road:
     """The worker over a real outbox; its clock stands until a test moves it."""
 
-    def __init__(self, journal: Journal, reader: Reader, pool: Pool) -> None:
+    def __init__(self, journal: Journal, reader: Reader, open_session: OpenSession) -> None:
         self.outbox = Outbox(journal, reader, Census({}))
         self.history = History(reader, SearchIndex(journal))
         self._verdicts = Verdicts()
         self._now = NOW
+        metrics = Metrics("0")
+        circuits = Circuits(
+            {},
+            open_session=open_session,
+            catalog=Catalog(journal, reader),
+            metrics=metrics,
+            now=lambda: self._now,
+            clock=perf_counter,
+        )
+        self.pool = Pool(circuits.open_session)
         self.worker = Worker(
             profiles={},
             schedule=SCHEDULE,
             outbox=self.outbox,
-            pool=pool,
+            pool=self.pool,
+            circuits=circuits,
             verdicts=self._verdicts,
-            metrics=Metrics("0"),
+            metrics=metrics,
             now=lambda: self._now,
             clock=perf_counter,
             random_bits=Random(0).getrandbits,
