@@ -7,10 +7,11 @@ message has its key for a subject, so that a mail that is sent twice shows under
 import asyncio
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
@@ -19,6 +20,7 @@ from tests.support.postfix import Postfix
 from tests.support.service import MAILCHUTE, PATIENCE, Service
 
 CALLERS = 6
+_MESSAGE_ID = re.compile(rb"^Message-ID: (<[^>]+>)", re.MULTILINE)
 _KEY = re.compile(rb"^Subject: (crash-[0-9a-f]+-\d+)", re.MULTILINE)
 
 
@@ -29,7 +31,8 @@ class Account:
     states: Counter[str]
     arrived: int  # mails at the relay
     lost: list[str]  # keys of messages that the service does not know, or calls sent and the relay has not
-    doubled: list[str]  # keys that arrived more than once
+    doubled: list[str]  # keys that arrived more than once, or under two Message-IDs
+    sent_again: list[str]  # those of them that were in doubt before, and arrived under the one Message-ID
     unmarked: list[str]  # keys of messages in doubt whose attempt has no mark
     doubtful_and_arrived: int
 
@@ -37,6 +40,7 @@ class Account:
         return (
             f"{self.states.total()} accepted, {dict(self.states)}, {self.arrived} arrived; of those in doubt "
             f"{self.doubtful_and_arrived} had arrived; lost {len(self.lost)}, doubled {len(self.doubled)}"
+            f"{f', of those once in doubt {len(self.sent_again)}' if self.sent_again else ''}"
         )
 
 
@@ -48,13 +52,14 @@ async def account(
     seed: int,
     command: Sequence[str] = (MAILCHUTE, "serve"),
     after_kill: Callable[[], None] = lambda: None,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Account:
     """Kill a service that many callers use at random moments; then let it run, and account for every message.
 
     The service is started in `folder` and sends through the Postfix. `after_kill` is what befalls the folder.
     """
     moments = random.Random(seed)
-    settings = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": f"{postfix.plain.port}", "SMTP_TLS": "none"}
+    settings = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": f"{postfix.plain.port}", "SMTP_TLS": "none", **more}
     callers = Callers(seed)
     for run in range(crashes):
         async with Service(settings, folder=folder, command=command) as service:
@@ -75,7 +80,11 @@ async def account(
 
 
 def _accounted(found: dict[str, dict[str, Any] | None], accepted: dict[str, str], mails: Iterable[bytes]) -> Account:
-    arrived = Counter(match[1].decode() for mail in mails for match in [_KEY.search(mail)] if match)
+    ids: dict[str, list[bytes]] = defaultdict(list)
+    for mail in mails:
+        if match := _KEY.search(mail):
+            ids[match[1].decode()] += _MESSAGE_ID.findall(mail)
+    arrived = Counter({key: len(several) for key, several in ids.items()})
     states: Counter[str] = Counter()
     lost, unmarked, doubtful_and_arrived = [], [], 0
     for id_, message in found.items():
@@ -88,7 +97,13 @@ def _accounted(found: dict[str, dict[str, Any] | None], accepted: dict[str, str]
             if not message["attempts"][-1]["handover"]:
                 unmarked.append(key)
     doubled = [key for key, times in arrived.items() if times > 1]
-    return Account(states, arrived.total(), lost, doubled, unmarked, doubtful_and_arrived)
+    marked = {accepted[id_] for id_, message in found.items() if message and _was_in_doubt(message)}
+    again = [key for key in doubled if key in marked and len(set(ids[key])) == 1]
+    return Account(states, arrived.total(), lost, doubled, again, unmarked, doubtful_and_arrived)
+
+
+def _was_in_doubt(message: dict[str, Any]) -> bool:
+    return any(each["handover"] and each["reason"] == "outcome_unknown" for each in message["attempts"])
 
 
 async def settled(service: Service, ids: Iterable[str]) -> dict[str, dict[str, Any] | None]:
