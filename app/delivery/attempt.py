@@ -12,6 +12,7 @@ from app.mail.outcome import Deferred, Failure, FailureClass, InDoubt, Outcome, 
 from app.mail.profile import Profile
 from app.mail.reply import Reply
 from app.smtp import classify
+from app.smtp.limits import is_too_many_recipients
 from app.smtp.pool import Pool
 from app.smtp.transaction import BeforeHandover, Report, StaleSession, deliver
 
@@ -25,8 +26,8 @@ async def carry_out(
     pool: Pool,
     before_handover: BeforeHandover,
     begins: Callable[[], None] = lambda: None,
-) -> Mapping[str, Outcome]:
-    """Try once; fill `attempt` in and give an outcome for every pending recipient.
+) -> tuple[Mapping[str, Outcome], frozenset[str]]:
+    """Try once; fill `attempt` in and give an outcome for every pending recipient, and who may follow at once.
 
     A warm session that turns out dead before the relay said a word is replaced within the same attempt: nothing
     had happened (situation 49). `begins` is called once there is a session, before the first transaction on one.
@@ -55,8 +56,24 @@ async def carry_out(
         report = Report(failure=error.failure)
     outcomes = outcomes_of(report, claim.pending, profile, attempt, our_address=our_address)
     attempt.end()
-    attempt.failure = next((o.failure for o in outcomes.values() if not isinstance(o, Sent)), None)
-    return outcomes
+    attempt.failure = first_failure(outcomes)
+    return outcomes, may_follow(report)
+
+
+def first_failure(outcomes: Mapping[str, Outcome]) -> Failure | None:
+    """Give the failure that stands for an attempt, None where everybody was sent to."""
+    return next((outcome.failure for outcome in outcomes.values() if not isinstance(outcome, Sent)), None)
+
+
+def may_follow(report: Report) -> frozenset[str]:
+    """Name who was only one too many for this transaction, which went well: the next one may carry them. Pure."""
+    if not any(reply.is_positive for _, reply in report.verdicts.values()):
+        return frozenset()
+    return frozenset(
+        address
+        for address, (phase, reply) in report.verdicts.items()
+        if phase is Phase.RCPT and is_too_many_recipients(reply)
+    )
 
 
 def outcomes_of(

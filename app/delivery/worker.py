@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from app.delivery.attempt import carry_out
+from app.delivery.attempt import carry_out, first_failure
 from app.delivery.circuits import CircuitOpen, Circuits
 from app.delivery.flow import Meter
 from app.delivery.lane import Lane
@@ -67,6 +67,18 @@ class Standing:
     paused_at: datetime | None
     circuit: Circuit | None  # None = closed
     last_success: datetime | None
+
+
+@dataclass(slots=True)
+class _Try:
+    """One claim's way through its attempt, and through those at other profiles that follow at once."""
+
+    claim: Claim
+    lane: Lane
+    through: str  # the profile that the attempt's row names
+    attempt: Attempt | None = None  # the one that runs
+    last: Failure | None = None  # of the attempt before, through another profile
+    begun: set[str] = field(default_factory=set)  # the profiles whose relay was asked to take it
 
 
 class Worker:
@@ -280,56 +292,61 @@ class Worker:
     # one attempt, and those through other profiles that follow it at once
 
     async def _attempt(self, claim: Claim, lane: Lane, *, is_fresh: bool) -> None:
-        tried: set[str] = set()
+        trying = _Try(claim, lane, lane.profile.name)
         try:
-            await self._try(claim, lane, tried)
+            if (no_use := self._of_no_use(claim, lane.profile)) is not None:
+                await self._defer(claim, *no_use)
+            else:
+                await self._try(trying)
         except LeaseLost as error:
             log.warning("delivery.lease_lost", message_id=str(claim.snapshot.id), error=str(error))
         finally:
-            lane.leave(is_fresh=is_fresh, has_begun=lane.profile.name in tried)
+            lane.leave(is_fresh=is_fresh, has_begun=lane.profile.name in trying.begun)
 
-    async def _try(self, claim: Claim, lane: Lane, begun: set[str]) -> None:
-        """Carry an attempt out, and further ones while there is another profile to fall back to.
-
-        `begun` is told the profiles whose relay was asked to take the message.
-        """
-        if (no_use := self._of_no_use(claim, lane.profile)) is not None:
-            await self._defer(claim, *no_use)
-            return
-        left = [lane.profile.name, *(() if claim.is_doubtful else lane.profile.fallback)]
-        through = lane.profile.name  # what the attempt's row says
-        last: Failure | None = None  # of the attempt before, through another profile
-        attempt: Attempt | None = None
+    async def _try(self, trying: _Try) -> None:
+        """Carry an attempt out, and further ones while there is another profile to fall back to."""
+        claim = trying.claim
+        left = [trying.through, *(() if claim.is_doubtful else trying.lane.profile.fallback)]
+        profile: Profile | None = None
         try:
-            while (profile := self._next_usable(left, home=lane)) is not None:
-                if profile.name != through:
-                    through = profile.name
-                    await self._outbox.redirect(claim, through)
-                attempt = Attempt(claim.snapshot.attempts, through, self._now(), self._clock, self._keep_transcripts)
+            while (profile := self._next_usable(left, home=trying.lane)) is not None:
+                await self._turn_to(trying, profile)
+                attempt = trying.attempt = Attempt(
+                    trying.claim.snapshot.attempts, profile.name, self._now(), self._clock, self._keep_transcripts
+                )
                 try:
-                    outcomes = await self._carry_out(claim, profile, attempt, begun)
+                    outcomes = await self._carry_out(trying, profile, attempt)
                 except CircuitOpen:
-                    attempt = None
+                    trying.attempt = None
                     continue
-                step = self._step(claim, outcomes, profile, may_fall_back=bool(left))
+                step = self._step(trying.claim, outcomes, profile, may_fall_back=bool(left))
                 if not isinstance(step, FallBack):
                     break
-                last, through = attempt.failure, left[0]
-                falling_back = asyncio.ensure_future(self._outbox.fall_back(claim, attempt, through, now=self._now()))
                 self._count(attempt)
-                attempt = None
-                try:
-                    claim = await asyncio.shield(falling_back)
-                except asyncio.CancelledError:
-                    claim = await falling_back
-                    raise
+                await self._fall_back(trying, attempt, through=left[0])
         except asyncio.CancelledError:
-            await self._interrupt(claim, attempt, last)
+            await self._interrupt(trying)
             raise
-        if profile is None or attempt is None:
-            await self._give_back(claim, lane, last)
+        if profile is None:
+            await self._give_back(trying)
         else:
-            await self._record(claim, attempt, outcomes, step, profile.in_doubt)
+            await self._record(trying.claim, attempt, outcomes, step, profile.in_doubt)
+
+    async def _turn_to(self, trying: _Try, profile: Profile) -> None:
+        """Have the row of the attempt that is about to begin say through which profile it goes."""
+        if profile.name != trying.through:
+            trying.through = profile.name
+            await self._outbox.redirect(trying.claim, profile.name)
+
+    async def _fall_back(self, trying: _Try, attempt: Attempt, *, through: str) -> None:
+        """End an attempt and begin the next one in one transaction, though we are told to stop meanwhile."""
+        trying.last, trying.attempt, trying.through = attempt.failure, None, through
+        writing = asyncio.ensure_future(self._outbox.fall_back(trying.claim, attempt, through, now=self._now()))
+        try:
+            trying.claim = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            trying.claim = await writing
+            raise
 
     def _of_no_use(self, claim: Claim, profile: Profile) -> tuple[Failure, Step] | None:
         """Say why, and what then, where an attempt need not begin."""
@@ -356,12 +373,12 @@ class Worker:
             return lane.profile
         return None
 
-    async def _give_back(self, claim: Claim, lane: Lane, last: Failure | None) -> None:
+    async def _give_back(self, trying: _Try) -> None:
         """Let a message go for which there is no usable profile (any more); this attempt did not take place."""
-        said, circuit = claim.snapshot, self._circuits.of(lane.profile.name)
+        claim, home, last = trying.claim, trying.lane.profile, trying.last
+        said, circuit = claim.snapshot, self._circuits.of(home.name)
         if last is not None:
-            step = self._step(claim, {"": Deferred(last)}, lane.profile, may_fall_back=False)
-            await self._defer(claim, last, step)
+            await self._defer(claim, last, self._step(claim, {"": Deferred(last)}, home, may_fall_back=False))
         elif circuit is not None:
             waits_already = said.failure == circuit.failure  # and is made due when it closes
             at = max(circuit.next_trial_at, self._now() + LOOK_AGAIN) if waits_already else circuit.next_trial_at
@@ -397,25 +414,34 @@ class Worker:
             may_fall_back=may_fall_back,
         )
 
-    async def _carry_out(
-        self, claim: Claim, profile: Profile, attempt: Attempt, begun: set[str]
-    ) -> Mapping[str, Outcome]:
+    async def _carry_out(self, trying: _Try, profile: Profile, attempt: Attempt) -> Mapping[str, Outcome]:
         """Go through one attempt; raises CircuitOpen where none was made."""
-        lane = self._lanes[profile.name]
-        began = self._clock()
+        lane, began = self._lanes[profile.name], self._clock()
         self._circuits.begin(attempt)
         ended = False
         try:
-            outcomes = await self._transact(claim, profile, attempt, lambda: _begin_in(lane, begun))
+            outcomes, more = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying.begun))
+            while more:
+                await self._keep_part(trying, outcomes, more)
+                attempt.handover = False
+                others, more = await self._transact(trying.claim, profile, attempt)
+                outcomes = {**outcomes, **others}
+                attempt.handover, attempt.failure = True, first_failure(outcomes)
             self._circuits.ended(profile, attempt, outcomes)
             ended = True
         finally:
             if not ended:
                 self._circuits.abandoned(attempt)
-            if lane.meter is not None and profile.name not in begun and profile.name != claim.snapshot.profile:
+            if lane.meter is not None and lane is not trying.lane and profile.name not in trying.begun:
                 lane.meter.release()
         self._learn(lane, outcomes, began)
         return outcomes
+
+    async def _keep_part(self, trying: _Try, outcomes: Mapping[str, Outcome], more: frozenset[str]) -> None:
+        """Write who was sent to, before those follow who were too many for one transaction (RFC 5321 §4.5.3.1.10)."""
+        so_far = {address: outcome for address, outcome in outcomes.items() if address not in more}
+        part = ending(trying.claim, so_far, Done())
+        trying.claim = replace(await self._outbox.keep_part(trying.claim, part.recipients), only=more)
 
     def _learn(self, lane: Lane, outcomes: Mapping[str, Outcome], began: float) -> None:
         """Let the number of connections follow what the relay bears."""
@@ -431,8 +457,9 @@ class Worker:
             lane.wake.set()
 
     async def _transact(
-        self, claim: Claim, profile: Profile, attempt: Attempt, begins: Callable[[], None]
-    ) -> Mapping[str, Outcome]:
+        self, claim: Claim, profile: Profile, attempt: Attempt, begins: Callable[[], None] = lambda: None
+    ) -> tuple[Mapping[str, Outcome], frozenset[str]]:
+        """Carry a transaction out; gives everybody's outcome, and who may follow at once in another one."""
         try:
             content = claim.content or await self._outbox.content(claim.snapshot.id)
             if content is None:
@@ -457,16 +484,16 @@ class Worker:
         attempt.end()
         attempt.failure = failure
         outcome = InDoubt(failure) if attempt.handover else Deferred(failure)
-        return dict.fromkeys(claim.pending, outcome)
+        return dict.fromkeys(claim.pending, outcome), frozenset()
 
-    async def _interrupt(self, claim: Claim, attempt: Attempt | None, last: Failure | None) -> None:
+    async def _interrupt(self, trying: _Try) -> None:
         """We are stopped in the middle of an attempt, or between two (situation 44)."""
+        attempt = trying.attempt
         if attempt is None or not attempt.handover:
-            await self._release(claim, last)
+            await self._release(trying.claim, trying.last)
             return
         attempt.end()
-        profile = self._lanes[attempt.profile].profile
-        await self._left_in_doubt(claim, profile, attempt)
+        await self._left_in_doubt(trying.claim, self._lanes[attempt.profile].profile, attempt)
 
     async def _left_in_doubt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
         attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)

@@ -138,17 +138,22 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One attempt's worth of exclusive hold. `content` is None where it is still to be read from the store."""
+    """One attempt's worth of exclusive hold. `content` is None where it is still to be read from the store.
+
+    `only` names whom the rest of the attempt is for, where others have had their turn in it; None = all pending.
+    """
 
     snapshot: Snapshot
     lease: Lease
     smtputf8: bool = False
     content: bytes | None = field(default=None, repr=False)
+    only: frozenset[str] | None = None
 
     @property
     def pending(self) -> tuple[str, ...]:
         """Whom this attempt is for."""
-        return tuple(r.address for r in self.snapshot.recipients if r.state is RecipientState.PENDING)
+        pending = tuple(r.address for r in self.snapshot.recipients if r.state is RecipientState.PENDING)
+        return pending if self.only is None else tuple(address for address in pending if address in self.only)
 
     @property
     def is_doubtful(self) -> bool:

@@ -41,6 +41,7 @@ _COME_BACK = re.compile(
     r"(m(?:in|ins|inutes?)?\b|h(?:ours?|rs?)?\b)?)",
     re.IGNORECASE,
 )
+_TOO_MANY_RECIPIENTS = re.compile(r"\btoo many recipients\b", re.IGNORECASE)
 LONGEST_WAIT = 3600.0  # seconds; whoever asks for more is tried after an hour all the same
 _RATE_LIMITED = re.compile(
     r"too many (?:(?:concurrent|open|new|simultaneous) )?(?:smtp |tls )?(?:connections|sessions)\b"
@@ -95,6 +96,12 @@ def limit(phase: Phase, reply: Reply) -> Reason | None:
         is_bare = (reply.enhanced or "")[1:] == ".7.1" and _GREYLISTED_BARE.fullmatch(words)
         return Reason.GREYLISTED if is_bare or _COME_BACK.search(words) else None
     return None
+
+
+def is_too_many_recipients(reply: Reply) -> bool:
+    """Whether another transaction may carry the recipient that was refused (RFC 5321 §4.5.3.1.10, RFC 3463 §3.6)."""
+    is_meant = (reply.enhanced or "")[1:] == ".5.3" or _TOO_MANY_RECIPIENTS.search(words_of(reply)) is not None
+    return is_meant and limit(Phase.RCPT, reply) is None
 
 
 def wait_asked_for(words: str) -> float:

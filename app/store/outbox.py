@@ -170,6 +170,7 @@ _COUNT_FAILURE = (
 _FORGET_COUNTS = delete(failure_counts).where(failure_counts.c.period < bindparam("before"))
 _DELETE_ATTEMPT = delete(attempts).where(_OF_ATTEMPT)
 _SENT_THROUGH = update(messages).where(messages.c.id == bindparam("of_message")).values(profile=bindparam("through"))
+_UNMARK = update(messages).where(_HELD).values(handover=False)
 _ONE_MORE_ATTEMPT = update(messages).where(_HELD).values(attempts=bindparam("number"), handover=False)
 _REDIRECT_ATTEMPT = update(attempts).where(_OF_ATTEMPT).values(profile=bindparam("through"))
 _CRASHES = (
@@ -285,6 +286,14 @@ class Outbox:
         return await self._journal.commit(
             partial(_record, claim, attempt, state, tuple(after), failure, next_attempt_at), self._recorded
         )
+
+    async def keep_part(self, claim: Claim, after: Sequence[Recipient]) -> Claim:
+        """Write who has been sent to so far, in the middle of an attempt that goes on for the others; gives its claim.
+
+        Raises:
+            LeaseLost: the message is not ours any more; nothing was written.
+        """
+        return await self._journal.commit(partial(_keep_part, claim, tuple(after)))
 
     async def fall_back(self, claim: Claim, attempt: Attempt, through: str, *, now: datetime) -> Claim:
         """Write how an attempt ended, and begin the next one at once through another profile; gives it its claim.
@@ -517,6 +526,15 @@ def _record_attempt(id_: bytes, attempt: Attempt) -> Operation[None]:
         began = to_ms(attempt.started_at)
         yield (_COUNT_FAILURE, {"at": began - began % COUNT_PERIOD, "cause": attempt.failure.reason.value})
         yield (_FORGET_COUNTS, {"before": began - COUNT_PERIOD - COUNTS_KEPT})
+
+
+def _keep_part(claim: Claim, after: tuple[Recipient, ...]) -> Operation[Claim]:
+    said = claim.snapshot
+    unmarked = yield (_UNMARK, {"of_message": said.id.bytes, "token": claim.lease.token})
+    if unmarked.count != 1:
+        raise LeaseLost(f"message {said.id} is leased to somebody else")
+    yield (WRITE_RECIPIENT, changed_recipients(said, after))
+    return replace(claim, snapshot=replace(said, recipients=after))
 
 
 def _fall_back(claim: Claim, attempt: Attempt, through: str, now: datetime) -> Operation[Claim]:

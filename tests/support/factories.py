@@ -236,7 +236,7 @@ class Deliveries:
         claim = claim or make_claim()
         attempt = attempt or make_attempt(profile, claim)
         content = claim.content or b""
-        outcomes = await carry_out(claim, content, profile, attempt, pool=self.pool, before_handover=before_handover)
+        outcomes, _ = await carry_out(claim, content, profile, attempt, pool=self.pool, before_handover=before_handover)
         return Tried(outcomes, attempt)
 
     async def _name(self) -> str | None:
