@@ -4,7 +4,8 @@ The operator socket is `<database folder>/mailchute.sock`, mode 0600: who can op
 start-up text goes to stdout once both listen, as plain text whatever the log's form; logs go to stderr.
 
 Order of a stop: no new connections → waiting callers are answered with what is known → requests end → attempts
-drain (`Runtime.close`). A second signal does not wait.
+drain (`Runtime.close`). A second signal does not wait. A disk that failed a sync is a stop without any of
+the waiting, and exit code 1.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -45,6 +47,7 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
 
     Raises:
         ConfigError: it cannot be started as the settings stand.
+        StoreUnavailable: the store cannot be opened now, or the disk failed a sync: start it again.
     """
     # The kernel drops a signal to a container's process 1 that has no handler: the engine would wait, and kill.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -85,6 +88,7 @@ def _migrate_apart(settings: Settings) -> None:
         lock.release()
     if current in (SCHEMA, None):  # a new file is made where it is opened
         return
+    log.info("store.migrating", was=current, to=SCHEMA)
     done = subprocess.run(
         [sys.executable, "-m", "app", "migrate"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -106,19 +110,34 @@ class _Server(uvicorn.Server):
         self._announce = announce
         self._read_again = read_again
         self._has_terminal = sys.stdin.isatty()
-        self.failure: ConfigError | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self.failure: ConfigError | StoreUnavailable | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._opening = asyncio.create_task(self._runtime.open())
         try:
-            await self._runtime.open()
+            await self._opening
+            self._opening = None
             await super().startup(sockets)
             await self._open_operator_socket()
         except (ConfigError, StoreUnavailable) as error:
-            self.failure = error if isinstance(error, ConfigError) else ConfigError(str(error))
+            self.failure = error
             self.should_exit = True
             return
+        except asyncio.CancelledError:
+            if not self.should_exit:
+                raise
+            return  # stopped while it waited for the store
+        self._watching = asyncio.create_task(self._end_with_the_store())
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         self._announce()
+
+    async def _end_with_the_store(self) -> None:
+        await self._runtime.journal.broken.wait()
+        log.critical("store.broken", error=self._runtime.journal.fault)
+        self.failure = StoreUnavailable(f"{self._runtime.journal.fault}; start it again: the file tells what was kept")
+        self._end_now()
 
     def _hang_up(self) -> None:
         """SIGHUP: read the settings again, or end with the terminal that was closed."""
@@ -138,13 +157,21 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            self.force_exit = True
-            self._runtime.hurry()
+            self._end_now()
         super().handle_exit(sig, frame)
+        if self._opening is not None:
+            self._opening.get_loop().call_soon_threadsafe(self._opening.cancel)
+
+    def _end_now(self) -> None:
+        self.should_exit = self.force_exit = True
+        self._runtime.hurry()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.failure is None:
-            self._runtime.verdicts.release()
+        self._runtime.verdicts.release()
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
         await super().shutdown(sockets)
         self._operator_path.unlink(missing_ok=True)
         await self._runtime.close()
