@@ -9,7 +9,8 @@
     │   ├── NotFound               404
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
-    │   └── RateLimited            429, with the seconds to wait
+    │   ├── RateLimited            429, with the seconds to wait
+    │   └── NoRoom                 503: the disk or the queue is full
     ├── TransactionError(failure)  a relay gave no verdict: the phase and the cause say what that means
     ├── StoreUnavailable           503: nothing was taken
     └── LeaseLost                  somebody else holds the message now; what we know is dropped
@@ -95,6 +96,10 @@ class RateLimited(Refused):
     def __init__(self, detail: str, retry_after: float) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class NoRoom(Refused):
+    """The disk or the queue has no room for another message."""
 
 
 class TransactionError(MailError):
