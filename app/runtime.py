@@ -94,6 +94,7 @@ class Runtime:
         )
         self._parts = AsyncExitStack()
         self._hurried = asyncio.Event()
+        self.is_stopping = False
         self._random = b""
         self._name: str | bool | None = False  # False = not looked up yet
 
@@ -134,6 +135,12 @@ class Runtime:
         self.room.bound(max_queued=settings.max_queued, min_free_bytes=settings.min_free_bytes)
         self.intake.policy = self._policy()
         return waiting
+
+    def retire(self) -> None:
+        """Begin to stop: no attempt is begun any more, and nobody waits for a verdict."""
+        self.is_stopping = True
+        self.worker.retire()
+        self.verdicts.release()
 
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""

@@ -3,8 +3,10 @@
 The operator socket is `<database folder>/mailchute.sock`, mode 0600: who can open that file is the operator. The
 start-up text goes to stdout once both listen, as plain text whatever the log's form; logs go to stderr.
 
-Order of a stop: no new connections → waiting callers are answered with what is known → requests end → attempts
-drain (`Runtime.close`). A second signal does not wait. A disk that failed a sync is a stop without any of
+Order of a stop: nothing more is claimed, /readyz turns red, waiting callers are answered with what is known → after a
+SIGTERM, `drain_delay` seconds in which requests are served as before, since whoever balances the load looks only now
+and then, and mail that is taken now is kept and goes out after the next start → no new connections → requests end →
+attempts drain (`Runtime.close`). A second signal does not wait. A disk that failed a sync is a stop without any of
 the waiting, and exit code 1.
 """
 
@@ -13,13 +15,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +41,7 @@ from app.store.database import SCHEMA, Lock, schema_of
 
 SHUTDOWN_SECONDS = 10  # that requests under way get, before attempts get theirs (app.runtime.GRACE)
 BACKLOG = 2048  # connections that wait to be taken
+FILES = 100  # descriptors for the store, the listeners and some callers
 _LONGEST_PATH = 107  # bytes of a Unix socket's path, sun_path less its NUL
 
 log = structlog.get_logger()
@@ -51,7 +56,7 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
     """
     # The kernel drops a signal to a container's process 1 that has no handler: the engine would wait, and kill.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    for warning in settings.warnings:
+    for warning in (*settings.warnings, *_too_few_files(settings)):
         log.warning("settings.warning", warning=warning)
     listener = _listen(settings)
     _migrate_apart(settings)
@@ -77,6 +82,17 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
     server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure
+
+
+def _too_few_files(settings: Settings) -> Iterator[str]:
+    """Without a free descriptor no caller is let in and no relay is reached; both go on when there is one again."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES + sum(profile.max_connections for profile in settings.profiles.values())
+    if allowed < wanted:
+        yield (
+            f"no more than {allowed} files and connections may be open at once, and {wanted} are wanted ({FILES} for "
+            "our own and for callers, and each profile's max_connections): raise it with ulimit -n or LimitNOFILE="
+        )
 
 
 def _migrate_apart(settings: Settings) -> None:
@@ -112,6 +128,7 @@ class _Server(uvicorn.Server):
         self._has_terminal = sys.stdin.isatty()
         self._opening: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._first_signal = 0
         self.failure: ConfigError | StoreUnavailable | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -158,6 +175,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             self._end_now()
+        self._first_signal = self._first_signal or sig
         super().handle_exit(sig, frame)
         if self._opening is not None:
             self._opening.get_loop().call_soon_threadsafe(self._opening.cancel)
@@ -167,7 +185,8 @@ class _Server(uvicorn.Server):
         self._runtime.hurry()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._runtime.verdicts.release()
+        self._runtime.retire()
+        await self._serve_on(self._runtime.settings.drain_delay if self._first_signal == signal.SIGTERM else 0.0)
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
@@ -175,6 +194,16 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         self._operator_path.unlink(missing_ok=True)
         await self._runtime.close()
+
+    async def _serve_on(self, seconds: float) -> None:
+        """Let others notice that we stop, before they are turned away."""
+        log.info("serving.stopping", seconds=seconds)
+        ends = asyncio.get_running_loop().time() + seconds
+        for tick in count(1):
+            if self.force_exit or asyncio.get_running_loop().time() >= ends:
+                return
+            await asyncio.sleep(0.1)
+            await self.on_tick(tick)  # the header Date
 
     @property
     def _operator_path(self) -> Path:

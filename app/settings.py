@@ -73,6 +73,7 @@ class Settings:
     max_message_bytes: int
     max_queued: int  # messages; 0 = no bound
     min_free_bytes: int | None  # None = by the size of the disk; 0 = no bound
+    drain_delay: float  # seconds
     schedule: Schedule
     expires_after: float  # seconds
     docs: bool
@@ -162,6 +163,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         max_message_bytes=written.max_message_bytes,
         max_queued=written.max_queued,
         min_free_bytes=written.min_free_bytes,
+        drain_delay=written.drain_delay,
         schedule=schedule,
         expires_after=written.retry.expires_after,
         docs=written.docs,

@@ -179,6 +179,9 @@ class Written(_Strict):
         "kept free on the database's disk: under it `POST /send` is 503. 0 = no bound",
         shown="104857600, or 1 % of the disk if that is more",
     )
+    drain_delay: Annotated[float, BeforeValidator(_duration), Field(ge=0, le=300)] = _said(
+        5.0, "seconds after a SIGTERM in which requests are still served; Ctrl-C does not wait"
+    )
     profiles: dict[str, ProfileSettings] = _said({}, "relays by name", shown="see below")
     routes: Annotated[list[RouteSettings], BeforeValidator(_listed)] = _said(
         [], "the first that matches names the profile", shown="see below"

@@ -57,16 +57,16 @@ async def livez() -> Response:
     operation_id="isReady",
     summary="Can it take messages?",
     response_model=Alive,
-    responses={503: {"model": Alive, "description": "A message cannot be taken"}},
+    responses={503: {"model": Alive, "description": "A message cannot be taken, or should not: it is being stopped"}},
 )
 async def readyz(request: Request) -> Response:
-    """200 where the store takes writes and has room; never asks a remote relay."""
+    """200 where the store takes writes, has room, and is not being stopped; never asks a remote relay."""
     runtime = runtime_of(request)
     try:
         await runtime.outbox.check()
     except StoreUnavailable:
         return to_response(answer_json({"status": "fail"}, status=503))
-    if runtime.room.shortage():
+    if runtime.is_stopping or runtime.room.shortage():
         return to_response(answer_json({"status": "fail"}, status=503))
     return to_response(answer_json({"status": "pass"}))
 

@@ -149,14 +149,18 @@ class Worker:
     def _claim_for(self, lane: _Lane) -> None:
         self._loops.append(asyncio.create_task(self._claim_loop(lane)))
 
+    def retire(self) -> None:
+        """Claim no more, and take nothing from the door; what is under way goes on. Idempotent."""
+        self._stopping = True
+        for lane in self._lanes.values():
+            lane.wake.set()
+
     async def drain(self, grace: float, *, hurried: asyncio.Event) -> None:
         """Claim no more; give what is under way `grace` seconds, or until `hurried`, then stop it. Idempotent.
 
         What is stopped before its mark goes back to the queue with no attempt burnt; after it, it is in doubt.
         """
-        self._stopping = True
-        for lane in self._lanes.values():
-            lane.wake.set()
+        self.retire()
         await asyncio.gather(*self._loops, return_exceptions=True)  # what they had claimed has begun
         going = set(self._attempts)
         if going:
