@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +18,8 @@ from alembic.script import ScriptDirectory
 from app.mail.errors import ConfigError
 from app.store import database
 from app.store.database import SCHEMA, Lock, create, migrate, migrations_folder, schema_of, upgrade
+from tests.support.service import MAILCHUTE
+from tests.support.tracing import TRACED, cannot_trace
 
 INSERT = (
     "INSERT INTO messages (id, state, profile, message_id, sender, subject, size, smtputf8, sandbox, attempts,"
@@ -420,3 +424,34 @@ class TestLock:
         file.write_text("in the way")
         with pytest.raises(ConfigError, match="cannot be written"):
             Lock(file / "mailchute.db")
+
+
+class TestKilled:
+    """`mailchute migrate` ended amid a step, by whatever, at any of its writes."""
+
+    @pytest.fixture(autouse=True)
+    def tracing(self) -> None:
+        if reason := cannot_trace("-e", "inject=fsync:signal=SIGKILL:when=9"):
+            pytest.skip(reason)
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+    @pytest.mark.parametrize("calls", [("pwrite64", 1), ("pwrite64", 40), ("fdatasync", 1), ("fdatasync", 2)], ids=str)
+    def test_the_file_is_at_one_schema_or_the_other_and_the_next_run_ends_it(
+        self, file: Path, calls: tuple[str, int], number: signal.Signals
+    ) -> None:
+        upgrade(file, None, to="0005")
+        execute(file, INSERT, "INSERT INTO tags (tag, message_id) VALUES ('vip', x'00')")
+        name, when = calls
+        inject = f"inject={name}:signal={number.name}:when={when}"
+        folder = ("-P", str(file), "-P", f"{file}-wal")
+        command = [*TRACED, "-o", "/dev/null", *folder, "-e", f"trace={name}", "-e", inject, MAILCHUTE, "migrate"]
+        environ = {"PATH": os.environ["PATH"], "MAILCHUTE_DATABASE_URL": str(file)}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, cwd=file.parent)
+        assert done.returncode == -number, done.stderr
+        assert schema_of(file) in ("0005", SCHEMA)
+        migrate(file)
+        assert schema_of(file) == SCHEMA
+        assert ask(file, "SELECT subject, tag FROM messages JOIN tags ON tags.message_id = messages.id") == [
+            ("kept", "vip")
+        ]
+        assert ask(file, "PRAGMA integrity_check") == [("ok",)]
