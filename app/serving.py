@@ -186,7 +186,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._runtime.retire()
-        await self._serve_on(self._runtime.settings.drain_delay if self._first_signal == signal.SIGTERM else 0.0)
+        if self.failure is None:
+            await self._serve_on(self._runtime.settings.drain_delay if self._first_signal == signal.SIGTERM else 0.0)
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
