@@ -188,13 +188,13 @@ class _Server(uvicorn.Server):
         self._runtime.retire()
         if self.failure is None:
             await self._serve_on(self._runtime.settings.drain_delay if self._first_signal == signal.SIGTERM else 0.0)
+        await super().shutdown(sockets)
+        self._operator_path.unlink(missing_ok=True)
+        await self._runtime.close()
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watching
-        await super().shutdown(sockets)
-        self._operator_path.unlink(missing_ok=True)
-        await self._runtime.close()
 
     async def _serve_on(self, seconds: float) -> None:
         """Let others notice that we stop, before they are turned away."""

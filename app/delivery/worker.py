@@ -23,7 +23,7 @@ from app.delivery.attempt import carry_out
 from app.delivery.plan import Done, GiveUp, RetryAt, Step, ending, next_step
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
-from app.mail.errors import LeaseLost, StoreUnavailable
+from app.mail.errors import LeaseLost, StoreBroken, StoreUnavailable
 from app.mail.message import Claim, Lease, Recipient, Snapshot
 from app.mail.outcome import Deferred, Failure, FailureClass, InDoubt, MessageState, Outcome, Phase
 from app.mail.profile import Profile, stand_in
@@ -268,6 +268,8 @@ class Worker:
             await self._try(claim, lane.profile)
         except LeaseLost as error:
             log.warning("delivery.lease_lost", message_id=str(claim.snapshot.id), error=str(error))
+        except StoreBroken as error:
+            log.error("delivery.record_failed", message_id=str(claim.snapshot.id), error=str(error))
         finally:
             self._leave(lane)
 
@@ -381,7 +383,11 @@ class Worker:
         failure: Failure | None,
         at: datetime | None,
     ) -> None:
-        """Record until the store takes it: the verdict is known and must not be lost, nor the mail sent twice."""
+        """Record until the store takes it: the verdict is known and must not be lost, nor the mail sent twice.
+
+        Raises:
+            StoreBroken: it never will. The mark says that the message is in doubt, where one was made.
+        """
         while True:
             writing = asyncio.ensure_future(
                 self._outbox.record(claim, attempt, state=state, after=recipients, failure=failure, next_attempt_at=at)
@@ -389,6 +395,8 @@ class Worker:
             try:
                 snapshot = await asyncio.shield(writing)
                 break
+            except StoreBroken:
+                raise
             except StoreUnavailable as error:
                 log.error("delivery.record_failed", message_id=str(claim.snapshot.id), error=str(error))
                 await asyncio.sleep(PAUSE_WITHOUT_STORE)

@@ -13,6 +13,7 @@
     │   └── NoRoom                 503: the disk or the queue is full
     ├── TransactionError(failure)  a relay gave no verdict: the phase and the cause say what that means
     ├── StoreUnavailable           503: nothing was taken
+    │   └── StoreBroken            nor will anything be, until the service is started again
     └── LeaseLost                  somebody else holds the message now; what we know is dropped
     ConfigError                    start-up only: the settings contradict each other
 
@@ -112,6 +113,10 @@ class TransactionError(MailError):
 
 class StoreUnavailable(MailError):
     """The store cannot take a write now; nothing was taken."""
+
+
+class StoreBroken(StoreUnavailable):
+    """The disk did not keep what was written; this process takes and writes nothing more."""
 
 
 class LeaseLost(MailError):

@@ -32,7 +32,7 @@ from sqlalchemy import ClauseElement
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from app.mail.errors import StoreUnavailable
+from app.mail.errors import StoreBroken, StoreUnavailable
 from app.store.database import BUSY_SECONDS, connect
 
 T = TypeVar("T")
@@ -142,7 +142,8 @@ class Journal:
         `then` is told the result just before, in the event loop, whether or not anybody still waits for the future.
 
         It fails with what the operation raised, or with `StoreUnavailable` where the store could not take the
-        write: then nothing of it was written. It must not be cancelled: what is handed in will be written.
+        write: then nothing of it was written; `StoreBroken` says that trying again is in vain. It must not be
+        cancelled: what is handed in will be written.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._thread is None:
@@ -201,7 +202,7 @@ class Journal:
                     continue
                 batch = self._collect(item)
                 if self.fault:
-                    _refuse(batch, self.fault)
+                    self._refuse(batch)
                 else:
                     self._write(connection, batch)
                 self._loop.call_soon_threadsafe(_answer, batch)
@@ -223,7 +224,7 @@ class Journal:
         error = None
         try:
             if self.fault:
-                raise StoreUnavailable(self.fault)
+                raise StoreBroken(self.fault)
             if self.log_bytes <= LOG_BYTES:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             else:
@@ -254,8 +255,12 @@ class Journal:
                 if is_ending:
                     _overwrite(connection)
                 self._look_at(error)
-                _refuse(going, self.fault or f"the store did not take the write: {error}")
+                self._refuse(going, f"the store did not take the write: {error}")
                 return
+
+    def _refuse(self, batch: list[_Entry[Any]], why: str = "") -> None:
+        for entry in batch:
+            entry.error = StoreBroken(self.fault) if self.fault else StoreUnavailable(why)
 
     def _look_at(self, error: sqlite3.Error) -> None:
         """See whether anything can be written after this."""
@@ -311,11 +316,6 @@ def _overwrite(connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
     except sqlite3.Error:  # its frames are there or not; no sync is needed for that
         _roll_back(connection)
-
-
-def _refuse(batch: list[_Entry[Any]], why: str) -> None:
-    for entry in batch:
-        entry.error = StoreUnavailable(why)
 
 
 def _cut_log(connection: sqlite3.Connection) -> None:

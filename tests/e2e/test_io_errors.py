@@ -10,9 +10,9 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from tests.support.relay import EXTENSIONS, Relay, Wait
-from tests.support.service import Service
-from tests.support.tracing import cannot_attach, failing
+from tests.support.relay import EXTENSIONS, Relay, Stall, Wait
+from tests.support.service import MAILCHUTE, NotStarted, Service
+from tests.support.tracing import TRACED, cannot_attach, failing
 
 WRITES = 60  # to the log, of one mail and somewhat more
 IS_SWEEP = os.environ.get("MAILCHUTE_SWEEP") == "1"
@@ -146,3 +146,19 @@ class TestAFailedSync:
                     assert (await second.message(id_))["state"] == "in_doubt"
                     assert (await second.send(subject="later")).json()["state"] == "sent"
         assert subjects(relay) == ["once", "later"]
+
+    async def test_while_a_start_settles_what_was_interrupted_ends_it_too(self) -> None:
+        async with Relay() as relay:
+            relay.on("CONTENT", Stall(), times=1)
+            async with Service(through(relay)) as service:
+                id_ = (await service.send(prefer="respond-async")).json()["id"]
+                await relay.mail()
+                await service.kill()
+                log = str(service.database.with_name("mailchute.db-wal"))
+                options = ("-o", "/dev/null", "-P", log, "-e", f"trace={SYNC}", "-e", f"inject={SYNC}:error=EIO")
+                second = Service(through(relay), folder=service.folder, command=(*TRACED, *options, MAILCHUTE, "serve"))
+                with pytest.raises(NotStarted, match="the disk did not keep what was written"):
+                    await second.__aenter__()
+                assert second.process.returncode == 1
+                async with Service(through(relay), folder=service.folder) as third:
+                    assert (await third.message(id_))["state"] == "in_doubt"
