@@ -24,6 +24,7 @@ from uuid import UUID
 import structlog
 
 from app import __version__
+from app.delivery.circuits import Circuits
 from app.delivery.control import Control
 from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
@@ -176,13 +177,23 @@ class Runtime:
         self.verdicts = Verdicts()
         if settings.sandbox and self._delivers:
             await self._open_sandbox()
-        self.pool = pool = Pool(self._open_session)
+        catalog = Catalog(self.journal, reader)
+        circuits = Circuits(
+            self.profiles,
+            open_session=self._open_session,
+            catalog=catalog,
+            metrics=self.metrics,
+            now=self.now,
+            clock=perf_counter,
+        )
+        self.pool = pool = Pool(circuits.open_session)
         self._closes(pool.close)
         self.worker = Worker(
             profiles=self.profiles,
             schedule=settings.schedule,
             outbox=self.outbox,
             pool=pool,
+            circuits=circuits,
             verdicts=self.verdicts,
             metrics=self.metrics,
             now=self.now,
@@ -191,11 +202,13 @@ class Runtime:
             keep_transcripts=settings.transcripts,
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
-        catalog = Catalog(self.journal, reader)
-        for name, since in (await catalog.paused()).items():
-            self.worker.pause(name, since)
+        known = await catalog.states()
+        for name, state in known.items():
+            if state.paused_at is not None:
+                self.worker.pause(name, state.paused_at)
         self.control = Control(
             catalog=catalog,
+            circuits=circuits,
             acts=Acts(self.journal, self.census),
             history=self.history,
             worker=self.worker,
@@ -218,9 +231,16 @@ class Runtime:
         )
         if not self._delivers:
             return
-        await self.worker.start(await self.history.profiles_waiting())
+        await self._remember_rates()
+        await self.worker.start(await self.history.profiles_waiting(), known)
         for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal)):
             self._closes(partial(_ended, asyncio.create_task(chore)))
+
+    async def _remember_rates(self) -> None:
+        """Count what began before the restart: a rate is kept across it."""
+        for name, meter in self.worker.meters().items():
+            ago = (self.now() - at for at in await self.history.begun(name, since=self.now() - meter.period))
+            meter.remember(meter.clock() - seconds.total_seconds() for seconds in ago)
 
     def _policy(self) -> Policy:
         settings = self.settings

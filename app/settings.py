@@ -146,6 +146,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
     for profile, said in written.profiles.items():
         profiles[profile], more = resolve_profile(_facts(profile, said, sources))
         warnings.extend(more)
+        _check_fallback(profile, said, written, sources)
     try:
         schedule = Schedule.parse(written.retry.schedule)
     except ValueError as error:
@@ -210,8 +211,21 @@ def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
         max_connections=said.max_connections,
         max_messages_per_connection=said.max_messages_per_connection,
         idle_timeout=said.idle_timeout,
+        rate=said.rate,
+        fallback=tuple(said.fallback),
+        in_doubt=said.in_doubt,
         timeouts=Timeouts(**said.timeouts.model_dump(exclude_none=True)),
     )
+
+
+def _check_fallback(profile: str, said: ProfileSettings, written: Written, sources: Sources) -> None:
+    where = sources.name("profiles", profile, "fallback")
+    for at, name in enumerate(said.fallback):
+        _known(name, list(written.profiles), where)
+        if name == profile:
+            raise ConfigError(f"{where}: {name} cannot take over from itself; name another profile")
+        if name in said.fallback[:at]:
+            raise ConfigError(f"{where}: {name} is there twice; remove one")
 
 
 def _secret(value: SecretStr | None, file: Path | None, sources: Sources, *path: str) -> str | None:

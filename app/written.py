@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from app.mail.address import Address, mailbox, parse_address
-from app.mail.profile import AuthMode, TlsMode, TlsVersion
-from app.mail.schedule import DEFAULT_EXPIRES_AFTER, DEFAULT_SCHEDULE, parse_duration
+from app.mail.profile import AuthMode, InDoubtPolicy, TlsMode, TlsVersion
+from app.mail.schedule import DEFAULT_EXPIRES_AFTER, DEFAULT_SCHEDULE, Rate, parse_duration
 
 
 def _duration(value: object) -> object:
@@ -61,6 +61,17 @@ def _listed(value: object) -> object:
     if isinstance(value, dict) and all(key.isdecimal() for key in value):
         return [value[key] for key in sorted(value, key=int)]
     return value
+
+
+def _names(value: object) -> object:
+    """Read a list, also as the environment has it: numbered, or `a, b` in one."""
+    if isinstance(value, str):
+        return [name for name in (part.strip() for part in value.split(",")) if name]
+    return _listed(value)
+
+
+def _rate(value: object) -> object:
+    return Rate.parse(str(value))
 
 
 Domain = Annotated[str, BeforeValidator(_domain)]
@@ -131,6 +142,17 @@ class ProfileSettings(_Strict):
         None, "then it is closed and another opened; 0 = no bound", shown="100; 10 with Exim"
     )
     idle_timeout: Seconds = _said(30.0, "seconds a warm connection is kept; 0 closes after each mail")
+    rate: Annotated[Rate, BeforeValidator(_rate)] | None = _said(
+        None, "messages at most, such as `30/m`; `s`, `m`, `h` or `d`", shown="no bound"
+    )
+    fallback: Annotated[list[str], BeforeValidator(_names)] = _said(
+        [], "profiles that take over at once where this one's relay cannot be used", shown="none"
+    )
+    in_doubt: Annotated[InDoubtPolicy, BeforeValidator(_lower)] = _said(
+        InDoubtPolicy.HOLD,
+        "`hold`: what was handed over without a verdict waits for `resolve`; `retry`: it is sent again, perhaps twice",
+        shown="`hold`",
+    )
     timeouts: TimeoutSettings = _said(TimeoutSettings(), "seconds a phase may take", shown="see below")
 
 

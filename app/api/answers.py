@@ -286,6 +286,8 @@ def sentence(snapshot: Snapshot) -> str:
             return f"not sent; {said}; will be sent once the profile works, until {instant(snapshot.expires_at)}"
         case MessageState.DEFERRED:
             at = instant(snapshot.next_attempt_at) if snapshot.next_attempt_at else "its time"
+            if snapshot.failure and snapshot.failure.cls is FailureClass.UNKNOWN:
+                return f"nobody knows whether it was taken, so it may arrive twice; {said}; sent again at {at}"
             return f"not sent yet; {said}; tried again at {at}"
         case MessageState.IN_DOUBT:
             return f"handed over, but nobody knows whether it was taken; {said}"

@@ -165,8 +165,13 @@ def _sqlite() -> dict[str, Any]:
 def _profile(runtime: Runtime, name: str) -> dict[str, Any]:
     profile = runtime.profiles[name]
     check: dict[str, Any] = {"componentId": name, "status": "pass"}
-    if (since := runtime.worker.standing(name).paused_at) is not None:
+    standing = runtime.worker.standing(name)
+    if (since := standing.paused_at) is not None:
         return check | {"status": "warn", "output": f"paused since {since.isoformat(timespec='seconds')}"}
+    if (circuit := standing.circuit) is not None:
+        why = f"{circuit.failure.code}/{circuit.failure.reason}: {circuit.failure.message}"
+        said = f"circuit open since {circuit.opened_at.isoformat(timespec='seconds')}: {why}. {circuit.failure.hint}"
+        return check | {"status": "warn", "output": said}
     if profile.sandbox:
         said = "messages are kept here and not sent" if name == SANDBOX_PROFILE else "fails on purpose"
         return check | {"status": "warn", "output": f"sandbox: {said}"}

@@ -16,6 +16,7 @@ from app.api.document import KEYS, problems
 from app.api.edge import answer_json
 from app.api.media import check_media_type
 from app.api.routes import caller_of, headers_in, runtime_of, to_response
+from app.mail.circuit import Circuit
 from app.mail.errors import NotFound
 from app.mail.profile import AuthMode, Profile, TlsMode
 from app.runtime import Runtime
@@ -32,6 +33,18 @@ class PoolAnswer(BaseModel):
     limit: int = Field(description="max_connections")
 
 
+class CircuitAnswer(BaseModel):
+    """An open circuit: messages wait, with the failure that opened it, and cost no attempt."""
+
+    opened_at: datetime = Field(description="since when nothing is tried")
+    next_trial_at: datetime = Field(description="when it is probed, or one waiting message tries it")
+    tried: int = Field(description="how often in vain since it opened")
+    error_code: str = Field(description="of the failure that opened it, as what follows")
+    reason: str
+    message: str
+    hint: str = Field(description="what to change")
+
+
 class ProfileAnswer(BaseModel):
     """A profile as it is set, without its secrets, and how it stands."""
 
@@ -46,7 +59,9 @@ class ProfileAnswer(BaseModel):
     logs_in: bool = Field(description="whether a session sends AUTH: only with credentials")
     from_: str | None = Field(alias="from")
     envelope_from: str | None
+    fallback: list[str] = Field(description="profiles that take over at once where this one's relay cannot be used")
     paused_at: datetime | None = Field(description="null = it is not paused")
+    circuit: CircuitAnswer | None = Field(description="null = closed")
     last_success_at: datetime | None = Field(description="when the latest attempt that went well began")
     under_way: int = Field(description="attempts")
     pool: PoolAnswer
@@ -107,7 +122,7 @@ async def pause_profile(request: Request, name: str) -> Response:
     responses=problems(401, 404, 503),
 )
 async def resume_profile(request: Request, name: str) -> Response:
-    """Send what is due; nothing happens to one that was not paused."""
+    """Send what is due, and close its circuit; nothing happens to one that is neither paused nor in trouble."""
     runtime = runtime_of(request)
     profile = _profile(runtime, name)
     await runtime.control.resume(profile.name)
@@ -135,7 +150,8 @@ async def resume_profile(request: Request, name: str) -> Response:
 async def verify_profile(request: Request, name: str) -> Response:
     """Resolve, connect, TLS, greeting, EHLO, STARTTLS, AUTH, MAIL, RCPT, then RSET: no content is sent.
 
-    200 whether or not it works: `ok` says so. With a login at most once a minute (429): relays lock accounts.
+    200 whether or not it works: `ok` says so, and closes the profile's circuit. With a login at most once a minute
+    (429): relays lock accounts.
     """
     runtime = runtime_of(request)
     profile = _profile(runtime, name)
@@ -148,6 +164,8 @@ async def verify_profile(request: Request, name: str) -> Response:
         sender=said.from_.addr_spec if said.from_ else None,
         recipient=said.to.addr_spec if said.to else None,
     )
+    if found.is_ok:
+        await runtime.control.verified(profile.name)
     return to_response(answer_json(shape_of(found)))
 
 
@@ -176,8 +194,23 @@ async def _shape(runtime: Runtime, profile: Profile) -> dict[str, Any]:
         "logs_in": profile.wants_login,
         "from": profile.from_address.addr_spec if profile.from_address else None,
         "envelope_from": profile.envelope_from,
+        "fallback": list(profile.fallback),
         "paused_at": instant(standing.paused_at) if standing.paused_at else None,
+        "circuit": _circuit(standing.circuit) if standing.circuit else None,
         "last_success_at": instant(last) if last else None,
         "under_way": standing.under_way,
         "pool": {"idle": idle, "taken": taken, "waiting": waiting, "limit": profile.max_connections},
+    }
+
+
+def _circuit(circuit: Circuit) -> dict[str, Any]:
+    failure = circuit.failure
+    return {
+        "opened_at": instant(circuit.opened_at),
+        "next_trial_at": instant(circuit.next_trial_at),
+        "tried": circuit.tried,
+        "error_code": failure.code,
+        "reason": failure.reason,
+        "message": failure.message,
+        "hint": failure.hint,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from app.mail.attempt import Attempt
@@ -24,13 +24,15 @@ async def carry_out(
     *,
     pool: Pool,
     before_handover: BeforeHandover,
+    begins: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Outcome]:
     """Try once; fill `attempt` in and give an outcome for every pending recipient.
 
     A warm session that turns out dead before the relay said a word is replaced within the same attempt: nothing
-    had happened (situation 49).
+    had happened (situation 49). `begins` is called once there is a session, before the first transaction on one.
 
     Raises:
+        CircuitOpen: from the pool's way of opening sessions; there was none.
         LeaseLost, StoreUnavailable: from `before_handover`; no content was let go.
     """
     our_address = ""
@@ -39,6 +41,8 @@ async def carry_out(
         for fresh in (False, True):
             session = await pool.lease(profile, attempt, fresh=fresh)
             our_address = session.our_address
+            if not fresh:
+                begins()
             try:
                 report = await deliver(session, claim.envelope, content, attempt, before_handover=before_handover)
                 break

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from app.delivery.circuits import Circuits
 from app.delivery.worker import Worker
 from app.mail.acts import Act
 from app.mail.message import Snapshot
@@ -32,6 +33,7 @@ class Control:
         worker: Worker,
         verdicts: Verdicts,
         catalog: Catalog,
+        circuits: Circuits,
         now: Callable[[], datetime],
         expires_after: Callable[[], timedelta],
     ) -> None:
@@ -40,6 +42,7 @@ class Control:
         self._worker = worker
         self._verdicts = verdicts
         self._catalog = catalog
+        self._circuits = circuits
         self._now = now
         self._expires_after = expires_after
 
@@ -78,12 +81,18 @@ class Control:
     async def pause(self, profile: str) -> None:
         """Begin no attempt through a profile, across restarts too, until it is resumed; what is under way goes on."""
         await self._catalog.pause(profile, now=self._now())
-        self._worker.pause(profile, (await self._catalog.paused())[profile])
+        since = (await self._catalog.states())[profile].paused_at
+        self._worker.pause(profile, since or self._now())
 
     async def resume(self, profile: str) -> None:
-        """Begin again with what waits for a profile; nothing happens to one that is not paused."""
+        """Begin again with what waits for a profile: it is paused no more, and its circuit closes."""
         await self._catalog.resume(profile)
         self._worker.resume(profile)
+        await self._circuits.close(profile, "it was resumed")
+
+    async def verified(self, profile: str) -> None:
+        """Take note that a profile works: a diagnosis got through all its stages."""
+        await self._circuits.close(profile, "it was verified")
 
     def _tell(self, snapshot: Snapshot) -> None:
         if snapshot.next_attempt_at is not None:

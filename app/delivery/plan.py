@@ -1,4 +1,4 @@
-"""What happens next to a message: done, try again, or give up.
+"""What happens next to a message: done, another profile, try again, or give up.
 
 Pure: no clock, no I/O. The worker asks, the outbox remembers.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias, assert_never
 
+from app.mail.circuit import Circuit, is_of_opening
 from app.mail.codes import ErrorCode, Reason
 from app.mail.message import Claim, Recipient, leading_failure
 from app.mail.outcome import (
@@ -24,7 +25,9 @@ from app.mail.outcome import (
     Sent,
     message_state,
 )
+from app.mail.profile import InDoubtPolicy
 from app.mail.schedule import Schedule
+from app.smtp.limits import wait_asked_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,16 @@ class RetryAt:
 
 
 @dataclass(frozen=True, slots=True)
+class FallBack:
+    """Somebody is still pending, and the failure was the relay's: at once through another profile, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """Somebody is still pending, and there is no time for another try."""
 
 
-Step: TypeAlias = Done | RetryAt | GiveUp
+Step: TypeAlias = Done | FallBack | RetryAt | GiveUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +66,48 @@ class Ending:
 
 
 def next_step(
-    claim: Claim, outcomes: Mapping[str, Outcome], *, schedule: Schedule, now: datetime, jitter: float
+    claim: Claim,
+    outcomes: Mapping[str, Outcome],
+    *,
+    schedule: Schedule,
+    now: datetime,
+    jitter: float,
+    in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD,
+    circuit: Circuit | None = None,
+    may_fall_back: bool = False,
 ) -> Step:
     """Decide once for all recipients still pending.
 
-    `jitter` is a factor in [0.9, 1.1] so that replicas do not retry in step. A `Rejected` recipient never comes
-    back, and an `InDoubt` one is held, because resending may duplicate (RFC 1047). A retry that could only come
-    after the message has expired is not waited for.
+    `jitter` is a factor in [0.9, 1.1] so that replicas do not retry in step. A `Rejected` recipient never comes back;
+    an `InDoubt` one is held unless the profile's policy is to send again, because that may duplicate (RFC 1047). Where
+    the profile's `circuit` is open, or the failure came before there was a session, another profile may do.
+
+    A retry that could only come after the message has expired is not waited for; behind an open circuit it is, since
+    whoever mends the profile may do so in time.
     """
-    if not any(isinstance(outcome, Deferred) for outcome in outcomes.values()):
+    again = [o for o in outcomes.values() if isinstance(o, Deferred) or _is_sent_again(o, in_doubt)]
+    if not again:
         return Done()
-    at = now + timedelta(seconds=schedule.wait_after(claim.snapshot.attempts) * jitter)
+    deferred = [outcome.failure for outcome in again if isinstance(outcome, Deferred)]
+    if may_fall_back and len(deferred) == len(again) and (circuit or all(map(is_of_opening, deferred))):
+        return FallBack()
+    if circuit is not None:
+        return RetryAt(min(circuit.next_trial_at, claim.snapshot.expires_at))
+    wait = schedule.wait_after(claim.snapshot.attempts) * jitter
+    asked = max((wait_asked_for(failure.reply) for failure in deferred if failure.reply), default=0.0)
+    at = now + timedelta(seconds=max(wait, asked))
     return RetryAt(at) if at < claim.snapshot.expires_at else GiveUp()
 
 
-def ending(claim: Claim, outcomes: Mapping[str, Outcome], step: Step) -> Ending:
+def _is_sent_again(outcome: Outcome, in_doubt: InDoubtPolicy) -> bool:
+    return isinstance(outcome, InDoubt) and in_doubt is InDoubtPolicy.RETRY
+
+
+def ending(
+    claim: Claim, outcomes: Mapping[str, Outcome], step: Step, *, in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
+) -> Ending:
     """Say what everybody's state is after this attempt."""
-    recipients = tuple(_after(r, outcomes.get(r.address), step) for r in claim.snapshot.recipients)
+    recipients = tuple(_after(r, outcomes.get(r.address), step, in_doubt) for r in claim.snapshot.recipients)
     state = message_state((r.state for r in recipients), while_pending=MessageState.DEFERRED)
     return Ending(
         state=state,
@@ -84,22 +117,25 @@ def ending(claim: Claim, outcomes: Mapping[str, Outcome], step: Step) -> Ending:
     )
 
 
-def _after(recipient: Recipient, outcome: Outcome | None, step: Step) -> Recipient:
+def _after(recipient: Recipient, outcome: Outcome | None, step: Step, in_doubt: InDoubtPolicy) -> Recipient:
+    if outcome is None or isinstance(outcome, Sent):
+        return recipient if outcome is None else replace(recipient, state=RecipientState.SENT, failure=None)
+    # Sent again, and in doubt before: no later failure takes back that it may have arrived.
+    doubt = recipient.failure if recipient.failure and recipient.failure.code is ErrorCode.EINDOUBT else None
     match outcome:
-        case None:
-            return recipient
-        case Sent():
-            return replace(recipient, state=RecipientState.SENT, failure=None)
         case Rejected(failure):
-            return replace(recipient, state=RecipientState.REJECTED, failure=failure)
+            state = RecipientState.IN_DOUBT if doubt else RecipientState.REJECTED
         case InDoubt(failure):
-            return replace(recipient, state=RecipientState.IN_DOUBT, failure=failure)
+            is_pending = _is_sent_again(outcome, in_doubt) and isinstance(step, RetryAt)
+            state = RecipientState.PENDING if is_pending else RecipientState.IN_DOUBT
+        case Deferred(failure) if isinstance(step, GiveUp):
+            state = RecipientState.IN_DOUBT if doubt else RecipientState.EXPIRED
+            failure = expired(failure)
         case Deferred(failure):
-            if isinstance(step, GiveUp):
-                return replace(recipient, state=RecipientState.EXPIRED, failure=expired(failure))
-            return replace(recipient, failure=failure)
+            state = RecipientState.PENDING
         case _:
             assert_never(outcome)
+    return replace(recipient, state=state, failure=doubt or failure)
 
 
 def expired(last: Failure) -> Failure:

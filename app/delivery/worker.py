@@ -5,32 +5,47 @@ append, `hand_off()` after it. Everything else is claimed from the outbox when i
 that a slow relay holds up nobody else's mail. The window of attempts under way is bounded, and refilled from the
 store: memory does not grow with the queue.
 
-Order of events of an attempt: its row is in the store (with the claim) → session → envelope, mark → content →
-verdict → `record` → whoever waits is told. An attempt is never retried by itself here; what is next is
-`plan.next_step`'s to say.
+Order of events of an attempt: its row is in the store (with the claim) → circuit → session → envelope, mark →
+content → verdict → `record` → whoever waits is told. An attempt is never retried by itself here; what is next is
+`plan.next_step`'s to say. A further attempt through another profile belongs to the same claim.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 
 from app.delivery.attempt import carry_out
-from app.delivery.plan import Done, GiveUp, RetryAt, Step, ending, next_step
+from app.delivery.circuits import CircuitOpen, Circuits
+from app.delivery.flow import Meter
+from app.delivery.lane import Lane
+from app.delivery.plan import Done, FallBack, GiveUp, RetryAt, Step, ending, next_step
 from app.mail.attempt import Attempt
+from app.mail.circuit import Circuit
 from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreBroken, StoreUnavailable
 from app.mail.message import Claim, Lease, Recipient, Snapshot
-from app.mail.outcome import Deferred, Failure, FailureClass, InDoubt, MessageState, Outcome, Phase
-from app.mail.profile import Profile, stand_in
+from app.mail.outcome import (
+    Deferred,
+    Failure,
+    FailureClass,
+    InDoubt,
+    MessageState,
+    Outcome,
+    Phase,
+    Rejected,
+    Sent,
+)
+from app.mail.profile import InDoubtPolicy, Profile, stand_in
 from app.mail.schedule import Schedule
 from app.smtp import classify
 from app.smtp.pool import Pool
-from app.store.outbox import Outbox
+from app.store.catalog import ProfileState
+from app.store.outbox import MOST_CRASHES, Interrupted, Outbox
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
@@ -39,33 +54,19 @@ MOST_CLAIMS = 50  # at once
 LONGEST_NAP = 30.0  # seconds between two looks at the queue, however far the next due time: clocks jump
 CANCEL_AGAIN = 1.0  # seconds
 PAUSE_WITHOUT_STORE = 1.0  # seconds
+LOOK_AGAIN = timedelta(hours=1)  # between two looks at a message that waits for a circuit to close
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How it stands with a profile. None = not paused; no success since the start of this process."""
+    """How it stands with a profile. `last_success` None = none since the start of this process."""
 
     under_way: int  # attempts
     paused_at: datetime | None
+    circuit: Circuit | None  # None = closed
     last_success: datetime | None
-
-
-@dataclass(slots=True)
-class _Lane:
-    """One profile's side of the worker."""
-
-    profile: Profile
-    under_way: int = 0
-    last_success: datetime | None = None  # of this process
-    backlog: bool = False  # something waits in the store that could go now
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def window(self) -> int:
-        """How many attempts may be under way: enough to keep every connection busy."""
-        return max(8, 4 * self.profile.max_connections)
 
 
 class Worker:
@@ -78,6 +79,7 @@ class Worker:
         schedule: Schedule,
         outbox: Outbox,
         pool: Pool,
+        circuits: Circuits,
         verdicts: Verdicts,
         metrics: Metrics,
         now: Callable[[], datetime],
@@ -87,12 +89,13 @@ class Worker:
     ) -> None:
         self._outbox = outbox
         self._pool = pool
+        self._circuits = circuits
         self._verdicts = verdicts
         self._metrics = metrics
         self._now = now
         self._random_bits = random_bits
         self._clock = clock
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._known = frozenset[str]()
         self._paused: dict[str, datetime] = {}  # by an operator → since when; nothing is begun until it is resumed
         self._is_claiming = False
@@ -101,8 +104,8 @@ class Worker:
         self._attempts: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    async def start(self, profiles_waiting: Iterable[str]) -> None:
-        """Settle what an earlier process left, then begin to claim.
+    async def start(self, profiles_waiting: Iterable[str], known: Mapping[str, ProfileState]) -> None:
+        """Settle what an earlier process left, take up how it stood with the profiles, then begin to claim.
 
         `profiles_waiting` names what the queue waits for; a name that is in the settings no more gets a lane
         too, so that its messages say so instead of lying there.
@@ -110,10 +113,11 @@ class Worker:
         Raises:
             StoreUnavailable: the outbox cannot be read.
         """
-        for claim, started_at, marked in await self._outbox.interrupted():
-            await self._settle_interrupted(claim, started_at, marked=marked)
+        for interrupted in await self._outbox.interrupted():
+            await self._settle_interrupted(interrupted)
+        await self._circuits.start(known, closed=self._circuit_closed, let_try=self._let_one_try)
         for name in profiles_waiting:
-            self._lanes.setdefault(name, _Lane(stand_in(name)))
+            self._lanes.setdefault(name, Lane(stand_in(name), self._clock))
         self._is_claiming = True
         for lane in self._lanes.values():
             self._claim_for(lane)
@@ -126,11 +130,12 @@ class Worker:
         for name, profile in profiles.items():
             lane = self._lanes.get(name)
             if lane is None:
-                self._lanes[name] = lane = _Lane(profile)
+                self._lanes[name] = lane = Lane(profile, self._clock)
                 if self._is_claiming:
                     self._claim_for(lane)
-            lane.profile = profile
+            lane.change(profile)
             lane.wake.set()
+        self._circuits.settings_changed()
 
     def pause(self, profile: str, since: datetime) -> None:
         """Begin nothing more of a profile; what is under way goes on."""
@@ -144,9 +149,13 @@ class Worker:
     def standing(self, profile: str) -> Standing:
         """Say how it stands with a profile now."""
         lane = self._lanes[profile]
-        return Standing(lane.under_way, self._paused.get(profile), lane.last_success)
+        return Standing(lane.under_way, self._paused.get(profile), self._circuits.of(profile), lane.last_success)
 
-    def _claim_for(self, lane: _Lane) -> None:
+    def meters(self) -> Mapping[str, Meter]:
+        """Give the meters of the profiles that have a rate."""
+        return {name: lane.meter for name, lane in self._lanes.items() if lane.meter is not None}
+
+    def _claim_for(self, lane: Lane) -> None:
         self._loops.append(asyncio.create_task(self._claim_loop(lane)))
 
     def retire(self) -> None:
@@ -161,6 +170,7 @@ class Worker:
         What is stopped before its mark goes back to the queue with no attempt burnt; after it, it is in doubt.
         """
         self.retire()
+        await self._circuits.stop()
         await asyncio.gather(*self._loops, return_exceptions=True)  # what they had claimed has begun
         going = set(self._attempts)
         if going:
@@ -182,21 +192,18 @@ class Worker:
         Whoever gets a lease calls `hand_off` or `give_up_place` afterwards.
         """
         lane = self._lanes.get(profile)
-        if lane is None or self._stopping:
+        if lane is None or self._stopping or not lane.room_for_fresh or profile in self._paused:
             return None
-        room = lane.window // 2 if lane.backlog else lane.window  # the waiting are not starved by the fresh
-        if lane.under_way >= room or profile in self._paused:
-            return None
-        lane.under_way += 1
+        lane.enter(is_fresh=True)
         return self._lease()
 
     def give_up_place(self, profile: str) -> None:
         """Free a place whose message was not appended."""
-        self._leave(self._lanes[profile])
+        self._lanes[profile].leave(is_fresh=True, has_begun=False)
 
     def hand_off(self, claim: Claim) -> None:
         """Begin the attempt of a message that was appended with a reserved lease."""
-        self._begin(claim, self._lanes[claim.snapshot.profile])
+        self._begin(claim, self._lanes[claim.snapshot.profile], is_fresh=True)
 
     def nudge(self, profile: str) -> None:
         """Say that a message is due in the queue."""
@@ -207,13 +214,15 @@ class Worker:
 
     # claiming
 
-    async def _claim_loop(self, lane: _Lane) -> None:
+    async def _claim_loop(self, lane: Lane) -> None:
         while not self._stopping:
             lane.wake.clear()
             lane.backlog = False
             nap = LONGEST_NAP
-            room = lane.window - lane.under_way if lane.profile.name not in self._paused else 0
-            if room > 0:
+            room = lane.room_for_waiting
+            if lane.profile.name in self._paused:
+                pass
+            elif room > 0:
                 try:
                     nap = await self._claim_some(lane, min(room, MOST_CLAIMS))
                 except Exception as error:  # a loop that ends silently is a queue that stands still
@@ -222,6 +231,8 @@ class Worker:
                     nap = PAUSE_WITHOUT_STORE
             else:
                 lane.backlog = True
+                if lane.meter is not None and lane.meter.free <= 0:
+                    nap = lane.meter.next_free_in or LONGEST_NAP
             if nap > 0 and not self._stopping:
                 try:
                     async with asyncio.timeout(nap):
@@ -229,71 +240,205 @@ class Worker:
                 except TimeoutError:
                     pass
 
-    async def _claim_some(self, lane: _Lane, at_most: int) -> float:
+    async def _claim_some(self, lane: Lane, at_most: int) -> float:
         """Claim and begin; give how long nothing more is due, in seconds."""
         name = lane.profile.name
-        lane.under_way += at_most  # held while the claim is under way, so that a hand-off cannot overfill
-        claims: list[Claim] = []
+        lane.claiming += at_most  # held while the claim is under way, so that a hand-off cannot overfill
         try:
             claims, due = await self._outbox.claim(name, lease=self._lease(), at_most=at_most, now=self._now())
         finally:
-            lane.under_way -= at_most - len(claims)
+            lane.claiming -= at_most
         for claim in claims:
-            self._begin(claim, lane)
+            lane.enter(is_fresh=False)
+            self._begin(claim, lane, is_fresh=False)
         if due is None:
             return LONGEST_NAP
         wait = (due - self._now()).total_seconds()
         lane.backlog = wait <= 0
-        if wait <= 0:
-            return 0 if lane.under_way < lane.window else LONGEST_NAP
-        return min(wait, LONGEST_NAP)
+        return 0 if wait <= 0 else min(wait, LONGEST_NAP)
 
     def _lease(self) -> Lease:
         return Lease(self._random_bits(63), self._now() + LEASE)
 
-    def _begin(self, claim: Claim, lane: _Lane) -> None:
-        task = asyncio.create_task(self._attempt(claim, lane))
+    def _begin(self, claim: Claim, lane: Lane, *, is_fresh: bool) -> None:
+        task = asyncio.create_task(self._attempt(claim, lane, is_fresh=is_fresh))
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
 
-    def _leave(self, lane: _Lane) -> None:
-        lane.under_way -= 1
-        if lane.backlog:
-            lane.wake.set()
+    # circuits
 
-    # one attempt
+    async def _circuit_closed(self, profile: str) -> None:
+        """Let all that waited for this profile go, one connection at first."""
+        if (lane := self._lanes.get(profile)) is not None:  # else it is in the settings no more
+            lane.flow.ramp()
+            self._pool.limit(lane.profile, lane.flow.limit)
+        for name, other in self._lanes.items():
+            if name == profile or (profile in other.profile.fallback and self._circuits.of(name) is not None):
+                await self._outbox.make_due(name, now=self._now())
+                self.nudge(name)
 
-    async def _attempt(self, claim: Claim, lane: _Lane) -> None:
+    async def _let_one_try(self, profile: str) -> None:
+        await self._outbox.make_one_due(profile, now=self._now())
+        self.nudge(profile)
+
+    # one attempt, and those through other profiles that follow it at once
+
+    async def _attempt(self, claim: Claim, lane: Lane, *, is_fresh: bool) -> None:
+        tried: set[str] = set()
         try:
-            await self._try(claim, lane.profile)
+            await self._try(claim, lane, tried)
         except LeaseLost as error:
             log.warning("delivery.lease_lost", message_id=str(claim.snapshot.id), error=str(error))
         except StoreBroken as error:
             log.error("delivery.record_failed", message_id=str(claim.snapshot.id), error=str(error))
         finally:
-            self._leave(lane)
+            lane.leave(is_fresh=is_fresh, has_begun=lane.profile.name in tried)
 
-    async def _try(self, claim: Claim, profile: Profile) -> None:
-        said = claim.snapshot
-        if self._now() >= said.expires_at:
-            last = said.failure or self._failure(profile, Reason.EXPIRED, FailureClass.PERMANENT)
-            await self._record(claim, None, {a: Deferred(last) for a in claim.pending}, GiveUp())
+    async def _try(self, claim: Claim, lane: Lane, begun: set[str]) -> None:
+        """Carry an attempt out, and further ones while there is another profile to fall back to.
+
+        `begun` is told the profiles whose relay was asked to take the message.
+        """
+        if (no_use := self._of_no_use(claim, lane.profile)) is not None:
+            await self._defer(claim, *no_use)
             return
+        left = [lane.profile.name, *(() if claim.is_doubtful else lane.profile.fallback)]
+        through = lane.profile.name  # what the attempt's row says
+        last: Failure | None = None  # of the attempt before, through another profile
+        attempt: Attempt | None = None
+        try:
+            while (profile := self._next_usable(left, home=lane)) is not None:
+                if profile.name != through:
+                    through = profile.name
+                    await self._outbox.redirect(claim, through)
+                attempt = Attempt(claim.snapshot.attempts, through, self._now(), self._clock, self._keep_transcripts)
+                try:
+                    outcomes = await self._carry_out(claim, profile, attempt, begun)
+                except CircuitOpen:
+                    attempt = None
+                    continue
+                step = self._step(claim, outcomes, profile, may_fall_back=bool(left))
+                if not isinstance(step, FallBack):
+                    break
+                last, through = attempt.failure, left[0]
+                falling_back = asyncio.ensure_future(self._outbox.fall_back(claim, attempt, through, now=self._now()))
+                self._count(attempt)
+                attempt = None
+                try:
+                    claim = await asyncio.shield(falling_back)
+                except asyncio.CancelledError:
+                    claim = await falling_back
+                    raise
+        except asyncio.CancelledError:
+            await self._interrupt(claim, attempt, last)
+            raise
+        if profile is None or attempt is None:
+            await self._give_back(claim, lane, last)
+        else:
+            await self._record(claim, attempt, outcomes, step, profile.in_doubt)
+
+    def _of_no_use(self, claim: Claim, profile: Profile) -> tuple[Failure, Step] | None:
+        """Say why, and what then, where an attempt need not begin."""
+        if self._now() >= claim.snapshot.expires_at:
+            never = self._failure(profile, Reason.EXPIRED, FailureClass.PERMANENT)
+            return claim.snapshot.failure or never, GiveUp()
         if profile.name not in self._known:
             gone = self._failure(profile, Reason.PROFILE_UNKNOWN, FailureClass.CONFIGURATION)
-            again = self._now() + timedelta(seconds=self._schedule.waits[-1])
-            await self._record(claim, None, {a: Deferred(gone) for a in claim.pending}, RetryAt(again))
-            return
-        attempt = Attempt(said.attempts, profile.name, self._now(), self._clock, self._keep_transcripts)
-        try:
-            outcomes = await self._carry_out(claim, profile, attempt)
-        except asyncio.CancelledError:
-            await self._interrupt(claim, profile, attempt)
-            raise
-        step = next_step(claim, outcomes, schedule=self._schedule, now=self._now(), jitter=self._jitter())
-        await self._record(claim, attempt, outcomes, step)
+            return gone, RetryAt(self._now() + timedelta(seconds=self._schedule.waits[-1]))
+        return None
 
-    async def _carry_out(self, claim: Claim, profile: Profile, attempt: Attempt) -> Mapping[str, Outcome]:
+    def _next_usable(self, left: list[str], *, home: Lane) -> Profile | None:
+        """Take the next profile that an attempt may go through from those `left`."""
+        while left:
+            name = left.pop(0)
+            lane = self._lanes.get(name)
+            if lane is None or name not in self._known or not self._circuits.admits(name):
+                continue
+            if lane is not home:
+                if name in self._paused or (lane.meter is not None and lane.meter.free <= 0):
+                    continue
+                if lane.meter is not None:
+                    lane.meter.reserved += 1
+            return lane.profile
+        return None
+
+    async def _give_back(self, claim: Claim, lane: Lane, last: Failure | None) -> None:
+        """Let a message go for which there is no usable profile (any more); this attempt did not take place."""
+        said, circuit = claim.snapshot, self._circuits.of(lane.profile.name)
+        if last is not None:
+            step = self._step(claim, {"": Deferred(last)}, lane.profile, may_fall_back=False)
+            await self._defer(claim, last, step)
+        elif circuit is not None:
+            waits_already = said.failure == circuit.failure  # and is made due when it closes
+            at = max(circuit.next_trial_at, self._now() + LOOK_AGAIN) if waits_already else circuit.next_trial_at
+            await self._defer(claim, circuit.failure, RetryAt(min(at, said.expires_at)))
+        else:  # it has closed in this very moment
+            await self._release(claim, None)
+
+    async def _release(self, claim: Claim, last: Failure | None) -> None:
+        """Give a message back as it was, with no attempt counted; `last` is of one that was, since the claim."""
+        said = claim.snapshot
+        await self._write(
+            claim,
+            None,
+            state=MessageState.DEFERRED if said.attempts > 1 else MessageState.QUEUED,
+            recipients=said.recipients,
+            failure=last or said.failure,
+            at=self._now(),
+        )
+
+    async def _defer(self, claim: Claim, failure: Failure, step: Step) -> None:
+        """Write a failure of which there was no attempt."""
+        await self._record(claim, None, {address: Deferred(failure) for address in claim.pending}, step)
+
+    def _step(self, claim: Claim, outcomes: Mapping[str, Outcome], profile: Profile, *, may_fall_back: bool) -> Step:
+        return next_step(
+            claim,
+            outcomes,
+            schedule=self._schedule,
+            now=self._now(),
+            jitter=self._jitter(),
+            in_doubt=profile.in_doubt,
+            circuit=self._circuits.of(profile.name),
+            may_fall_back=may_fall_back,
+        )
+
+    async def _carry_out(
+        self, claim: Claim, profile: Profile, attempt: Attempt, begun: set[str]
+    ) -> Mapping[str, Outcome]:
+        """Go through one attempt; raises CircuitOpen where none was made."""
+        lane = self._lanes[profile.name]
+        began = self._clock()
+        self._circuits.begin(attempt)
+        ended = False
+        try:
+            outcomes = await self._transact(claim, profile, attempt, lambda: _begin_in(lane, begun))
+            await self._circuits.ended(profile, attempt, outcomes)
+            ended = True
+        finally:
+            if not ended:
+                self._circuits.abandoned(attempt)
+            if lane.meter is not None and profile.name not in begun and profile.name != claim.snapshot.profile:
+                lane.meter.release()
+        self._learn(lane, outcomes, began)
+        return outcomes
+
+    def _learn(self, lane: Lane, outcomes: Mapping[str, Outcome], began: float) -> None:
+        """Let the number of connections follow what the relay bears."""
+        limit = lane.flow.limit
+        failures = [outcome.failure for outcome in outcomes.values() if not isinstance(outcome, Sent)]
+        if any(failure.reason is Reason.RATE_LIMITED for failure in failures):
+            lane.flow.cut(self._pool.count(lane.profile.name), began=began)
+        elif len(failures) < len(outcomes):
+            lane.flow.succeeded(lane.profile.max_connections)
+        if lane.flow.limit != limit:
+            log.info("delivery.connections", profile=lane.profile.name, limit=lane.flow.limit)
+            self._pool.limit(lane.profile, lane.flow.limit)
+            lane.wake.set()
+
+    async def _transact(
+        self, claim: Claim, profile: Profile, attempt: Attempt, begins: Callable[[], None]
+    ) -> Mapping[str, Outcome]:
         try:
             content = claim.content or await self._outbox.content(claim.snapshot.id)
             if content is None:
@@ -305,8 +450,9 @@ class Worker:
                 attempt,
                 pool=self._pool,
                 before_handover=lambda: self._outbox.mark(claim),
+                begins=begins,
             )
-        except LeaseLost:
+        except (LeaseLost, CircuitOpen):
             raise
         except StoreUnavailable as error:
             log.error("delivery.mark_failed", message_id=str(claim.snapshot.id), error=str(error))
@@ -319,39 +465,39 @@ class Worker:
         outcome = InDoubt(failure) if attempt.handover else Deferred(failure)
         return dict.fromkeys(claim.pending, outcome)
 
-    async def _interrupt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
-        """We are stopped in the middle of an attempt (situation 44)."""
-        attempt.end()
-        if attempt.handover:
-            attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
-            await self._record(claim, attempt, {a: InDoubt(attempt.failure) for a in claim.pending}, Done())
+    async def _interrupt(self, claim: Claim, attempt: Attempt | None, last: Failure | None) -> None:
+        """We are stopped in the middle of an attempt, or between two (situation 44)."""
+        if attempt is None or not attempt.handover:
+            await self._release(claim, last)
             return
-        said = claim.snapshot
-        await self._write(
-            claim,
-            None,
-            state=MessageState.DEFERRED if said.attempts > 1 else MessageState.QUEUED,
-            recipients=said.recipients,
-            failure=said.failure,
-            at=self._now(),
-        )
+        attempt.end()
+        profile = self._lanes[attempt.profile].profile
+        await self._left_in_doubt(claim, profile, attempt)
 
-    async def _settle_interrupted(self, claim: Claim, started_at: datetime, *, marked: bool) -> None:
+    async def _left_in_doubt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
+        attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
+        outcomes = {address: InDoubt(attempt.failure) for address in claim.pending}
+        step = self._step(claim, outcomes, profile, may_fall_back=False)
+        await self._record(claim, attempt, outcomes, step, profile.in_doubt)
+
+    async def _settle_interrupted(self, found: Interrupted) -> None:
         """An earlier process ended in mid-attempt: with the mark in doubt, without it certainly not sent."""
-        said = claim.snapshot
-        profile = self._lanes[said.profile].profile if said.profile in self._lanes else stand_in(said.profile)
-        attempt = Attempt(said.attempts, said.profile, started_at, self._clock, handover=marked)
+        claim, name = found.claim, found.profile
+        profile = self._lanes[name].profile if name in self._lanes else stand_in(name)
+        attempt = Attempt(claim.snapshot.attempts, name, found.started_at, self._clock, handover=found.is_marked)
         attempt.phases.clear()
-        if marked:
+        if found.is_marked:
             attempt.phase = Phase.CONTENT
-            failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
-            outcome: Outcome = InDoubt(failure)
-            step: Step = Done()
+            await self._left_in_doubt(claim, profile, attempt)
+            return
+        if found.crashes < MOST_CRASHES:
+            attempt.failure = self._failure(profile, Reason.WORKER_CRASHED, FailureClass.TEMPORARY)
+            outcome: Outcome = Deferred(attempt.failure)
+            # Soon, but later each time: it may be the cause.
+            step: Step = RetryAt(self._now() + timedelta(seconds=found.crashes - 1))
         else:
-            failure = self._failure(profile, Reason.WORKER_CRASHED, FailureClass.TEMPORARY)
-            outcome = Deferred(failure)
-            step = RetryAt(self._now())
-        attempt.failure = failure
+            attempt.failure = self._failure(profile, Reason.WORKER_CRASHED, FailureClass.PERMANENT)
+            outcome, step = Rejected(attempt.failure), Done()
         await self._record(claim, attempt, dict.fromkeys(claim.pending, outcome), step)
 
     def _failure(self, profile: Profile, reason: Reason, cls: FailureClass) -> Failure:
@@ -362,8 +508,15 @@ class Worker:
 
     # its end
 
-    async def _record(self, claim: Claim, attempt: Attempt | None, outcomes: Mapping[str, Outcome], step: Step) -> None:
-        end = ending(claim, outcomes, step)
+    async def _record(
+        self,
+        claim: Claim,
+        attempt: Attempt | None,
+        outcomes: Mapping[str, Outcome],
+        step: Step,
+        in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD,
+    ) -> None:
+        end = ending(claim, outcomes, step, in_doubt=in_doubt)
         await self._write(
             claim,
             attempt,
@@ -406,12 +559,7 @@ class Worker:
         profile, failure = snapshot.profile, snapshot.failure
         self._metrics.messages(profile, snapshot.state.value).inc()
         if attempt is not None:
-            why = attempt.failure
-            if why is None and profile in self._lanes:
-                self._lanes[profile].last_success = attempt.started_at
-            self._metrics.attempts(profile, why.code if why else "", why.reason if why else "").inc()
-            for phase, ms in attempt.phases.items():
-                self._metrics.smtp_phase(profile, phase).observe(ms / 1000)
+            self._count(attempt)
         log.info(
             _EVENTS[snapshot.state],
             message_id=str(snapshot.id),
@@ -426,6 +574,20 @@ class Worker:
             if lane is not None:
                 lane.wake.set()  # it may be due before what the loop sleeps for
 
+    def _count(self, attempt: Attempt) -> None:
+        profile, why = attempt.profile, attempt.failure
+        if why is None and profile in self._lanes:
+            self._lanes[profile].last_success = attempt.started_at
+        self._metrics.attempts(profile, why.code if why else "", why.reason if why else "").inc()
+        for phase, ms in attempt.phases.items():
+            self._metrics.smtp_phase(profile, phase).observe(ms / 1000)
+
+
+def _begin_in(lane: Lane, begun: set[str]) -> None:
+    begun.add(lane.profile.name)
+    if lane.meter is not None:
+        lane.meter.use()
+
 
 _EVENTS = {state: f"delivery.{state}" for state in MessageState}
 
@@ -433,5 +595,5 @@ _SAID = {
     Reason.EXPIRED: "The message expired before it could be tried",
     Reason.PROFILE_UNKNOWN: "The profile {profile} is not in the settings any more",
     Reason.OUTCOME_UNKNOWN: "The service stopped after the message was handed over and before the relay's verdict came",
-    Reason.WORKER_CRASHED: "The service stopped in the middle of this try, before the message was handed over",
+    Reason.WORKER_CRASHED: "The service ended in the middle of this try, before the message was handed over",
 }

@@ -341,8 +341,8 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
     ),
     Reason.WORKER_CRASHED: Explanation(
         "This service ended in the middle of the try, before the content was handed over.",
-        ("it was killed", "the machine went down"),
-        (_T,),
+        ("it was killed", "the machine went down", "the message itself, where it happened five times in a row"),
+        (_T, _P),
     ),
     Reason.EXPIRED: Explanation(
         "The message was not taken in the time it had; `message` names the last failure.",

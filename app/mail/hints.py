@@ -336,7 +336,10 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.SMTPUTF8_NOT_OFFERED: _fixed("The relay takes only ASCII addresses: use an ASCII form of this address."),
     Reason.PROFILE_UNKNOWN: _profile_unknown,
     Reason.FILE_UNREADABLE: _file_unreadable,
-    Reason.WORKER_CRASHED: _fixed("The service stopped in the middle of this try, before the content was let go."),
+    Reason.WORKER_CRASHED: _fixed(
+        "Nothing was let go, and it is tried again; given up the fifth time in a row: the service's log, and the "
+        "machine's, say what ended it."
+    ),
     Reason.EXPIRED: _fixed(
         "The message was not taken in the time it had: mend what the last failure says, and send it again."
     ),

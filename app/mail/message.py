@@ -17,6 +17,7 @@ from datetime import datetime
 from uuid import UUID
 
 from app.mail.address import Address
+from app.mail.codes import ErrorCode
 from app.mail.outcome import Failure, MessageState, RecipientState
 
 
@@ -148,6 +149,14 @@ class Claim:
     def pending(self) -> tuple[str, ...]:
         """Whom this attempt is for."""
         return tuple(r.address for r in self.snapshot.recipients if r.state is RecipientState.PENDING)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a relay may have the message already, for somebody this attempt is for."""
+        return any(
+            r.state is RecipientState.PENDING and r.failure is not None and r.failure.code is ErrorCode.EINDOUBT
+            for r in self.snapshot.recipients
+        )
 
     @property
     def envelope(self) -> Envelope:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from app.mail.address import Address
 from app.mail.errors import ConfigError
+from app.mail.schedule import Rate
 
 Value: TypeAlias = str | int | bool | None
 
@@ -58,6 +59,13 @@ class TlsVersion(StrEnum):
     V1_1 = "1.1"
     V1_2 = "1.2"
     V1_3 = "1.3"
+
+
+class InDoubtPolicy(StrEnum):
+    """What becomes of a message that was handed over and whose verdict was lost (RFC 1047)."""
+
+    HOLD = "hold"  # nothing, until somebody resolves it: never sent twice
+    RETRY = "retry"  # the same bytes again, with the same Message-ID: perhaps twice
 
 
 class Dialect(StrEnum):
@@ -117,6 +125,9 @@ class Profile:
     max_connections: int = 10
     max_messages_per_connection: int | None = None  # 0 = no bound; None = by the relay (smtp.session)
     idle_timeout: float = 30.0  # seconds; 0 closes after each transaction
+    rate: Rate | None = None  # of messages; None = no bound
+    fallback: tuple[str, ...] = ()  # profiles that take over, in this order
+    in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
     timeouts: Timeouts = Timeouts()
     dialect: Dialect = Dialect.FILE
     sandbox: bool = False  # keeps, never sends
@@ -182,6 +193,9 @@ class ProfileFacts:
     max_connections: int = 10
     max_messages_per_connection: int | None = None
     idle_timeout: float = 30.0
+    rate: Rate | None = None
+    fallback: tuple[str, ...] = ()
+    in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
     timeouts: Timeouts = Timeouts()
     sandbox: bool = False
 
@@ -232,6 +246,9 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         max_connections=said.max_connections,
         max_messages_per_connection=said.max_messages_per_connection,
         idle_timeout=said.idle_timeout,
+        rate=said.rate,
+        fallback=said.fallback,
+        in_doubt=said.in_doubt,
         timeouts=said.timeouts,
         dialect=said.dialect,
         sandbox=said.sandbox,

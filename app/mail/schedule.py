@@ -1,4 +1,4 @@
-"""When to try again: the retry schedule and the durations it is written in.
+"""When to try again and how often to send: the retry schedule, a rate, and the durations they are written in.
 
 Pure. RFC 5321 §4.5.4.1 asks for patience (half an hour between tries, days before giving up); transactional
 mail is impatient, so the default begins with seconds and settles at two hours.
@@ -57,3 +57,23 @@ class Schedule:
     def wait_after(self, attempt: int) -> float:
         """Seconds to wait after attempt `attempt` (1 is the first)."""
         return self.waits[min(attempt, len(self.waits)) - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most `count` in any `seconds`."""
+
+    count: int
+    seconds: float
+
+    @classmethod
+    def parse(cls, text: str) -> Rate:
+        """Read `30/m`: how many in a second, minute, hour or day.
+
+        Raises:
+            ValueError: anything else, or a count that is no number from 1 to 1,000,000.
+        """
+        count, _, unit = (part.strip() for part in text.partition("/"))
+        if not (count.isdecimal() and 1 <= int(count) <= 1_000_000 and unit in ("s", "m", "h", "d")):
+            raise ValueError(f"{text!r} is not a rate; write how many in a second, minute, hour or day, such as 30/m")
+        return cls(int(count), _SECONDS[unit])

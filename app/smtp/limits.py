@@ -37,8 +37,11 @@ _GREYLISTED_BARE = re.compile(
     re.IGNORECASE,
 )
 _COME_BACK = re.compile(
-    r"(?:come back|try again|retry|again)\D{0,20}?\b(?:in|after)\s+(?:\d{1,2}:\d\d:\d\d|\d{1,6}\b)", re.IGNORECASE
+    r"(?:come back|try again|retry|again)\D{0,20}?\b(?:in|after)\s+(?:(\d{1,2}):(\d\d):(\d\d)|(\d{1,6})\b\s*"
+    r"(m(?:in|ins|inutes?)?\b|h(?:ours?|rs?)?\b)?)",
+    re.IGNORECASE,
 )
+LONGEST_WAIT = 3600.0  # seconds; whoever asks for more is tried after an hour all the same
 _RATE_LIMITED = re.compile(
     r"too many (?:(?:concurrent|open|new|simultaneous) )?(?:smtp |tls )?(?:connections|sessions)\b"
     r"|too many (?:login attempts|auth commands|emails\b|recent messages|recipients (?:from|received this))"
@@ -92,3 +95,16 @@ def limit(phase: Phase, reply: Reply) -> Reason | None:
         is_bare = (reply.enhanced or "")[1:] == ".7.1" and _GREYLISTED_BARE.fullmatch(words)
         return Reason.GREYLISTED if is_bare or _COME_BACK.search(words) else None
     return None
+
+
+def wait_asked_for(words: str) -> float:
+    """Give the seconds that a refusal asks to wait ("try again in 300 seconds", "in 5 min"); 0 = it asks nothing."""
+    found = _COME_BACK.search(words)
+    if found is None:
+        return 0.0
+    if found[1] is not None:
+        seconds = int(found[1]) * 3600 + int(found[2]) * 60 + int(found[3])
+    else:
+        unit = (found[5] or "s")[0].lower()
+        seconds = int(found[4]) * {"s": 1, "m": 60, "h": 3600}[unit]
+    return min(float(seconds), LONGEST_WAIT)

@@ -46,9 +46,10 @@ def _assign(*, idle: int, taken: int, limit: int, fresh: bool) -> _Turn:
 class _Slots:
     """One profile's sessions."""
 
-    __slots__ = ("called", "idle", "taken", "waiters")
+    __slots__ = ("called", "idle", "limit", "taken", "waiters")
 
     def __init__(self) -> None:
+        self.limit: int | None = None  # below what the profile allows; None = as many as that
         self.idle: list[Session] = []  # the last one used at the end
         self.taken = 0  # leased, opening or resetting
         self.waiters: deque[asyncio.Future[None]] = deque()
@@ -57,6 +58,9 @@ class _Slots:
     @property
     def used(self) -> int:
         return self.taken + len(self.idle)
+
+    def most(self, profile: Profile) -> int:
+        return profile.max_connections if self.limit is None else min(self.limit, profile.max_connections)
 
 
 class Pool:
@@ -83,7 +87,7 @@ class Pool:
             if self._closed:
                 raise TransactionError(classify.stopping(profile))
             self._drop_unusable(slots, profile)
-            turn = _assign(idle=len(slots.idle), taken=slots.taken, limit=profile.max_connections, fresh=fresh)
+            turn = _assign(idle=len(slots.idle), taken=slots.taken, limit=slots.most(profile), fresh=fresh)
             if turn is _Turn.REUSE:
                 session = slots.idle.pop()
                 slots.taken += 1
@@ -102,10 +106,26 @@ class Pool:
             self._free(slots)
             raise
 
+    def limit(self, profile: Profile, most: int | None) -> None:
+        """Open at most so many connections at once from now on; None = as many as the profile says."""
+        slots = self._slots.setdefault(profile.name, _Slots())
+        slots.limit = most
+        while slots.idle and slots.used > slots.most(profile):
+            slots.idle.pop(0).close()
+        self._call_if_room(slots, profile)
+
     def give_back(self, session: Session) -> None:
         """Return a leased session, in whatever state it is."""
         slots = self._slots[session.profile.name]
-        if not session.wire.is_open or self._closed or session.profile.idle_timeout == 0 or session.is_used_up:
+        profile = session.profile
+        is_one_too_many = slots.used > slots.most(profile)
+        if (
+            not session.wire.is_open
+            or self._closed
+            or is_one_too_many
+            or not profile.idle_timeout
+            or session.is_used_up
+        ):
             session.close()
             self._free(slots)
         elif session.needs_reset:
@@ -190,7 +210,7 @@ class Pool:
 
     def _call_if_room(self, slots: _Slots, profile: Profile) -> None:
         """Call on whoever queued behind a turn that has been taken now, where there is room for both."""
-        if slots.waiters and not slots.called and (slots.idle or slots.used < profile.max_connections):
+        if slots.waiters and not slots.called and (slots.idle or slots.used < slots.most(profile)):
             self._call_next(slots)
 
     def _call_next(self, slots: _Slots) -> None:

@@ -1,23 +1,41 @@
-"""Small records that outlive a restart: for now, which profiles are paused."""
+"""Small records that outlive a restart: how it stands with a profile, that is whether it is paused, and its circuit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from app.mail.circuit import Circuit
 from app.store.database import profile_states
 from app.store.journal import Journal, Operation
 from app.store.reader import Reader
-from app.store.records import from_ms, to_ms
+from app.store.records import circuit_from, circuit_text, from_ms, to_ms
 
+_PROFILE_IS = profile_states.c.profile == bindparam("of_profile")
 _PAUSE = upsert(profile_states).values(profile=bindparam("of_profile"), paused_at=bindparam("at"))
-_PAUSE = _PAUSE.on_conflict_do_nothing()
-_RESUME = delete(profile_states).where(profile_states.c.profile == bindparam("of_profile"))
-_PAUSED = select(profile_states.c.profile, profile_states.c.paused_at).where(profile_states.c.paused_at.is_not(None))
+_PAUSE = _PAUSE.on_conflict_do_update(
+    index_elements=[profile_states.c.profile],
+    set_={"paused_at": func.coalesce(profile_states.c.paused_at, _PAUSE.excluded.paused_at)},
+)
+_RESUME = update(profile_states).where(_PROFILE_IS).values(paused_at=None)
+_KEEP_CIRCUIT = upsert(profile_states).values(profile=bindparam("of_profile"), circuit=bindparam("as_json"))
+_KEEP_CIRCUIT = _KEEP_CIRCUIT.on_conflict_do_update(
+    index_elements=[profile_states.c.profile], set_={"circuit": _KEEP_CIRCUIT.excluded.circuit}
+)
+_STATES = select(profile_states.c.profile, profile_states.c.paused_at, profile_states.c.circuit)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileState:
+    """What is remembered of a profile. `fingerprint` is of its settings and secret when the circuit opened."""
+
+    paused_at: datetime | None
+    circuit: Circuit | None
+    fingerprint: str
 
 
 class Catalog:
@@ -35,9 +53,13 @@ class Catalog:
         """Forget it."""
         await self._journal.commit(partial(_resume, profile))
 
-    async def paused(self) -> Mapping[str, datetime]:
-        """Name the paused profiles, and since when they are."""
-        return {name: from_ms(at) for name, at in await self._reader.rows(_PAUSED)}
+    async def keep_circuit(self, profile: str, circuit: Circuit | None, fingerprint: str) -> None:
+        """Remember a profile's open circuit; None = it is closed."""
+        await self._journal.commit(partial(_keep_circuit, profile, circuit, fingerprint))
+
+    async def states(self) -> dict[str, ProfileState]:
+        """Give what is remembered of every profile."""
+        return {name: _state(*rest) for name, *rest in await self._reader.rows(_STATES)}
 
 
 def _pause(profile: str, now: datetime) -> Operation[None]:
@@ -46,3 +68,15 @@ def _pause(profile: str, now: datetime) -> Operation[None]:
 
 def _resume(profile: str) -> Operation[None]:
     yield (_RESUME, {"of_profile": profile})
+
+
+def _keep_circuit(profile: str, circuit: Circuit | None, fingerprint: str) -> Operation[None]:
+    yield (
+        _KEEP_CIRCUIT,
+        {"of_profile": profile, "as_json": circuit_text(circuit, fingerprint) if circuit else None},
+    )
+
+
+def _state(paused_at: int | None, circuit: str | None) -> ProfileState:
+    opened, fingerprint = circuit_from(circuit) if circuit is not None else (None, "")
+    return ProfileState(from_ms(paused_at) if paused_at is not None else None, opened, fingerprint)

@@ -41,7 +41,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from app.mail.errors import ConfigError
 
-SCHEMA = "0006"  # the newest step in alembic/versions; a test keeps it so
+SCHEMA = "0007"  # the newest step in alembic/versions; a test keeps it so
 PART_BYTES = 256 * 1024  # size of one row of content
 COUNT_PERIOD = 10 * 60 * 1000  # milliseconds of one row of failure_counts
 COUNTS_KEPT = 24 * 3600 * 1000  # milliseconds that failures are counted for
@@ -166,6 +166,7 @@ profile_states = Table(
     metadata,
     Column("profile", Text, nullable=False),
     Column("paused_at", BigInteger),  # NULL = it is not paused
+    Column("circuit", Text),  # JSON; NULL = it is closed
     PrimaryKeyConstraint("profile"),
     sqlite_with_rowid=False,
 )

@@ -163,6 +163,11 @@ _LAST_SUCCESS = (
     .order_by(attempts.c.started_at.desc())
     .limit(1)
 )
+_BEGUN = (
+    select(attempts.c.started_at)
+    .join(_LATEST_OF_PROFILE, attempts.c.message_id == _LATEST_OF_PROFILE.c.id)
+    .where(attempts.c.profile == bindparam("of_profile"), attempts.c.started_at > bindparam("since"))
+)
 _PROFILES_WAITING = select(messages.c.profile).where(messages.c.due_at.is_not(None)).distinct()
 
 
@@ -256,6 +261,11 @@ class History:
         """When the latest of a profile's successful attempts began; looks at its latest thousand messages."""
         rows = await self._reader.rows(_LAST_SUCCESS, {"of_profile": profile})
         return from_ms(rows[0][0]) if rows else None
+
+    async def begun(self, profile: str, *, since: datetime) -> list[datetime]:
+        """When attempts through a profile began; looks at its latest thousand messages."""
+        rows = await self._reader.rows(_BEGUN, {"of_profile": profile, "since": to_ms(since)})
+        return [from_ms(at) for (at,) in rows]
 
     async def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
         whom = await self._reader.rows(RECIPIENTS_OF, {"of_message": row[0]})

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import takewhile
 from typing import TypeAlias
 from uuid import UUID
 
-from sqlalchemy import bindparam, column, delete, func, insert, select, table, update
+from sqlalchemy import bindparam, column, delete, func, insert, select, table, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from app.mail.attempt import Attempt
-from app.mail.codes import ErrorCode
+from app.mail.codes import ErrorCode, Reason
 from app.mail.errors import KeyReused, LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Repeat, Snapshot
 from app.mail.outcome import Failure, MessageState
@@ -56,6 +57,9 @@ from app.store.records import (
     snapshot,
     to_ms,
 )
+
+DUE_AT_ONCE = 500  # messages looked at in one transaction
+MOST_CRASHES = 5  # of one message in a row; then it is taken for their cause
 
 KEY_LIFE = timedelta(hours=24)  # of an idempotency key
 
@@ -118,6 +122,7 @@ _LEASED = (
         messages.c.smtputf8,
         messages.c.lease_token,
         messages.c.handover,
+        attempts.c.profile.label("through"),
         attempts.c.started_at,
     )
     .join(
@@ -164,6 +169,34 @@ _COUNT_FAILURE = (
 )
 _FORGET_COUNTS = delete(failure_counts).where(failure_counts.c.period < bindparam("before"))
 _DELETE_ATTEMPT = delete(attempts).where(_OF_ATTEMPT)
+_SENT_THROUGH = update(messages).where(messages.c.id == bindparam("of_message")).values(profile=bindparam("through"))
+_ONE_MORE_ATTEMPT = update(messages).where(_HELD).values(attempts=bindparam("number"), handover=False)
+_REDIRECT_ATTEMPT = update(attempts).where(_OF_ATTEMPT).values(profile=bindparam("through"))
+_CRASHES = (
+    select(attempts.c.reason)
+    .where(attempts.c.message_id == bindparam("of_message"))
+    .order_by(attempts.c.number.desc())
+    .limit(bindparam("at_most"))
+)
+_DEFERRED = text("messages.state = 'deferred' AND messages.state NOT IN ('queued', 'sending', 'sent')")
+_DEFERRED_BEHIND = (
+    select(messages.c.id, messages.c.profile, messages.c.due_at)
+    .where(_DEFERRED, messages.c.id > bindparam("behind"))
+    .order_by(messages.c.id)
+    .limit(bindparam("at_most"))
+)
+_FIRST_DEFERRED = (
+    select(messages.c.id)
+    .where(
+        messages.c.profile == bindparam("of_profile"),
+        messages.c.due_at.is_not(None),
+        messages.c.lease_token.is_(None),
+        messages.c.state == "deferred",
+    )
+    .order_by(messages.c.due_at)
+    .limit(1)
+)
+_MAKE_DUE = update(messages).where(messages.c.id == bindparam("of_message")).values(due_at=bindparam("due"))
 _KEY_IS = (idempotency_keys.c.caller == bindparam("of_caller")) & (idempotency_keys.c.key == bindparam("of_key"))
 _FIND_KEY = (
     select(idempotency_keys.c.fingerprint, *SNAPSHOT_COLUMNS)
@@ -177,6 +210,20 @@ _KEEP_KEY = _KEEP_KEY.on_conflict_do_update(
 )
 _FORGET_KEYS = delete(idempotency_keys).where(idempotency_keys.c.expires_at <= bindparam("now"))
 _CONTENT = select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """An attempt that was under way when its process ended.
+
+    `crashes` is how many of the message's latest attempts ended so, this one included, up to `MOST_CRASHES`.
+    """
+
+    claim: Claim
+    profile: str
+    started_at: datetime
+    is_marked: bool
+    crashes: int
 
 
 class Outbox:
@@ -239,8 +286,30 @@ class Outbox:
             partial(_record, claim, attempt, state, tuple(after), failure, next_attempt_at), self._recorded
         )
 
-    async def interrupted(self) -> list[tuple[Claim, datetime, bool]]:
-        """Give what an earlier process had leased when it ended: the claim, when its attempt began, and its mark."""
+    async def fall_back(self, claim: Claim, attempt: Attempt, through: str, *, now: datetime) -> Claim:
+        """Write how an attempt ended, and begin the next one at once through another profile; gives it its claim.
+
+        Raises:
+            LeaseLost: the message is not ours any more; nothing was written.
+        """
+        return await self._journal.commit(partial(_fall_back, claim, attempt, through, now))
+
+    async def redirect(self, claim: Claim, through: str) -> None:
+        """Write that the attempt that is about to begin goes through another profile."""
+        await self._journal.commit(partial(_redirect, claim, through))
+
+    async def make_due(self, profile: str, *, now: datetime) -> None:
+        """Make all of a profile's deferred messages due, a few at a time."""
+        behind: bytes | None = bytes(16)
+        while behind is not None:
+            behind = await self._journal.commit(partial(_make_some_due, profile, behind, now))
+
+    async def make_one_due(self, profile: str, *, now: datetime) -> None:
+        """Make one of a profile's deferred messages due: the next one in turn."""
+        await self._journal.commit(partial(_make_one_due, profile, now))
+
+    async def interrupted(self) -> list[Interrupted]:
+        """Give what an earlier process had leased when it ended."""
         return await self._journal.commit(_interrupted)
 
     async def check(self) -> None:
@@ -404,6 +473,7 @@ def _record(
 ) -> Operation[Snapshot]:
     before = claim.snapshot
     id_ = before.id.bytes
+    profile = before.profile
     number = before.attempts if attempt is not None else before.attempts - 1
     recorded = yield (
         _RECORD,
@@ -426,19 +496,58 @@ def _record(
     if attempt is None:
         yield (_DELETE_ATTEMPT, {"of_message": id_, "of_number": before.attempts})
     else:
-        yield (_RECORD_ATTEMPT, _attempt_params(id_, attempt))
-        if attempt.failure is not None:
-            began = to_ms(attempt.started_at)
-            yield (_COUNT_FAILURE, {"at": began - began % COUNT_PERIOD, "cause": attempt.failure.reason.value})
-            yield (_FORGET_COUNTS, {"before": began - COUNT_PERIOD - COUNTS_KEPT})
+        yield from _record_attempt(id_, attempt)
+        if attempt.failure is None and attempt.profile != profile:
+            profile = attempt.profile
+            yield (_SENT_THROUGH, {"of_message": id_, "through": profile})
     return replace(
         before,
         state=state,
+        profile=profile,
         attempts=number,
         recipients=after,
         failure=failure,
         next_attempt_at=next_attempt_at,
     )
+
+
+def _record_attempt(id_: bytes, attempt: Attempt) -> Operation[None]:
+    yield (_RECORD_ATTEMPT, _attempt_params(id_, attempt))
+    if attempt.failure is not None:
+        began = to_ms(attempt.started_at)
+        yield (_COUNT_FAILURE, {"at": began - began % COUNT_PERIOD, "cause": attempt.failure.reason.value})
+        yield (_FORGET_COUNTS, {"before": began - COUNT_PERIOD - COUNTS_KEPT})
+
+
+def _fall_back(claim: Claim, attempt: Attempt, through: str, now: datetime) -> Operation[Claim]:
+    said = claim.snapshot
+    id_, number = said.id.bytes, said.attempts + 1
+    counted = yield (_ONE_MORE_ATTEMPT, {"of_message": id_, "token": claim.lease.token, "number": number})
+    if counted.count != 1:
+        raise LeaseLost(f"message {said.id} is leased to somebody else")
+    yield from _record_attempt(id_, attempt)
+    yield (_INSERT_ATTEMPT, {"message_id": id_, "number": number, "profile": through, "started_at": to_ms(now)})
+    return replace(claim, snapshot=replace(said, attempts=number))
+
+
+def _redirect(claim: Claim, through: str) -> Operation[None]:
+    said = claim.snapshot
+    yield (_REDIRECT_ATTEMPT, {"of_message": said.id.bytes, "of_number": said.attempts, "through": through})
+
+
+def _make_some_due(profile: str, behind: bytes, now: datetime) -> Operation[bytes | None]:
+    found = yield (_DEFERRED_BEHIND, {"behind": behind, "at_most": DUE_AT_ONCE})
+    due = to_ms(now)
+    later = [{"of_message": id_, "due": due} for id_, whose, at in found.rows if whose == profile and at > due]
+    if later:
+        yield (_MAKE_DUE, later)
+    return found.rows[-1][0] if len(found.rows) == DUE_AT_ONCE else None
+
+
+def _make_one_due(profile: str, now: datetime) -> Operation[None]:
+    first = yield (_FIRST_DEFERRED, {"of_profile": profile})
+    for (id_,) in first.rows:
+        yield (_MAKE_DUE, {"of_message": id_, "due": to_ms(now)})
 
 
 def _attempt_params(id_: bytes, attempt: Attempt) -> dict[str, object]:
@@ -459,12 +568,21 @@ def _check() -> Operation[None]:
         raise StoreUnavailable(f"the store's schema is {touched.rows}, not {SCHEMA}")
 
 
-def _interrupted() -> Operation[list[tuple[Claim, datetime, bool]]]:
+def _interrupted() -> Operation[list[Interrupted]]:
     leased = yield (_LEASED, {})
     found = []
-    for *row, smtputf8, token, handover, started_at in leased.rows:
+    for *row, smtputf8, token, handover, through, started_at in leased.rows:
         whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
-        claim = Claim(said, Lease(token, said.expires_at), bool(smtputf8))
-        found.append((claim, from_ms(started_at), bool(handover)))
+        reasons = yield (_CRASHES, {"of_message": row[0], "at_most": MOST_CRASHES})
+        earlier = [reason for (reason,) in reasons.rows[1:]]  # the first is of the attempt that was interrupted
+        found.append(
+            Interrupted(
+                Claim(said, Lease(token, said.expires_at), bool(smtputf8)),
+                profile=through,
+                started_at=from_ms(started_at),
+                is_marked=bool(handover),
+                crashes=1 + len(list(takewhile(lambda reason: reason == Reason.WORKER_CRASHED, earlier))),
+            )
+        )
     return found

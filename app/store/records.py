@@ -11,6 +11,7 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import bindparam, select, update
 
 from app.mail.attempt import Attempt
+from app.mail.circuit import Circuit
 from app.mail.codes import ErrorCode, Reason
 from app.mail.message import Recipient, Snapshot
 from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
@@ -71,9 +72,34 @@ def failure_text(failure: Failure | None) -> str | None:
 
 
 def failure_from(text: str | None) -> Failure | None:
-    if text is None:
-        return None
+    return None if text is None else _failure(from_json(text))
+
+
+def circuit_text(circuit: Circuit, fingerprint: str) -> str:
+    return json_text(
+        {
+            "failure": circuit.failure,
+            "opened_at": to_ms(circuit.opened_at),
+            "next_trial_at": to_ms(circuit.next_trial_at),
+            "tried": circuit.tried,
+            "fingerprint": fingerprint,
+        }
+    )
+
+
+def circuit_from(text: str) -> tuple[Circuit, str]:
+    """Give a circuit, and the fingerprint of what the profile was then."""
     said = from_json(text)
+    circuit = Circuit(
+        failure=_failure(said["failure"]),
+        opened_at=from_ms(said["opened_at"]),
+        next_trial_at=from_ms(said["next_trial_at"]),
+        tried=said["tried"],
+    )
+    return circuit, said["fingerprint"]
+
+
+def _failure(said: Any) -> Failure:
     return Failure(
         code=ErrorCode(said["code"]),
         reason=Reason(said["reason"]),

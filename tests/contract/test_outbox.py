@@ -430,8 +430,8 @@ class TestRecord:
         await store.outbox.mark(claim)
         await record_deferred(store, claim, at=NOW)
         await store.claimed(lease=OTHER_LEASE)
-        ((_, _, marked),) = await store.outbox.interrupted()
-        assert not marked
+        (one,) = await store.outbox.interrupted()
+        assert not one.is_marked
 
     async def test_what_is_in_doubt_is_final(self, store: Store) -> None:
         claim = await store.leased()
@@ -466,20 +466,109 @@ class TestInterrupted:
 
         store = opens()
         await store.journal.open()
-        found = sorted(await store.outbox.interrupted(), key=lambda entry: entry[0].snapshot.id)
-        assert [(claim.snapshot.id, started_at, mark) for claim, started_at, mark in found] == [
-            (marked.snapshot.id, NOW, True),
-            (unmarked.snapshot.id, NOW, False),
+        found = sorted(await store.outbox.interrupted(), key=lambda one: one.claim.snapshot.id)
+        assert [(one.claim.snapshot.id, one.profile, one.started_at, one.is_marked, one.crashes) for one in found] == [
+            (marked.snapshot.id, "one", NOW, True, 1),
+            (unmarked.snapshot.id, "one", NOW, False, 1),
         ]
-        assert [claim.pending for claim, _, _ in found] == [marked.pending, unmarked.pending]
+        assert [one.claim.pending for one in found] == [marked.pending, unmarked.pending]
         await close(store)
+
+    async def test_crashes_in_a_row_are_counted_and_another_end_between_begins_anew(self, store: Store) -> None:
+        crashed = replace(FAILURE, reason=Reason.WORKER_CRASHED)
+        await store.appended(message())
+        for expected, failure in ((1, crashed), (2, crashed), (3, FAILURE), (1, crashed), (2, crashed)):
+            (claim,) = await store.claimed()
+            (one,) = await store.outbox.interrupted()
+            assert one.crashes == expected
+            await store.outbox.record(
+                claim,
+                ended(claim, failure=failure),
+                state=MessageState.DEFERRED,
+                after=claim.snapshot.recipients,
+                failure=failure,
+                next_attempt_at=NOW,
+            )
 
     async def test_what_was_interrupted_can_be_recorded_by_its_old_lease(self, store: Store) -> None:
         await store.leased()
-        ((claim, _, _),) = await store.outbox.interrupted()
-        await record_deferred(store, claim, at=NOW)
+        (one,) = await store.outbox.interrupted()
+        await record_deferred(store, one.claim, at=NOW)
         assert await store.outbox.interrupted() == []
         assert len(await store.claimed(lease=OTHER_LEASE)) == 1
+
+
+class TestFallback:
+    async def test_a_further_attempt_is_begun_as_the_one_before_ends(self, store: Store) -> None:
+        claim = await store.leased()
+        further = await store.outbox.fall_back(claim, ended(claim, failure=FAILURE), "two", now=NOW)
+        assert (further.snapshot.attempts, further.lease) == (2, claim.lease)
+        (one,) = await store.outbox.interrupted()
+        assert (one.profile, one.claim.snapshot.attempts) == ("two", 2)
+        first, second = await store.history.attempts(claim.snapshot.id)
+        assert (first.profile, first.reason, second.profile, second.facts) == ("one", FAILURE.reason, "two", {})
+        attempt = ended(further, handover=True)
+        attempt.profile = "two"
+        states = after(further, RecipientState.SENT, RecipientState.SENT)
+        sent = await store.outbox.record(
+            further, attempt, state=MessageState.SENT, after=states, failure=None, next_attempt_at=None
+        )
+        assert (sent.profile, sent.attempts) == ("two", 2)
+        found = await store.found(claim.snapshot.id)
+        assert (found.profile, found.state, found.attempts) == ("two", MessageState.SENT, 2)
+
+    async def test_one_that_waits_again_waits_for_its_own_profile(self, store: Store) -> None:
+        claim = await store.leased()
+        further = await store.outbox.fall_back(claim, ended(claim, failure=FAILURE), "two", now=NOW)
+        attempt = ended(further, failure=FAILURE)
+        attempt.profile = "two"
+        await store.outbox.record(
+            further,
+            attempt,
+            state=MessageState.DEFERRED,
+            after=further.snapshot.recipients,
+            failure=FAILURE,
+            next_attempt_at=NOW,
+        )
+        assert (await store.found(claim.snapshot.id)).profile == "one"
+        assert len(await store.claimed(lease=OTHER_LEASE)) == 1
+
+    async def test_who_holds_the_message_no_more_writes_nothing(self, store: Store) -> None:
+        claim = await store.leased()
+        before = store.dump()
+        with pytest.raises(LeaseLost):
+            await store.outbox.fall_back(
+                replace(claim, lease=OTHER_LEASE), ended(claim, failure=FAILURE), "two", now=NOW
+            )
+        assert store.dump() == before
+
+    async def test_an_attempt_may_be_another_profiles_from_its_beginning(self, store: Store) -> None:
+        claim = await store.leased()
+        await store.outbox.redirect(claim, "two")
+        assert (await store.outbox.interrupted())[0].profile == "two"
+
+
+class TestMakeDue:
+    """A circuit has closed: whatever was deferred may go."""
+
+    async def test_all_that_is_deferred_is_due_and_nothing_else(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.store.outbox.DUE_AT_ONCE", 2)
+        later = NOW + seconds(3600)
+        for n in range(7):
+            await record_deferred(store, await store.leased(message(n, profile="two" if n == 3 else "one")), at=later)
+        await store.appended(replace(message(8), send_at=later))
+        await store.outbox.make_due("one", now=NOW)
+        assert {claim.snapshot.id for claim in await store.claimed()} == {message(n).id for n in (0, 1, 2, 4, 5, 6)}
+        assert await store.claimed(profile="two") == []
+
+    async def test_one_alone_is_the_next_in_turn(self, store: Store) -> None:
+        for n, wait in ((1, 300), (2, 100), (3, 200)):
+            await record_deferred(store, await store.leased(message(n)), at=NOW + seconds(wait))
+        await store.outbox.make_one_due("one", now=NOW)
+        assert [claim.snapshot.id for claim in await store.claimed()] == [message(2).id]
+        await store.outbox.make_one_due("nothing waits for this one", now=NOW)
 
 
 class TestCheck:
@@ -890,3 +979,9 @@ class TestPlans:
         self.assert_searches(store, "due_at <=", "messages_due (profile=? AND due_at")
         steps = self.plans(store, "min(messages.created_at)")
         assert [step for step in steps if "messages_leased" in step], steps
+
+    async def test_what_a_closed_circuit_lets_go_is_found_by_its_state(self, store: Store) -> None:
+        await store.outbox.make_due("p1", now=NOW)
+        await store.outbox.make_one_due("p1", now=NOW)
+        self.assert_searches(store, "messages.id > x'", "messages_by_state (state=? AND id>?)")
+        self.assert_searches(store, "messages.state = 'deferred' ORDER BY", "messages_due (profile=?")

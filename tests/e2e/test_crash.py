@@ -93,6 +93,32 @@ class TestBeforeTheHandover:
         assert sorted(subjects(relay)) == sorted(f"no. {n}" for n in range(20))
 
 
+class TestOneThatCrashesItsWorker:
+    async def test_it_is_given_up_the_fifth_time_in_a_row_and_its_neighbour_goes_on(self) -> None:
+        async with Relay(extensions=NO_PIPELINING) as relay:
+            relay.on("MAIL", Stall(), match="poison@")
+            folder, poison, neighbour = None, "", ""
+            async with Service(through(relay)) as first:
+                folder = first.folder
+                poison = (await first.send(**{"from": "poison@ours.test"}, prefer="respond-async")).json()["id"]
+                await relay.seen("MAIL")
+                for crashes in range(1, 5):
+                    await first.kill() if crashes == 1 else None
+                    async with Service(through(relay), folder=folder) as again:
+                        found = await again.message(poison)
+                        assert [attempt["reason"] for attempt in found["attempts"][:crashes]] == [
+                            "worker_crashed"
+                        ] * crashes
+                        neighbour = neighbour or (await again.send()).json()["state"]
+                        await relay.seen("MAIL", crashes + 2)
+                async with Service(through(relay), folder=folder) as last:
+                    found = await last.message(poison)
+            assert (found["state"], found["final"], found["class"]) == ("failed", True, "permanent")
+            assert (found["error_code"], found["reason"], len(found["attempts"])) == ("EMESSAGE", "worker_crashed", 5)
+            assert neighbour == "sent"
+            assert subjects(relay) == ["Order 4711"]
+
+
 class TestBetweenTwoTries:
     async def test_a_deferred_message_is_tried_again_by_the_schedule(self) -> None:
         async with Relay() as relay:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from app.mail.address import Address
 from app.mail.errors import ConfigError
-from app.mail.profile import SANDBOX_PROFILES, AuthMode, Dialect, Profile, TlsMode, TlsVersion
+from app.mail.profile import SANDBOX_PROFILES, AuthMode, Dialect, InDoubtPolicy, Profile, TlsMode, TlsVersion
 from app.mail.routing import Route
+from app.mail.schedule import Rate
 from app.settings import LogFormat, Settings, load
 from tests.support.tls import certificates
 
@@ -448,6 +449,9 @@ def test_the_file_of_the_documentation_is_read(toml: Path) -> None:
         username = "bot"
         password = "canary-s3cret-0123456789"
         verify = true
+        fallback = ["intranet"]
+        rate = "30/m"
+        in_doubt = "retry"
         max_connections = 5
         idle_timeout = "1m"
         helo_name = "bots.corp.example"
@@ -470,6 +474,8 @@ def test_the_file_of_the_documentation_is_read(toml: Path) -> None:
     assert (intranet.port, intranet.tls, intranet.auth) == (587, TlsMode.OPPORTUNISTIC, AuthMode.NONE)
     assert (cloud.port, cloud.tls, cloud.wants_login) == (465, TlsMode.IMPLICIT, True)
     assert (cloud.max_connections, cloud.idle_timeout) == (5, 60)
+    assert (cloud.fallback, cloud.rate, cloud.in_doubt) == (("intranet",), Rate(30, 60), InDoubtPolicy.RETRY)
+    assert (intranet.fallback, intranet.rate, intranet.in_doubt) == ((), None, InDoubtPolicy.HOLD)
     assert (cloud.helo_name, cloud.envelope_from) == ("bots.corp.example", "bounces@corp.example")
     assert (cloud.timeouts.connect, cloud.timeouts.content, cloud.timeouts.mail) == (3, 900, 300)
     assert intranet.dialect is cloud.dialect is Dialect.FILE
@@ -819,6 +825,10 @@ def test_a_fingerprint_is_read_in_any_of_its_forms(toml: Path, dialect: Dialect,
         ("max_messages_per_connection", 1.5, "integer"),
         ("max_messages_per_connection", "many", "integer"),
         ("idle_timeout", -1, "0"),
+        ("rate", "30", "such as 30/m"),
+        ("rate", 30, "such as 30/m"),
+        ("rate", "0/m", "such as 30/m"),
+        ("in_doubt", "resend", "'hold' or 'retry'"),
         ("client_cert", "/no/such", "/no/such cannot be read"),
         ("ca_file", "/no/such", "/no/such cannot be read"),
     ],
@@ -828,6 +838,40 @@ def test_a_value_that_cannot_be_is_told_in_the_words_of_its_writer(
     toml: Path, dialect: Dialect, key: str, value: object, says: str
 ) -> None:
     assert says in _refused(dialect, toml, key, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("fallback", "says"),
+    [
+        ('["clowd"]', "do you mean cloud?"),
+        ('["cloud", "cloud"]', "cloud is there twice"),
+        ('["corp"]', "corp cannot take over from itself"),
+    ],
+)
+def test_a_fallback_that_cannot_be_is_told(toml: Path, fallback: str, says: str) -> None:
+    toml.write_text(
+        f"""
+        default_profile = "corp"
+        [profiles.corp]
+        host = "mail.corp.example"
+        fallback = {fallback}
+        [profiles.cloud]
+        host = "smtp.cloud.example"
+        """
+    )
+    with pytest.raises(ConfigError, match=r"profiles\.corp\.fallback") as refusal:
+        _load({}, toml)
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "written", [{"": "cloud, other"}, {"__0": "cloud", "__1": "other"}], ids=["in one", "numbered"]
+)
+def test_a_fallback_may_stand_in_the_environment(written: dict[str, str]) -> None:
+    hosts = {f"MAILCHUTE_PROFILES__{name}__HOST": f"{name}.example" for name in ("CORP", "CLOUD", "OTHER")}
+    fallback = {f"MAILCHUTE_PROFILES__CORP__FALLBACK{number}": name for number, name in written.items()}
+    settings = _load({**hosts, **fallback, "MAILCHUTE_DEFAULT_PROFILE": "corp"})
+    assert settings.profiles["corp"].fallback == ("cloud", "other")
 
 
 @pytest.mark.parametrize("key", ["auth", "reset"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.delivery.plan import Done, GiveUp, RetryAt, Step, ending, expired, next_step
+from app.delivery.plan import Done, FallBack, GiveUp, RetryAt, Step, ending, expired, next_step
+from app.mail.circuit import Circuit
 from app.mail.codes import ErrorCode, Reason
 from app.mail.message import Claim, Recipient, leading_failure
 from app.mail.outcome import (
@@ -18,10 +21,12 @@ from app.mail.outcome import (
     InDoubt,
     MessageState,
     Outcome,
+    Phase,
     RecipientState,
     Rejected,
     Sent,
 )
+from app.mail.profile import InDoubtPolicy
 from app.mail.schedule import Schedule
 from tests.unit.factories import NOW, claim, failure, recipients, reply
 
@@ -39,8 +44,8 @@ def _outcomes(held: Claim, *outcomes: Outcome) -> dict[str, Outcome]:
     return dict(zip(held.pending, outcomes, strict=True))
 
 
-def _next(held: Claim, outcomes: dict[str, Outcome], jitter: float = 1.0) -> Step:
-    return next_step(held, outcomes, schedule=SCHEDULE, now=NOW, jitter=jitter)
+def _next(held: Claim, outcomes: dict[str, Outcome], jitter: float = 1.0, **more: Any) -> Step:
+    return next_step(held, outcomes, schedule=SCHEDULE, now=NOW, jitter=jitter, **more)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +240,92 @@ def test_whatever_did_not_go_well_has_a_failure_that_says_why(
     for recipient in end.recipients:
         if recipient.address in outcomes:
             assert (recipient.failure is None) is (recipient.state is S)
+
+
+# Other profiles, circuits, and messages that are sent again although in doubt.
+
+UNREACHABLE = failure(
+    message="refused", code=ErrorCode.ECONNECTION, reason=Reason.CONNECTION_REFUSED, phase=Phase.CONNECT
+)
+OPEN = Circuit(BROKEN, NOW, NOW + timedelta(minutes=10))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "circuit", "falls_back"),
+    [
+        ([Deferred(UNREACHABLE)], None, True),
+        ([Deferred(replace(BROKEN, phase=Phase.AUTH))], None, True),
+        ([Deferred(UNREACHABLE)], OPEN, True),
+        ([DEFERRED], None, False),
+        ([DEFERRED], OPEN, True),
+        ([Deferred(replace(LATER, phase=Phase.MAIL))], None, False),
+        ([REJECTED], OPEN, False),
+        ([IN_DOUBT], OPEN, False),
+        ([SENT, DEFERRED], None, False),
+    ],
+)
+def test_another_profile_is_for_failures_before_there_was_a_session_or_of_the_profile(
+    outcomes: list[Outcome], circuit: Circuit | None, falls_back: bool
+) -> None:
+    held = claim(recipients(*[P] * len(outcomes)))
+    there_are_others = _next(held, _outcomes(held, *outcomes), circuit=circuit, may_fall_back=True)
+    assert isinstance(there_are_others, FallBack) is falls_back
+    assert not isinstance(_next(held, _outcomes(held, *outcomes), circuit=circuit), FallBack)
+
+
+def test_behind_an_open_circuit_it_waits_for_the_trial_and_at_most_to_its_end() -> None:
+    held = claim()
+    assert _next(held, _outcomes(held, DEFERRED), circuit=OPEN) == RetryAt(OPEN.next_trial_at)
+    held = claim(expires_at=NOW + timedelta(minutes=3))
+    assert _next(held, _outcomes(held, DEFERRED), circuit=OPEN) == RetryAt(NOW + timedelta(minutes=3))
+
+
+@pytest.mark.parametrize(
+    ("reply", "seconds"),
+    [
+        ("451 4.7.1 Greylisted, please try again in 300 seconds", 300),
+        ("450 4.2.0 Greylisting in action, come back in 00:05:30", 330),
+        ("451 4.7.1 Try again after 5 minutes", 300),
+        ("451 4.7.1 try again in 1 hour", 3600),
+        ("451 4.7.1 try again in 99999 seconds", 3600),
+        ("451 4.7.1 try again in 3 seconds", 30),
+        ("451 4.7.1 try again later", 30),
+    ],
+)
+def test_the_relays_own_wait_is_kept_where_it_is_the_longer_one(reply: str, seconds: float) -> None:
+    held = claim()
+    assert _next(held, _outcomes(held, Deferred(replace(LATER, reply=reply)))) == RetryAt(
+        NOW + timedelta(seconds=seconds)
+    )
+
+
+RETRY = InDoubtPolicy.RETRY
+DOUBTFUL = (Recipient("r0@example.org", P, LOST),)
+
+
+def test_what_is_in_doubt_is_sent_again_only_where_that_is_the_policy() -> None:
+    held = claim()
+    assert _next(held, _outcomes(held, IN_DOUBT)) == Done()
+    step = _next(held, _outcomes(held, IN_DOUBT), in_doubt=RETRY, may_fall_back=True)
+    assert step == RetryAt(AT)
+    end = ending(held, _outcomes(held, IN_DOUBT), step, in_doubt=RETRY)
+    assert (end.state, end.failure, end.recipients[0].state) == (MessageState.DEFERRED, LOST, P)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "step", "state", "why"),
+    [
+        (SENT, Done(), S, None),
+        (DEFERRED, RetryAt(AT), P, LOST),
+        (DEFERRED, GiveUp(), D, LOST),
+        (REJECTED, Done(), D, LOST),
+        (IN_DOUBT, GiveUp(), D, LOST),
+    ],
+)
+def test_what_may_have_arrived_ends_sent_or_in_doubt(
+    outcome: Outcome, step: Step, state: RecipientState, why: Failure | None
+) -> None:
+    held = claim(DOUBTFUL)
+    assert held.is_doubtful
+    (after,) = ending(held, _outcomes(held, outcome), step, in_doubt=RETRY).recipients
+    assert (after.state, after.failure) == (state, why)

@@ -1,0 +1,324 @@
+"""Every profile's circuit: opened by failures, remembered in the store, tried at its pace, closed again.
+
+Sits where sessions are opened, so that nobody logs in again with a password that was just refused: until a login has
+succeeded with these very credentials, sessions of a profile are opened one at a time. Decides nothing itself
+(`mail.circuit`); begins no attempt: the worker asks whether a profile admits one.
+
+A circuit is bound to a fingerprint of its profile's settings and secret; another one closes it, after a restart too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from hashlib import scrypt
+from typing import TypeAlias
+
+import structlog
+
+from app.mail.attempt import Attempt
+from app.mail.circuit import SLOWEST_PACE, Circuit, Streak, after_failure, is_of_opening, opened_by, tried_in_vain
+from app.mail.errors import StoreUnavailable, TransactionError
+from app.mail.outcome import Failure, FailureClass, Outcome, Sent
+from app.mail.profile import AuthMode, Profile
+from app.smtp.login import credentials_of
+from app.smtp.pool import OpenSession
+from app.smtp.session import Session
+from app.store.catalog import Catalog, ProfileState
+from app.telemetry import Metrics
+
+LOOK_EVERY = 5.0  # seconds between two looks at the secret of a profile whose circuit is open
+
+log = structlog.get_logger()
+
+_AsSet: TypeAlias = tuple[Profile, str | None]  # a profile and its password; None = it cannot be read
+
+
+class CircuitOpen(Exception):
+    """The profile's circuit is open: no session is opened, and no attempt was made."""
+
+
+@dataclass(slots=True)
+class _Way:
+    """What is known of the way to one profile's relay."""
+
+    login: asyncio.Lock = field(default_factory=asyncio.Lock)
+    proven: _AsSet | None = None  # what a login has succeeded with
+    streak: Streak = field(default_factory=Streak)
+    circuit: Circuit | None = None
+    fingerprint: str = ""
+    as_set: _AsSet | None = None  # when the circuit opened; None = before this process, see the fingerprint
+    may_try: bool = False  # a message may try it
+    trial: Attempt | None = None  # the one that does
+    look: asyncio.Event = field(default_factory=asyncio.Event)
+    watcher: asyncio.Task[None] | None = None
+
+
+class Circuits:
+    """All of this process. `start()` once, `stop()` at the end; in the event loop."""
+
+    def __init__(
+        self,
+        profiles: Mapping[str, Profile],
+        *,
+        open_session: OpenSession,
+        catalog: Catalog,
+        metrics: Metrics,
+        now: Callable[[], datetime],
+        clock: Callable[[], float],
+    ) -> None:
+        self._profiles = profiles
+        self._open_session = open_session
+        self._catalog = catalog
+        self._metrics = metrics
+        self._now = now
+        self._clock = clock
+        self._ways: dict[str, _Way] = {}
+        self._closed: Callable[[str], Awaitable[None]] = _nobody
+        self._let_try: Callable[[str], Awaitable[None]] = _nobody
+
+    async def start(
+        self,
+        known: Mapping[str, ProfileState],
+        *,
+        closed: Callable[[str], Awaitable[None]],
+        let_try: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Take up what an earlier process knew. `closed` is told of a circuit that closed, `let_try` that a message may
+        try one.
+        """
+        self._closed, self._let_try = closed, let_try
+        for name, state in known.items():
+            if state.circuit is not None:
+                way = self._way(name)
+                way.circuit, way.fingerprint = state.circuit, state.fingerprint
+                self._show(name, way)
+                if not await self._close_if_changed(name, way):
+                    self._watch(name, way)
+
+    async def stop(self) -> None:
+        """Try nothing any more; idempotent."""
+        watchers = [way.watcher for way in self._ways.values() if way.watcher is not None]
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+
+    def of(self, profile: str) -> Circuit | None:
+        """Give a profile's circuit, None where it is closed."""
+        way = self._ways.get(profile)
+        return way.circuit if way is not None else None
+
+    def admits(self, profile: str) -> bool:
+        """Whether an attempt may begin: the circuit is closed, or waits for one to try it."""
+        way = self._ways.get(profile)
+        return way is None or way.circuit is None or way.may_try
+
+    def settings_changed(self) -> None:
+        """Look at once whether a profile with an open circuit is another one now."""
+        for way in self._ways.values():
+            way.look.set()
+
+    async def close(self, profile: str, why: str) -> None:
+        """Close a circuit and let what waits go; nothing happens to one that is closed."""
+        way = self._ways.get(profile)
+        if way is None:
+            return
+        way.streak = Streak()
+        if way.circuit is None:
+            return
+        log.info("circuit.closed", profile=profile, reason=way.circuit.failure.reason, why=why)
+        self._metrics.circuit_open.remove(profile, way.circuit.failure.reason)
+        way.circuit, way.may_try, way.trial, way.as_set = None, False, None, None
+        way.look.set()  # which ends its watcher
+        await self._closed(profile)
+        await self._keep(profile, way)
+
+    # around an attempt
+
+    def begin(self, attempt: Attempt) -> None:
+        """Make an attempt that begins the trial, where the circuit waits for one."""
+        way = self._ways.get(attempt.profile)
+        if way is not None and way.may_try:
+            way.may_try, way.trial = False, attempt
+
+    async def open_session(self, profile: Profile, attempt: Attempt) -> Session:
+        """Open a session for an attempt.
+
+        Raises:
+            CircuitOpen: it is of no use; nothing was tried.
+            TransactionError: it did not come about.
+        """
+        way = self._way(profile.name)
+        if not profile.wants_login:
+            return await self._open(way, profile, attempt)
+        as_set = await _as_set(profile)
+        if way.proven == as_set:
+            return await self._open(way, profile, attempt)
+        async with way.login:
+            session = await self._open(way, profile, attempt)
+            way.proven = as_set
+            return session
+
+    async def ended(self, profile: Profile, attempt: Attempt, outcomes: Mapping[str, Outcome]) -> None:
+        """Learn from how an attempt ended."""
+        way = self._way(profile.name)
+        was_trial, way.trial = way.trial is attempt, None if way.trial is attempt else way.trial
+        failure = attempt.failure
+        if any(isinstance(outcome, Sent) for outcome in outcomes.values()):
+            way.streak = Streak()
+        elif failure is not None and is_of_opening(failure):
+            return  # counted where the session was opened
+        elif failure is not None:
+            way.streak, opens = after_failure(way.streak, failure, frozenset(outcomes))
+            if opens or (was_trial and failure.cls is FailureClass.CONFIGURATION):
+                await self._failed(way, profile, failure, is_trial=was_trial)
+                return
+        if was_trial:
+            await self.close(profile.name, "a message got through to the relay")
+
+    def abandoned(self, attempt: Attempt) -> None:
+        """An attempt came to no end that says anything: another one may try."""
+        way = self._ways.get(attempt.profile)
+        if way is not None and way.trial is attempt:
+            way.trial, way.may_try = None, True
+
+    async def _open(self, way: _Way, profile: Profile, attempt: Attempt) -> Session:
+        if way.circuit is not None and way.trial is not attempt:
+            raise CircuitOpen(profile.name)
+        try:
+            session = await self._open_session(profile, attempt)
+        except TransactionError as error:
+            # Before anybody else gets to try the same.
+            is_trial = way.trial is attempt
+            way.streak, opens = after_failure(way.streak, error.failure, frozenset())
+            if is_trial or (opens and way.circuit is None):
+                await self._failed(way, profile, error.failure, is_trial=is_trial)
+            raise
+        way.streak = replace(way.streak, unreachable=0)
+        return session
+
+    async def _failed(self, way: _Way, profile: Profile, failure: Failure, *, is_trial: bool) -> None:
+        name = profile.name
+        if way.circuit is None:
+            circuit = way.circuit = opened_by(failure, self._now())
+            self._show(name, way)
+            way.proven = None
+            way.as_set = await _as_set(profile)
+            way.fingerprint = await asyncio.to_thread(_fingerprint, way.as_set, os.urandom(16))
+            self._watch(name, way)
+        elif is_trial:
+            self._metrics.circuit_open.remove(name, way.circuit.failure.reason)
+            way.trial = None
+            circuit = way.circuit = tried_in_vain(way.circuit, failure, self._now())
+            self._show(name, way)
+            way.look.set()
+        else:
+            return
+        log.warning(
+            "circuit.tried" if circuit.tried else "circuit.opened",
+            profile=name,
+            code=failure.code,
+            reason=failure.reason,
+            error=failure.message,
+            hint=failure.hint,
+            next_trial_at=circuit.next_trial_at.isoformat(),
+        )
+        await self._keep(name, way)
+
+    # while it is open
+
+    def _watch(self, name: str, way: _Way) -> None:
+        if way.watcher is None or way.watcher.done():
+            way.watcher = asyncio.create_task(self._try_at_its_pace(name, way))
+
+    async def _try_at_its_pace(self, name: str, way: _Way) -> None:
+        while (circuit := way.circuit) is not None:
+            try:
+                if await self._close_if_changed(name, way):
+                    return
+                # However the clock was set meanwhile.
+                wait = min(circuit.next_trial_at - self._now(), SLOWEST_PACE * 6).total_seconds()
+                if wait <= 0 and circuit.is_probed:
+                    await self._probe(way, self._profiles[name])
+                    continue
+                if wait <= 0 and not way.may_try and way.trial is None:
+                    way.may_try = True
+                    await self._let_try(name)
+            except StoreUnavailable as error:
+                log.error("circuit.store_unavailable", profile=name, error=str(error))
+                wait = LOOK_EVERY
+            way.look.clear()
+            if way.circuit is circuit:
+                await _moment(way.look, min(wait, LOOK_EVERY) if wait > 0 else LOOK_EVERY)
+
+    async def _close_if_changed(self, name: str, way: _Way) -> bool:
+        """Close the circuit of a profile that is another one now, or is there no more; says whether it is closed."""
+        profile = self._profiles.get(name)
+        as_set = await _as_set(profile) if profile is not None else None
+        if way.as_set is None and as_set is not None:
+            salt = bytes.fromhex(way.fingerprint.partition(":")[0])
+            if await asyncio.to_thread(_fingerprint, as_set, salt) == way.fingerprint:
+                way.as_set = as_set
+        if as_set is None or as_set != way.as_set:
+            await self.close(name, "its settings or its secret changed")
+        return way.circuit is None
+
+    async def _probe(self, way: _Way, profile: Profile) -> None:
+        """Walk as far as EHLO, under TLS where that is set; no login."""
+        attempt = Attempt(0, profile.name, self._now(), self._clock, keeps_transcript=False)
+        try:
+            session = await self._open_session(replace(profile, auth=AuthMode.NONE), attempt)
+        except TransactionError as error:
+            if way.circuit is not None:
+                await self._failed(way, profile, error.failure, is_trial=True)
+            return
+        session.close()
+        await self.close(profile.name, "the relay answers")
+
+    def _show(self, name: str, way: _Way) -> None:
+        if way.circuit is not None:
+            self._metrics.circuit_open.labels(name, way.circuit.failure.reason).set(1)
+
+    async def _keep(self, name: str, way: _Way) -> None:
+        try:
+            await self._catalog.keep_circuit(name, way.circuit, way.fingerprint)
+        except StoreUnavailable as error:  # it stands in this process all the same
+            log.error("circuit.not_kept", profile=name, error=str(error))
+
+    def _way(self, name: str) -> _Way:
+        way = self._ways.get(name)
+        if way is None:
+            way = self._ways[name] = _Way()
+        return way
+
+
+async def _nobody(_: str) -> None:
+    """Nobody listens before the start."""
+
+
+async def _moment(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+async def _as_set(profile: Profile) -> _AsSet:
+    without = replace(profile, password="")  # which may be an older one than the file's
+    if not profile.wants_login:
+        return without, None
+    try:
+        return without, (await credentials_of(profile)).password
+    except TransactionError:
+        return without, None
+
+
+def _fingerprint(as_set: _AsSet, salt: bytes) -> str:
+    """Tell settings and secret apart, and give neither away: a password that is guessed costs the guesser each time."""
+    profile, secret = as_set
+    said = repr((profile, secret)).encode()
+    return f"{salt.hex()}:{scrypt(said, salt=salt, n=2**14, r=8, p=1, dklen=32).hex()}"

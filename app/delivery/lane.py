@@ -1,0 +1,84 @@
+"""One profile's side of the worker: what is under way, what may be begun, and what wakes its claim loop.
+
+Pure bookkeeping, no I/O. What was just accepted and what waits in the store share the window half and half where both
+want in: neither a backlog starves fresh mail, nor fresh mail a backlog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.delivery.flow import Flow, Meter
+from app.mail.profile import Profile
+
+SMALLEST_WINDOW = 8  # attempts
+
+
+@dataclass(slots=True)
+class Lane:
+    """Made for a profile; `profile` is replaced when the settings are read again."""
+
+    profile: Profile
+    clock: Callable[[], float]
+    flow: Flow = field(init=False)
+    meter: Meter | None = field(init=False, default=None)  # None = no rate
+    under_way: int = 0  # attempts
+    claiming: int = 0  # places held while a claim is under way
+    fresh: int = 0  # of those under way, what this process had just accepted
+    last_success: datetime | None = None  # of this process
+    backlog: bool = False  # something waits in the store that could go now
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.flow = Flow(self.clock)
+        self.change(self.profile)
+
+    def change(self, profile: Profile) -> None:
+        """Go on by these settings."""
+        self.profile = profile
+        if profile.rate is None:
+            self.meter = None
+        elif self.meter is None or self.meter.rate != profile.rate:
+            self.meter = Meter(profile.rate, self.clock)
+
+    @property
+    def window(self) -> int:
+        """How many attempts may be under way: enough to keep every connection busy."""
+        if self.flow.limit is not None:
+            return 4 * self.flow.limit
+        return max(SMALLEST_WINDOW, 4 * self.profile.max_connections)
+
+    @property
+    def room_for_fresh(self) -> bool:
+        """Whether a message that is about to be accepted may begin at once."""
+        if self.meter is not None and self.meter.free <= 0:
+            return False
+        if self.backlog:
+            return self.fresh < self.window // 2
+        return self.under_way + self.claiming < self.window
+
+    @property
+    def room_for_waiting(self) -> int:
+        """How many messages may be claimed from the store."""
+        waiting = self.under_way + self.claiming - self.fresh
+        room = min(self.window - self.window // 2 - waiting, self.window - self.under_way - self.claiming)
+        return max(0, room if self.meter is None else min(room, self.meter.free))
+
+    def enter(self, *, is_fresh: bool) -> None:
+        """Hold a place for an attempt."""
+        self.under_way += 1
+        self.fresh += is_fresh
+        if self.meter is not None:
+            self.meter.reserved += 1
+
+    def leave(self, *, is_fresh: bool, has_begun: bool) -> None:
+        """Give it up; `has_begun` = its transaction did, which used the place in the rate."""
+        self.under_way -= 1
+        self.fresh -= is_fresh
+        if self.meter is not None and not has_begun:
+            self.meter.release()
+        if self.backlog:
+            self.wake.set()
