@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from app.commands import good_settings, messages, refuse
-from app.mail.errors import ConfigError
+from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.profile import Profile
 from app.settings import LogFormat, Settings, load
 
@@ -254,6 +254,8 @@ def _serve(settings: Settings) -> None:
         serve(settings, say=typer.echo, read_again=lambda: load(os.environ))
     except ConfigError as error:
         refuse(error)
+    except StoreUnavailable as error:
+        _fail(str(error))
 
 
 def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The only room, besides main and cli, that reads `Settings`, and the only one that knows the wall clock and
 randomness; everybody else is given them.
 
-Order: lock → schema → journal, reader → sandbox → pool → worker. A failed start closes what was open.
+Order: lock → schema → journal, reader → sandbox → pool → room → worker. A failed start closes what was open.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import count
 from time import perf_counter
 from typing import Any
 from uuid import UUID
+
+import structlog
 
 from app import __version__
 from app.delivery.circuits import Circuits
@@ -25,6 +29,7 @@ from app.delivery.control import Control
 from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
+from app.intake.room import Room
 from app.mail.attempt import Attempt
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.ids import uuid7
@@ -49,7 +54,11 @@ from app.telemetry import Metrics
 
 _FOR_LIFE = ("listen", "database", "log", "docs", "max_message_bytes")  # what only a restart changes
 INDEX_EVERY = 30.0  # seconds
+LOOK_EVERY = 2.0  # seconds between two looks at the disk's room
+CHECKPOINT_EVERY = 5  # looks
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
+
+log = structlog.get_logger()
 
 
 class Runtime:
@@ -67,6 +76,7 @@ class Runtime:
     pool: Pool
     worker: Worker
     control: Control
+    room: Room
     intake: Intake
 
     def __init__(self, settings: Settings, *, delivers: bool = True) -> None:
@@ -85,6 +95,7 @@ class Runtime:
         )
         self._parts = AsyncExitStack()
         self._hurried = asyncio.Event()
+        self.is_stopping = False
         self._random = b""
         self._name: str | bool | None = False  # False = not looked up yet
 
@@ -122,8 +133,15 @@ class Runtime:
         self.callers.change_key(settings.api_key)
         self.doctor.default_from = settings.default_from
         self.worker.reload(self.profiles, settings.schedule, keep_transcripts=settings.transcripts)
+        self.room.bound(max_queued=settings.max_queued, min_free_bytes=settings.min_free_bytes)
         self.intake.policy = self._policy()
         return waiting
+
+    def retire(self) -> None:
+        """Begin to stop: no attempt is begun any more, and nobody waits for a verdict."""
+        self.is_stopping = True
+        self.worker.retire()
+        self.verdicts.release()
 
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
@@ -198,17 +216,25 @@ class Runtime:
             now=self.now,
             expires_after=lambda: timedelta(seconds=self.settings.expires_after),
         )
+        self.room = Room(
+            settings.database.parent,
+            waiting=lambda: self.census.waiting,
+            max_queued=settings.max_queued,
+            min_free_bytes=settings.min_free_bytes,
+        )
+        await self.room.look()
         self.intake = Intake(
             self._policy(),
             self.outbox,
             HandOff(self.worker.reserve, self.worker.hand_off, self.worker.give_up_place, self.worker.nudge),
+            self.room,
         )
         if not self._delivers:
             return
         await self._remember_rates()
         await self.worker.start(await self.history.profiles_waiting(), known)
-        indexing = asyncio.create_task(_index_now_and_then(search))
-        self._closes(lambda: _ended(indexing))
+        for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal)):
+            self._closes(partial(_ended, asyncio.create_task(chore)))
 
     async def _remember_rates(self) -> None:
         """Count what began before the restart: a rate is kept across it."""
@@ -255,6 +281,17 @@ async def _index_now_and_then(search: SearchIndex) -> None:
         with suppress(StoreUnavailable):  # whoever writes mail meets it too, and says so
             await search.catch_up()
         await asyncio.sleep(INDEX_EVERY)
+
+
+async def _look_now_and_then(room: Room, journal: Journal) -> None:
+    for turn in count(1):
+        await asyncio.sleep(LOOK_EVERY)
+        try:
+            await room.look()
+            if turn % CHECKPOINT_EVERY == 0:
+                await journal.checkpoint()
+        except (OSError, StoreUnavailable) as error:
+            log.error("store.look_failed", error=str(error))
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -3,8 +3,11 @@
 The operator socket is `<database folder>/mailchute.sock`, mode 0600: who can open that file is the operator. The
 start-up text goes to stdout once both listen, as plain text whatever the log's form; logs go to stderr.
 
-Order of a stop: no new connections → waiting callers are answered with what is known → requests end → attempts
-drain (`Runtime.close`). A second signal does not wait.
+Order of a stop: nothing more is claimed, /readyz turns red, waiting callers are answered with what is known → after a
+SIGTERM, `drain_delay` seconds in which requests are served as before, since whoever balances the load looks only now
+and then, and mail that is taken now is kept and goes out after the next start → no new connections → requests end →
+attempts drain (`Runtime.close`). A second signal does not wait. A disk that failed a sync is a stop without any of
+the waiting, and exit code 1.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import FrameType
 
@@ -35,6 +41,7 @@ from app.store.database import SCHEMA, Lock, schema_of
 
 SHUTDOWN_SECONDS = 10  # that requests under way get, before attempts get theirs (app.runtime.GRACE)
 BACKLOG = 2048  # connections that wait to be taken
+FILES = 100  # descriptors for the store, the listeners and some callers
 _LONGEST_PATH = 107  # bytes of a Unix socket's path, sun_path less its NUL
 
 log = structlog.get_logger()
@@ -45,10 +52,11 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
 
     Raises:
         ConfigError: it cannot be started as the settings stand.
+        StoreUnavailable: the store cannot be opened now, or the disk failed a sync: start it again.
     """
     # The kernel drops a signal to a container's process 1 that has no handler: the engine would wait, and kill.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    for warning in settings.warnings:
+    for warning in (*settings.warnings, *_too_few_files(settings)):
         log.warning("settings.warning", warning=warning)
     listener = _listen(settings)
     _migrate_apart(settings)
@@ -76,6 +84,17 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
         raise server.failure
 
 
+def _too_few_files(settings: Settings) -> Iterator[str]:
+    """Without a free descriptor no caller is let in and no relay is reached; both go on when there is one again."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES + sum(profile.max_connections for profile in settings.profiles.values())
+    if allowed < wanted:
+        yield (
+            f"no more than {allowed} files and connections may be open at once, and {wanted} are wanted ({FILES} for "
+            "our own and for callers, and each profile's max_connections): raise it with ulimit -n or LimitNOFILE="
+        )
+
+
 def _migrate_apart(settings: Settings) -> None:
     """Bring the schema up to date in a process of its own: alembic is 15 MB that serving never needs again."""
     lock = Lock(settings.database)
@@ -85,6 +104,7 @@ def _migrate_apart(settings: Settings) -> None:
         lock.release()
     if current in (SCHEMA, None):  # a new file is made where it is opened
         return
+    log.info("store.migrating", was=current, to=SCHEMA)
     done = subprocess.run(
         [sys.executable, "-m", "app", "migrate"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -106,19 +126,35 @@ class _Server(uvicorn.Server):
         self._announce = announce
         self._read_again = read_again
         self._has_terminal = sys.stdin.isatty()
-        self.failure: ConfigError | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._first_signal = 0
+        self.failure: ConfigError | StoreUnavailable | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._opening = asyncio.create_task(self._runtime.open())
         try:
-            await self._runtime.open()
+            await self._opening
+            self._opening = None
             await super().startup(sockets)
             await self._open_operator_socket()
         except (ConfigError, StoreUnavailable) as error:
-            self.failure = error if isinstance(error, ConfigError) else ConfigError(str(error))
+            self.failure = error
             self.should_exit = True
             return
+        except asyncio.CancelledError:
+            if not self.should_exit:
+                raise
+            return  # stopped while it waited for the store
+        self._watching = asyncio.create_task(self._end_with_the_store())
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         self._announce()
+
+    async def _end_with_the_store(self) -> None:
+        await self._runtime.journal.broken.wait()
+        log.critical("store.broken", error=self._runtime.journal.fault)
+        self.failure = StoreUnavailable(f"{self._runtime.journal.fault}; start it again: the file tells what was kept")
+        self._end_now()
 
     def _hang_up(self) -> None:
         """SIGHUP: read the settings again, or end with the terminal that was closed."""
@@ -138,16 +174,37 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            self.force_exit = True
-            self._runtime.hurry()
+            self._end_now()
+        self._first_signal = self._first_signal or sig
         super().handle_exit(sig, frame)
+        if self._opening is not None:
+            self._opening.get_loop().call_soon_threadsafe(self._opening.cancel)
+
+    def _end_now(self) -> None:
+        self.should_exit = self.force_exit = True
+        self._runtime.hurry()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._runtime.retire()
         if self.failure is None:
-            self._runtime.verdicts.release()
+            await self._serve_on(self._runtime.settings.drain_delay if self._first_signal == signal.SIGTERM else 0.0)
         await super().shutdown(sockets)
         self._operator_path.unlink(missing_ok=True)
         await self._runtime.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+
+    async def _serve_on(self, seconds: float) -> None:
+        """Let others notice that we stop, before they are turned away."""
+        log.info("serving.stopping", seconds=seconds)
+        ends = asyncio.get_running_loop().time() + seconds
+        for tick in count(1):
+            if self.force_exit or asyncio.get_running_loop().time() >= ends:
+                return
+            await asyncio.sleep(0.1)
+            await self.on_tick(tick)  # the header Date
 
     @property
     def _operator_path(self) -> Path:

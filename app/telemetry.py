@@ -93,6 +93,8 @@ class Metrics:
         self.queue_messages = Gauge("mailchute_queue_messages", "Messages that wait, by state.", ["state"], registry=r)
         self.queue_oldest = Gauge("mailchute_queue_oldest_seconds", "Age of the oldest message that waits.", registry=r)
         self.in_doubt = Gauge("mailchute_in_doubt", "Messages whose outcome nobody knows.", registry=r)
+        self.log_bytes = Gauge("mailchute_store_log_bytes", "Size of the database's write-ahead log.", registry=r)
+        self.free_bytes = Gauge("mailchute_disk_free_bytes", "Free on the database's disk.", registry=r)
         self.circuit_open = Gauge(
             "mailchute_circuit_open",
             "1 while a profile's circuit is open.",

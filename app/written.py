@@ -193,6 +193,17 @@ class Written(_Strict):
         8.0, "seconds that `POST /send` waits for a verdict, 0 to 30"
     )
     max_message_bytes: Annotated[int, Field(ge=1024, le=200 * 1024 * 1024)] = _said(25 * 1024 * 1024, "composed")
+    max_queued: Annotated[int, Field(ge=0)] = _said(
+        100_000, "messages that may wait; over it `POST /send` is 503. 0 = no bound"
+    )
+    min_free_bytes: Annotated[int, Field(ge=0)] | None = _said(
+        None,
+        "kept free on the database's disk: under it `POST /send` is 503. 0 = no bound",
+        shown="104857600, or 1 % of the disk if that is more",
+    )
+    drain_delay: Annotated[float, BeforeValidator(_duration), Field(ge=0, le=300)] = _said(
+        5.0, "seconds after a SIGTERM in which requests are still served; Ctrl-C does not wait"
+    )
     profiles: dict[str, ProfileSettings] = _said({}, "relays by name", shown="see below")
     routes: Annotated[list[RouteSettings], BeforeValidator(_listed)] = _said(
         [], "the first that matches names the profile", shown="see below"

@@ -203,6 +203,7 @@ class Mailchute(Service):
         environment = _environment() | {
             "MAILCHUTE_CONFIG": str(config),
             "MAILCHUTE_LISTEN": "127.0.0.1:0",
+            "MAILCHUTE_DRAIN_DELAY": "0",
             "MAILCHUTE_DATABASE_URL": str(self._database),
             "MAILCHUTE_LOG": "json",
             "MAILCHUTE_PROFILES__DEFAULT__MAX_CONNECTIONS": str(CONNECTIONS),

@@ -28,6 +28,7 @@ from app.mail.errors import (
     Fault,
     InvalidMessage,
     MailError,
+    NoRoom,
     RateLimited,
     Refused,
     TooLarge,
@@ -47,6 +48,7 @@ Headers: TypeAlias = Mapping[bytes, bytes]
 BODY_SECONDS = 30.0  # in which a request's body must have arrived
 JSON = (b"content-type", b"application/json")
 RETRY_AFTER_STORE = b"5"
+RETRY_AFTER_NO_ROOM = b"30"  # an operator makes room, or a queue shrinks: neither is done in a moment
 
 log = structlog.get_logger()
 
@@ -218,7 +220,7 @@ def answer_to(error: MailError, headers: Headers) -> Answer:
     if status == 401:
         extra.append((b"www-authenticate", b'Bearer realm="mailchute"'))
     if status == 503:
-        extra.append((b"retry-after", RETRY_AFTER_STORE))
+        extra.append((b"retry-after", RETRY_AFTER_NO_ROOM if isinstance(error, NoRoom) else RETRY_AFTER_STORE))
     if isinstance(error, RateLimited):
         extra.append((b"retry-after", str(max(1, ceil(error.retry_after))).encode()))
     if isinstance(error, MethodNotAllowed):

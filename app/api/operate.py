@@ -21,6 +21,7 @@ from app.mail.outcome import MessageState
 from app.mail.profile import SANDBOX_PROFILE, TlsMode
 from app.runtime import Runtime
 from app.store.census import WAITING
+from app.store.journal import LOG_BYTES
 from app.telemetry import CONTENT_TYPE
 
 _WAL_BUG_ENDS = (3, 51, 3)  # sqlite.org/wal.html#walresetbug
@@ -56,13 +57,16 @@ async def livez() -> Response:
     operation_id="isReady",
     summary="Can it take messages?",
     response_model=Alive,
-    responses={503: {"model": Alive, "description": "The store cannot be written"}},
+    responses={503: {"model": Alive, "description": "A message cannot be taken, or should not: it is being stopped"}},
 )
 async def readyz(request: Request) -> Response:
-    """200 where the store takes writes and its schema is the one served; never asks a remote relay."""
+    """200 where the store takes writes, has room, and is not being stopped; never asks a remote relay."""
+    runtime = runtime_of(request)
     try:
-        await runtime_of(request).outbox.check()
+        await runtime.outbox.check()
     except StoreUnavailable:
+        return to_response(answer_json({"status": "fail"}, status=503))
+    if runtime.is_stopping or runtime.room.shortage():
         return to_response(answer_json({"status": "fail"}, status=503))
     return to_response(answer_json({"status": "pass"}))
 
@@ -77,7 +81,7 @@ async def readyz(request: Request) -> Response:
         503: {
             "model": Health,
             "content": _HEALTH_JSON,
-            "description": "The store cannot be written",
+            "description": "A message cannot be taken: the store cannot be written, or there is no room",
         },
         **problems(401),
     },
@@ -86,7 +90,7 @@ async def readyz(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """Say what an operator should know: the store, the queue, and every profile that deserves a second look."""
     runtime = runtime_of(request)
-    checks = {"store": [await _store(runtime)], "sqlite": [_sqlite()]}
+    checks = {"store": [await _store(runtime)], "room": [_room(runtime)], "log": [_log(runtime)], "sqlite": [_sqlite()]}
     if checks["store"][0]["status"] != "fail":
         in_doubt = runtime.census.of(MessageState.IN_DOUBT)
         checks["queue"] = [{"status": "pass", "observedValue": runtime.census.waiting, "observedUnit": "messages"}]
@@ -122,6 +126,8 @@ async def metrics(request: Request) -> Response:
     for state in WAITING:
         figures.queue_messages.labels(state).set(runtime.census.of(state))
     figures.queue_oldest.set(max(0.0, (now - oldest).total_seconds()) if oldest else 0.0)
+    figures.log_bytes.set(runtime.journal.log_bytes)
+    figures.free_bytes.set(runtime.room.free_bytes)
     figures.in_doubt.set(runtime.census.of(MessageState.IN_DOUBT))
     return to_response(Answer(200, figures.render(), ((b"content-type", CONTENT_TYPE.encode()),)))
 
@@ -132,6 +138,20 @@ async def _store(runtime: Runtime) -> dict[str, Any]:
     except StoreUnavailable as error:
         return {"status": "fail", "output": str(error)}
     return {"status": "pass"}
+
+
+def _room(runtime: Runtime) -> dict[str, Any]:
+    free = {"observedValue": runtime.room.free_bytes, "observedUnit": "bytes free"}
+    short = runtime.room.shortage()
+    return {"status": "fail", **free, "output": short} if short else {"status": "pass", **free}
+
+
+def _log(runtime: Runtime) -> dict[str, Any]:
+    check: dict[str, Any] = {"status": "pass", "observedValue": runtime.journal.log_bytes, "observedUnit": "bytes"}
+    if check["observedValue"] > LOG_BYTES:
+        check["status"] = "warn"
+        check["output"] = "the database's log grows: another program reads in it all the time; end that one"
+    return check
 
 
 def _sqlite() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from app.mail.errors import (
     InvalidMessage,
     KeyReused,
     MailError,
+    NoRoom,
     NotFound,
     RateLimited,
     Refused,
@@ -117,6 +118,13 @@ DOORS = (
         "rate-limited",
         "This was done too often",
         "Wait as many seconds as the header Retry-After says.",
+    ),
+    Door(
+        NoRoom,
+        503,
+        "no-room",
+        "There is no room for another message; nothing was taken",
+        "Send it again later. Whoever runs the service finds in `detail` and /health what is full, and what cures it.",
     ),
     Door(
         StoreUnavailable,

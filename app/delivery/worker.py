@@ -27,7 +27,7 @@ from app.delivery.plan import Done, FallBack, GiveUp, RetryAt, Step, ending, nex
 from app.mail.attempt import Attempt
 from app.mail.circuit import Circuit
 from app.mail.codes import Reason
-from app.mail.errors import LeaseLost, StoreUnavailable
+from app.mail.errors import LeaseLost, StoreBroken, StoreUnavailable
 from app.mail.message import Claim, Lease, Recipient, Snapshot
 from app.mail.outcome import (
     Deferred,
@@ -170,14 +170,18 @@ class Worker:
     def _claim_for(self, lane: Lane) -> None:
         self._loops.append(asyncio.create_task(self._claim_loop(lane)))
 
+    def retire(self) -> None:
+        """Claim no more, and take nothing from the door; what is under way goes on. Idempotent."""
+        self._stopping = True
+        for lane in self._lanes.values():
+            lane.wake.set()
+
     async def drain(self, grace: float, *, hurried: asyncio.Event) -> None:
         """Claim no more; give what is under way `grace` seconds, or until `hurried`, then stop it. Idempotent.
 
         What is stopped before its mark goes back to the queue with no attempt burnt; after it, it is in doubt.
         """
-        self._stopping = True
-        for lane in self._lanes.values():
-            lane.wake.set()
+        self.retire()
         await self._circuits.stop()
         await asyncio.gather(*self._loops, return_exceptions=True)  # what they had claimed has begun
         going = set(self._attempts)
@@ -300,6 +304,8 @@ class Worker:
                 await self._try(trying)
         except LeaseLost as error:
             log.warning("delivery.lease_lost", message_id=str(claim.snapshot.id), error=str(error))
+        except StoreBroken as error:
+            log.error("delivery.record_failed", message_id=str(claim.snapshot.id), error=str(error))
         finally:
             lane.leave(is_fresh=is_fresh, has_begun=lane.profile.name in trying.begun)
 
@@ -557,7 +563,11 @@ class Worker:
         failure: Failure | None,
         at: datetime | None,
     ) -> None:
-        """Record until the store takes it: the verdict is known and must not be lost, nor the mail sent twice."""
+        """Record until the store takes it: the verdict is known and must not be lost, nor the mail sent twice.
+
+        Raises:
+            StoreBroken: it never will. The mark says that the message is in doubt, where one was made.
+        """
         while True:
             writing = asyncio.ensure_future(
                 self._outbox.record(claim, attempt, state=state, after=recipients, failure=failure, next_attempt_at=at)
@@ -565,6 +575,8 @@ class Worker:
             try:
                 snapshot = await asyncio.shield(writing)
                 break
+            except StoreBroken:
+                raise
             except StoreUnavailable as error:
                 log.error("delivery.record_failed", message_id=str(claim.snapshot.id), error=str(error))
                 await asyncio.sleep(PAUSE_WITHOUT_STORE)

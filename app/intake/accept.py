@@ -1,6 +1,6 @@
 """Taking a message: check, route, compose once, append. Once `accept()` returns, the message is ours.
 
-Order of events: profile → sender → recipients → compose → size → reserve a place → append (COMMIT) → hand off.
+Order of events: profile → sender → recipients → compose → size → room → reserve a place → append (COMMIT) → hand off.
 Nothing of this room knows HTTP, SQL or SMTP. RFC 5321 §6.1 (accepting means not losing).
 """
 
@@ -17,6 +17,7 @@ from pydantic_core import to_json
 
 from app.compose.mime import compose
 from app.intake.callers import Caller
+from app.intake.room import Room
 from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, TooLarge
 from app.mail.message import Claim, Draft, Envelope, Lease, Message, Receipt, Repeat
@@ -53,9 +54,10 @@ class Policy:
 class Intake:
     """The door for every kind of caller."""
 
-    def __init__(self, policy: Policy, outbox: Outbox, worker: HandOff) -> None:
+    def __init__(self, policy: Policy, outbox: Outbox, worker: HandOff, room: Room) -> None:
         self.policy = policy  # replaced as a whole when the settings are read again
         self._outbox = outbox
+        self._room = room
         self._worker = worker
 
     async def accept(self, draft: Draft, caller: Caller, *, id: UUID, now: datetime, key: str | None = None) -> Receipt:
@@ -67,9 +69,11 @@ class Intake:
             InvalidMessage: with a pointer for each fault.
             KeyReused: the key stands for another message.
             TooLarge: composed it is over `max_message_bytes`.
+            NoRoom: the disk or the queue is full.
             StoreUnavailable: nothing was taken.
         """
         message = self.prepare(draft, caller, id=id, now=now)
+        self._room.take(len(message.content))
         repeat = Repeat(key, fingerprint(draft)) if key is not None else None
         is_due = message.send_at is None or message.send_at <= now
         lease = self._worker.reserve(message.profile) if is_due else None

@@ -9,9 +9,11 @@
     │   ├── NotFound               404
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
-    │   └── RateLimited            429, with the seconds to wait
+    │   ├── RateLimited            429, with the seconds to wait
+    │   └── NoRoom                 503: the disk or the queue is full
     ├── TransactionError(failure)  a relay gave no verdict: the phase and the cause say what that means
     ├── StoreUnavailable           503: nothing was taken
+    │   └── StoreBroken            nor will anything be, until the service is started again
     └── LeaseLost                  somebody else holds the message now; what we know is dropped
     ConfigError                    start-up only: the settings contradict each other
 
@@ -97,6 +99,10 @@ class RateLimited(Refused):
         self.retry_after = retry_after
 
 
+class NoRoom(Refused):
+    """The disk or the queue has no room for another message."""
+
+
 class TransactionError(MailError):
     """A relay gave no verdict, or could not be reached."""
 
@@ -107,6 +113,10 @@ class TransactionError(MailError):
 
 class StoreUnavailable(MailError):
     """The store cannot take a write now; nothing was taken."""
+
+
+class StoreBroken(StoreUnavailable):
+    """The disk did not keep what was written; this process takes and writes nothing more."""
 
 
 class LeaseLost(MailError):

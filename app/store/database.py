@@ -16,7 +16,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from sqlalchemy import (
@@ -46,6 +46,7 @@ PART_BYTES = 256 * 1024  # size of one row of content
 COUNT_PERIOD = 10 * 60 * 1000  # milliseconds of one row of failure_counts
 COUNTS_KEPT = 24 * 3600 * 1000  # milliseconds that failures are counted for
 BUSY_SECONDS = 5.0  # how long a write waits for a stray reader's lock
+CHECKED_BYTES = 256 << 20  # up to which a file is looked through at start: a fifth of a second from memory
 
 metadata = MetaData()
 
@@ -246,14 +247,11 @@ def schema_of(database: Path) -> str | None:
     if not database.exists():
         return None
     try:
-        connection = connect(database, read_only=True)
-        try:
+        with closing(_look_into(database)) as connection:
             names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             if names and "alembic_version" not in names:
                 raise ConfigError(f"{database} is another program's database; it was not touched")
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        finally:
-            connection.close()
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             return None
@@ -265,13 +263,32 @@ def schema_of(database: Path) -> str | None:
     return str(row[0]) if row else None
 
 
+def _look_into(database: Path) -> sqlite3.Connection:
+    """Open a file to read it, and leave it as it is, with the log that a killed process left beside it.
+
+    The last connection that closes brings the log into the file, even one that only reads. One that cannot write does
+    not, but leaves an empty log where there was none.
+    """
+    log = database.with_name(database.name + "-wal")
+    if not log.exists() or log.stat().st_size == 0:
+        return connect(database, read_only=True)
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+
+
 def migrate(database: Path) -> None:
     """Bring a file to `SCHEMA`; does nothing where it is there. The lock must be held.
 
     Raises:
-        ConfigError: a newer version of Mailchute wrote it, or it is no database; it was not touched.
+        ConfigError: a newer version of Mailchute wrote it, it is no database, is damaged, or cannot be written; it was
+            not touched.
     """
     current = schema_of(database)
+    if current is not None:
+        _refuse_damaged(database)
+        if not os.access(database, os.W_OK):
+            raise ConfigError(
+                f"{database} cannot be written: it, or the disk it is on, is read-only; it was not touched"
+            )
     if current == SCHEMA:
         return
     try:
@@ -281,6 +298,25 @@ def migrate(database: Path) -> None:
             upgrade(database, current)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"{database} cannot be brought to schema {SCHEMA}: {error}") from error
+
+
+def _refuse_damaged(database: Path) -> None:
+    """Look through a file that is not too large for that. Table by table: the virtual one may be made anew."""
+    if database.stat().st_size > CHECKED_BYTES:
+        return
+    try:
+        with closing(_look_into(database)) as connection:
+            there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            for name in metadata.tables:
+                if name in there:
+                    for (found,) in connection.execute(f"PRAGMA quick_check({name})"):
+                        if found != "ok":
+                            raise sqlite3.DatabaseError(found.rpartition("\n")[2])
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"{database} is damaged ({error}); it was not touched. Put a copy of it in its place, or what "
+            "`sqlite3 FILE .recover` saves of it"
+        ) from error
 
 
 def create(database: Path) -> None:

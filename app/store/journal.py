@@ -8,6 +8,11 @@ first written: operations run in the order in which they were handed in.
 
 An operation that fails is taken out and the batch is run again without it: neighbours never fail. That is why an
 operation is given as a function that makes the generator, and must have no effect but its statements.
+
+A COMMIT can fail with all its frames in the log: where the sync failed, or the log's index could not grow. The next
+start would find them and take them for committed, so they are overwritten before anybody hears that nothing was
+taken. After a failed sync the journal is broken: it takes nothing more, and syncs nothing on trust, because the kernel
+may have dropped what it could not write and will not say so twice. Only a new process can tell what the disk has.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -26,14 +32,17 @@ from sqlalchemy import ClauseElement
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from app.mail.errors import StoreUnavailable
-from app.store.database import connect
+from app.mail.errors import StoreBroken, StoreUnavailable
+from app.store.database import BUSY_SECONDS, connect
 
 T = TypeVar("T")
 Params: TypeAlias = dict[str, Any] | Sequence[dict[str, Any]]
 _InOrder: TypeAlias = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
 MAX_BATCH = 256  # operations in one commit: bounds how long the first of them waits
+LOG_BYTES = 64 << 20  # over which the log is cut short, and an operator is told
+LOG_PATIENCE = 0.5  # seconds that writers wait for readers when the log is cut
+_FAILED_SYNCS = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +97,29 @@ class _Entry(Generic[T]):
     error: BaseException | None = None
 
 
+@dataclass(slots=True)
+class _Checkpoint:
+    future: asyncio.Future[None]
+
+
+class _End:
+    pass
+
+
 class Journal:
     """The one writer. `open()` starts its thread, `close()` writes what is queued and ends it."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._queue: SimpleQueue[_Entry[Any] | None] = SimpleQueue()
+        self._log = database.with_name(database.name + "-wal")
+        self._queue: SimpleQueue[_Entry[Any] | _Checkpoint | _End] = SimpleQueue()
+        self._behind: _Checkpoint | _End | None = None  # what came behind the batch that is being written
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._statements = Statements()
+        self.fault = ""  # why it is broken
+        self.broken = asyncio.Event()  # set when it takes nothing more, whatever comes
         self.commits = 0  # how many COMMITs there were, for the figures
 
     async def open(self) -> None:
@@ -120,7 +142,8 @@ class Journal:
         `then` is told the result just before, in the event loop, whether or not anybody still waits for the future.
 
         It fails with what the operation raised, or with `StoreUnavailable` where the store could not take the
-        write: then nothing of it was written. It must not be cancelled: what is handed in will be written.
+        write: then nothing of it was written; `StoreBroken` says that trying again is in vain. It must not be
+        cancelled: what is handed in will be written.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._thread is None:
@@ -129,11 +152,36 @@ class Journal:
             self._queue.put(_Entry(make, future, then))
         return future
 
+    def checkpoint(self) -> asyncio.Future[None]:
+        """Bring the log into the file, as far as no reader needs it where it is; to be asked now and then.
+
+        SQLite does so by itself every thousand pages, and keeps quiet about what fails then. That loses nothing (the
+        pages are still in the log, and are written anew), but a sync that keeps failing must not stay unknown. And
+        it never starts a log again while somebody reads in it: under readers that overlap, the log would grow for
+        ever. One of over `LOG_BYTES` is therefore cut, once those who read now have ended.
+
+        The future fails with `StoreUnavailable` where that could not be done; whatever was committed is safe.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        if self._thread is None:
+            future.set_exception(StoreUnavailable("the store is closed"))
+        else:
+            self._queue.put(_Checkpoint(future))
+        return future
+
+    @property
+    def log_bytes(self) -> int:
+        """How large the log is."""
+        try:
+            return self._log.stat().st_size
+        except FileNotFoundError:
+            return 0
+
     async def close(self) -> None:
         """Write what was handed in, then close; idempotent."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._queue.put(None)
+            self._queue.put(_End())
             await asyncio.to_thread(thread.join)
 
     # in the journal's thread from here on
@@ -147,50 +195,84 @@ class Journal:
             return
         self._loop.call_soon_threadsafe(self._opened.set_result, None)
         try:
-            while (first := self._queue.get()) is not None:
-                batch, last = self._collect(first)
-                self._write(connection, batch)
+            while not isinstance(item := self._behind or self._queue.get(), _End):
+                self._behind = None
+                if isinstance(item, _Checkpoint):
+                    self._bring_back(connection, item)
+                    continue
+                batch = self._collect(item)
+                if self.fault:
+                    self._refuse(batch)
+                else:
+                    self._write(connection, batch)
                 self._loop.call_soon_threadsafe(_answer, batch)
-                if last:
-                    return
         finally:
             connection.close()
 
-    def _collect(self, first: _Entry[Any]) -> tuple[list[_Entry[Any]], bool]:
+    def _collect(self, first: _Entry[Any]) -> list[_Entry[Any]]:
         batch = [first]
-        try:
+        with suppress(Empty):
             while len(batch) < MAX_BATCH:
-                entry = self._queue.get_nowait()
-                if entry is None:
-                    return batch, True
-                batch.append(entry)
-        except Empty:
-            pass
-        return batch, False
+                item = self._queue.get_nowait()
+                if not isinstance(item, _Entry):
+                    self._behind = item
+                    break
+                batch.append(item)
+        return batch
+
+    def _bring_back(self, connection: sqlite3.Connection, asked: _Checkpoint) -> None:
+        error = None
+        try:
+            if self.fault:
+                raise StoreBroken(self.fault)
+            if self.log_bytes <= LOG_BYTES:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            else:
+                _cut_log(connection)
+        except StoreUnavailable as fault:
+            error = fault
+        except sqlite3.Error as fault:
+            self._look_at(fault)
+            error = StoreUnavailable(f"the log cannot be brought into the file: {fault}")
+        self._loop.call_soon_threadsafe(_settle, asked.future, None, error)
 
     def _write(self, connection: sqlite3.Connection, batch: list[_Entry[Any]]) -> None:
         going = batch
         while going:
+            is_ending = False
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 failed = self._run_all(connection, going)
                 if failed is None:
+                    is_ending = True
                     connection.execute("COMMIT")
                     self.commits += 1
                     return
                 connection.execute("ROLLBACK")
                 going = [entry for entry in going if entry is not failed]
             except sqlite3.Error as error:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                for entry in going:
-                    entry.error = StoreUnavailable(f"the store did not take the write: {error}")
+                _roll_back(connection)
+                if is_ending:
+                    _overwrite(connection)
+                self._look_at(error)
+                self._refuse(going, f"the store did not take the write: {error}")
                 return
+
+    def _refuse(self, batch: list[_Entry[Any]], why: str = "") -> None:
+        for entry in batch:
+            entry.error = StoreBroken(self.fault) if self.fault else StoreUnavailable(why)
+
+    def _look_at(self, error: sqlite3.Error) -> None:
+        """See whether anything can be written after this."""
+        if getattr(error, "sqlite_errorcode", None) in _FAILED_SYNCS:
+            self.fault = f"the disk did not keep what was written ({error}); nothing more is taken"
+            self._loop.call_soon_threadsafe(self.broken.set)
 
     def _run_all(self, connection: sqlite3.Connection, batch: list[_Entry[Any]]) -> _Entry[Any] | None:
         """Run every operation; give the first that failed, if one did.
 
-        An error of the whole database (disk full, locked) is no operation's own, and comes out.
+        An error of the whole database (disk full, locked) is no operation's own, and comes out. A damaged page is
+        the own error of whoever needs it.
         """
         cursor = connection.cursor()
         for entry in batch:
@@ -198,6 +280,10 @@ class Journal:
                 entry.result = self._run_one(cursor, entry.make())
             except sqlite3.OperationalError:
                 raise
+            except sqlite3.DatabaseError as error:
+                is_damage = type(error) is sqlite3.DatabaseError
+                entry.error = StoreUnavailable(f"the store is damaged: {error}") if is_damage else error
+                return entry
             except Exception as error:  # noqa: BLE001 (whatever it is, it is that caller's)
                 entry.error = error
                 return entry
@@ -216,13 +302,41 @@ class Journal:
             return value
 
 
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+
+
+def _overwrite(connection: sqlite3.Connection) -> None:
+    """Write a transaction without a meaning over the frames of one that failed in its COMMIT."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("PRAGMA user_version = 0")
+        connection.execute("COMMIT")
+    except sqlite3.Error:  # its frames are there or not; no sync is needed for that
+        _roll_back(connection)
+
+
+def _cut_log(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {int(LOG_PATIENCE * 1000)}")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+
+
 def _answer(batch: list[_Entry[Any]]) -> None:
     for entry in batch:
         if entry.error is None and entry.then is not None:
             entry.then(entry.result)
-        if entry.future.done():
-            continue
-        if entry.error is not None:
-            entry.future.set_exception(entry.error)
-        else:
-            entry.future.set_result(entry.result)
+        _settle(entry.future, entry.result, entry.error)
+
+
+def _settle(future: asyncio.Future[T], result: T, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -17,6 +17,7 @@ class Verdicts:
     def __init__(self) -> None:
         self._waiters: dict[UUID, list[asyncio.Future[Snapshot | None]]] = {}
         self._followers: set[asyncio.Queue[Snapshot | None]] = set()
+        self._is_closing = False
 
     def expect(self, message_id: UUID) -> asyncio.Future[Snapshot | None]:
         """Give a future for the first state that is neither queued nor sending; take it before the append.
@@ -24,6 +25,9 @@ class Verdicts:
         None = nobody should wait any longer, the service stops. Whoever stops waiting cancels the future.
         """
         future: asyncio.Future[Snapshot | None] = asyncio.get_running_loop().create_future()
+        if self._is_closing:
+            future.set_result(None)
+            return future
         self._waiters.setdefault(message_id, []).append(future)
         future.add_done_callback(lambda done: self._forget(message_id, done))
         return future
@@ -40,6 +44,8 @@ class Verdicts:
     def follow(self) -> AsyncIterator[Snapshot]:
         """Give every change of a state from now on; who falls far behind misses some, and nobody waits for them."""
         queue: asyncio.Queue[Snapshot | None] = asyncio.Queue(_BEHIND)
+        if self._is_closing:
+            queue.put_nowait(None)
         self._followers.add(queue)
         return self._changes(queue)
 
@@ -51,7 +57,8 @@ class Verdicts:
             self._followers.discard(queue)
 
     def release(self) -> None:
-        """Send everybody home: the service stops."""
+        """Send everybody home, and whoever comes later at once: the service stops."""
+        self._is_closing = True
         for waiters in list(self._waiters.values()):
             for future in list(waiters):
                 if not future.done():

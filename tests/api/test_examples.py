@@ -167,6 +167,13 @@ async def works(service: Application, _: Path) -> httpx2.Response:
     return await service.client.post("/profiles/relay/verify", json={"from": "bot@example.org"})
 
 
+async def no_room(service: Application, _: Path) -> httpx2.Response:
+    await service.client.post("/profiles/relay/pause")
+    for _n in range(2):
+        await send(service, Prefer="respond-async")
+    return await send(service)
+
+
 async def twice(service: Application, _: Path) -> httpx2.Response:
     await works(service, _)
     return await works(service, _)
@@ -205,7 +212,8 @@ EXAMPLES = {
     "key_reused": Example(("sendMessage 422",), "One key for two bodies", key_reused),
     "form": Example(("* 415",), "Another type than JSON", form),
     "too_large": Example(("* 413",), "More than the service takes", too_large, {"MAILCHUTE_MAX_MESSAGE_BYTES": "2048"}),
-    "no_store": Example(("* 503",), "The store is locked or full", no_store),
+    "no_store": Example(("* 503", "sendMessage 503"), "The store is locked or full", no_store),
+    "no_room": Example(("sendMessage 503",), "Too many wait", no_room, {"MAILCHUTE_MAX_QUEUED": "2"}),
     "not_ready": Example(("isReady 503",), "The store cannot be written", not_ready),
     "found": Example(("getMessage 200",), "With its one attempt", found),
     "listed": Example(("listMessages 200",), "One page", listed),

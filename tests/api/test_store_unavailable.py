@@ -11,6 +11,7 @@ import pytest
 from app.store import database
 from tests.api.shapes import JSON, flat, problem
 from tests.support.app import MESSAGE, Application, running
+from tests.support.relay import Wait
 
 
 @pytest.fixture
@@ -91,3 +92,19 @@ async def test_it_works_again_when_the_lock_is_gone(impatient: Application, tmp_
 async def test_a_refusal_of_the_request_needs_no_store(impatient: Application, tmp_path: Path) -> None:
     with locked(tmp_path):
         problem(await impatient.send(to="ann"), status=422, at="/to")
+
+
+async def test_a_verdict_that_meets_a_stray_lock_is_written_when_it_is_gone_and_sent_once(
+    impatient: Application, tmp_path: Path
+) -> None:
+    verdict = asyncio.Event()
+    impatient.relay.on("CONTENT", (Wait(verdict), "250 2.0.0 Ok: queued as R1"))
+    taken = (await impatient.send(prefer="respond-async")).json()
+    await impatient.relay.mail()
+    with locked(tmp_path):
+        verdict.set()
+        problem(await impatient.send(), status=503)
+        assert (await impatient.look_up(taken["id"]))["state"] == "sending"
+    found = await impatient.settled(taken["id"])
+    assert (found["state"], found["attempts"][0]["error_code"], len(found["attempts"])) == ("sent", None, 1)
+    assert len(impatient.relay.mails) == 1

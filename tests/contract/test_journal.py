@@ -8,7 +8,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -222,6 +222,27 @@ class TestUnavailable:
         await journal.commit(limit(1000))
         assert await journal.commit(write("after")) == "after"
 
+    async def test_a_damaged_page_fails_only_who_needs_it(self, file: Path) -> None:
+        with closing(sqlite3.connect(file, isolation_level=None)) as damaging:
+            damaging.execute("CREATE TABLE others (x)")
+            damaging.execute("INSERT INTO others VALUES (1)")
+            (page,) = damaging.execute("SELECT rootpage FROM sqlite_master WHERE name = 'others'").fetchone()
+        content = bytearray(file.read_bytes())
+        content[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
+        file.write_bytes(content)
+
+        def needs_it() -> Operation[None]:
+            yield text("INSERT INTO others VALUES (2)"), {}
+
+        journal = Journal(file)
+        await journal.open()
+        with Gate().closed(journal):
+            before, needing, after = journal.commit(write("a")), journal.commit(needs_it), journal.commit(write("b"))
+        assert (await before, await after) == ("a", "b")
+        with pytest.raises(StoreUnavailable, match="damaged"):
+            await needing
+        await journal.close()
+
     @pytest.mark.parametrize("what", ["a folder", "in no folder", "not a database"])
     async def test_a_file_that_cannot_be_opened_is_unavailable(self, tmp_path: Path, what: str) -> None:
         path = tmp_path / "journal.db"
@@ -280,6 +301,86 @@ class TestDurability:
         await journal.commit(write("before"))
         with Gate("under way").closed(journal):
             assert written(other) == ["before"]
+
+
+class Overlapping:
+    """Readers of whom there is always one: each ends when the next has begun."""
+
+    def __init__(self, file: Path, threads: int = 2) -> None:
+        self._file = file
+        self._turns = [threading.Event() for _ in range(threads)]
+        self._turns[0].set()
+        self._is_over = False
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
+        self.reads = 0
+
+    def __enter__(self) -> "Overlapping":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        for turn in self._turns:
+            turn.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        mine, next_ = self._turns[number], self._turns[(number + 1) % len(self._turns)]
+        with closing(sqlite3.connect(self._file, isolation_level=None)) as connection:
+            while not self._is_over:
+                mine.wait(PATIENCE)
+                mine.clear()
+                connection.execute("BEGIN")
+                connection.execute("SELECT count(*) FROM notes").fetchone()
+                self.reads += 1
+                next_.set()
+                mine.wait(PATIENCE)
+                connection.execute("COMMIT")
+
+
+class TestLog:
+    async def test_it_is_brought_into_the_file(self, file: Path, journal: Journal) -> None:
+        await journal.commit(write("x" * 100_000))
+        before = file.stat().st_size
+        await journal.checkpoint()
+        assert file.stat().st_size > before + 100_000
+
+    async def test_readers_that_overlap_do_not_let_it_grow_for_ever(
+        self, file: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.store.journal.LOG_BYTES", limit := 200_000)
+        largest = 0
+        with Overlapping(file) as readers:
+            for n in range(20):
+                for m in range(10):
+                    await journal.commit(write(f"{n}.{m}" + "x" * 10_000))
+                largest = max(largest, journal.log_bytes)
+                await journal.checkpoint()
+        assert readers.reads > 20
+        assert limit < largest < 4 * limit, "two megabytes were written"
+
+    async def test_a_stray_reader_that_never_ends_holds_up_nobody(
+        self, journal: Journal, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.store.journal.LOG_BYTES", 50_000)
+        monkeypatch.setattr("app.store.journal.LOG_PATIENCE", 0.02)
+        await journal.commit(write("before"))
+        other.execute("BEGIN")
+        assert written(other) == ["before"]
+        await journal.commit(write("x" * 100_000))
+        await journal.checkpoint()
+        assert journal.log_bytes > 100_000, "which is what an operator is told"
+        assert await journal.commit(write("after")) == "after"
+        other.execute("COMMIT")
+        await journal.checkpoint()
+        assert journal.log_bytes == 0
+
+    async def test_a_closed_journal_has_none_to_bring(self, journal: Journal) -> None:
+        await journal.close()
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await journal.checkpoint()
 
 
 class TestClose:

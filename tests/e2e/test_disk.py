@@ -3,13 +3,40 @@
 The child's files may not grow beyond a limit (`ulimit -f`), which to SQLite is a disk that takes no more.
 """
 
+import os
 import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from tests.support.service import MAILCHUTE, Service
+import pytest
+
+from tests.support.relay import Relay
+from tests.support.service import MAILCHUTE, Service, run
 
 BLOCKS = 400  # of 512 bytes: room for the tables and some small mails
 LIMITED = ("sh", "-c", f"ulimit -f {BLOCKS}; exec {shlex.quote(MAILCHUTE)} serve")
 LARGE = "x" * 100_000
+
+
+def alone(script: str) -> tuple[str, ...]:
+    """Give a command that mounts what `script` says where nobody else sees it, and then serves."""
+    return ("unshare", "-m", "sh", "-ec", f"{script}; exec {shlex.quote(MAILCHUTE)} serve")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One with a place for the database; for those who may mount something on it."""
+    if not shutil.which("unshare"):
+        pytest.skip("unshare is not installed")
+    probe = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"mounting is not permitted here: {probe.stderr.decode().strip()}")
+    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+        (Path(name) / "var").mkdir()
+        yield Path(name)
 
 
 async def test_a_message_that_finds_no_room_is_refused_whole_and_what_was_taken_stays() -> None:
@@ -38,3 +65,41 @@ async def test_a_service_that_can_take_nothing_is_not_ready() -> None:
         assert looks[-5:] == [503] * 5, looks
         assert (await service.http.get("/health")).status_code == 503
         assert (await service.http.get("/livez")).status_code == 200
+
+
+async def test_a_disk_that_fills_takes_nothing_more_while_it_still_has_room_for_what_was_taken(folder: Path) -> None:
+    tmpfs = alone("mount -t tmpfs -o size=8m tmpfs var")
+    settings = {"MAILCHUTE_MIN_FREE_BYTES": "3000000"}
+    async with Relay() as relay:
+        settings |= {"SMTP_HOST": relay.host, "SMTP_PORT": f"{relay.port}"}
+        async with Service(settings, folder=folder, command=tmpfs) as service:
+            assert (await service.http.post("/profiles/default/pause")).status_code == 200
+            taken = (await service.send(prefer="respond-async")).json()
+            filler = Path(f"/proc/{service.process.pid}/root{folder}/var/filler")
+            with filler.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 6_000_000)
+            said = await service.logged("room.ended")
+            assert "make room" in said["error"]
+            refused = await service.send()
+            assert (refused.status_code, refused.json()["type"]) == (503, "/errors/no-room")
+            assert (await service.http.get("/readyz")).status_code == 503
+            assert (await service.http.post("/profiles/default/resume")).status_code == 200
+            await service.logged("delivery.sent", message_id=taken["id"])
+            filler.unlink()
+            await service.logged("room.again")
+            assert (await service.http.get("/readyz")).status_code == 200
+            assert (await service.send()).json()["state"] == "sent"
+    assert len(relay.mails) == 2
+
+
+@pytest.mark.parametrize("what", ["var", "var/mailchute.db"])
+async def test_a_folder_or_a_file_that_is_read_only_is_refused_at_start_and_untouched(folder: Path, what: str) -> None:
+    async with Service(folder=folder) as service:
+        await service.stop()
+    before = (folder / "var" / "mailchute.db").read_bytes()
+    command = alone(f"mount --bind {what} {what}; mount -o remount,bind,ro {what}")
+    ended = await run(*command, folder=folder)
+    assert ended.code == 2, ended
+    assert "mailchute.db" in ended.err
+    assert "read-only" in ended.err.lower()
+    assert (folder / "var" / "mailchute.db").read_bytes() == before

@@ -5,8 +5,6 @@ runs as the service's grandchild (-D), so that the service is still our own chil
 """
 
 import re
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.service import MAILCHUTE, Service
+from tests.support.tracing import TRACED, cannot_trace
 
 CALLS = "read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg,pwrite64,fsync,fdatasync"
-STRACE = ("strace", "-D", "-f", "-y", "-s", "1000", "-e", f"trace={CALLS}")
+STRACE = (*TRACED, "-y", "-s", "1000", "-e", f"trace={CALLS}")
 SYNCS = ("fsync", "fdatasync")
 SLOW_DISK = ("-e", "inject=fsync,fdatasync:delay_enter=100000")  # microseconds: whoever does not wait is seen
 
@@ -39,16 +38,9 @@ main()
 """
 
 
-def cannot_trace() -> str:
-    if not shutil.which("strace"):
-        return "strace is not installed"
-    probe = subprocess.run([*STRACE, *SLOW_DISK, "true"], capture_output=True, text=True, check=False)
-    return "" if probe.returncode == 0 else f"strace is not permitted here: {probe.stderr.strip()[-200:]}"
-
-
 @pytest.fixture(scope="module", autouse=True)
 def tracing() -> None:
-    if reason := cannot_trace():
+    if reason := cannot_trace(*STRACE[3:], *SLOW_DISK):
         pytest.skip(reason)
 
 

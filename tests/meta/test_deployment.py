@@ -22,7 +22,7 @@ from app.settings import load
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 UNIT = ROOT / "deploy" / "systemd" / "mailchute.service"
-DRAIN = SHUTDOWN_SECONDS + GRACE  # seconds
+DRAIN = load({}, files=()).drain_delay + SHUTDOWN_SECONDS + GRACE  # seconds
 KEY = "a-key-of-sixteen-characters-or-more"
 EXPOSURE = 15  # tenths, of systemd's own score: 0 is walled in, 100 is open
 

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +18,8 @@ from alembic.script import ScriptDirectory
 from app.mail.errors import ConfigError
 from app.store import database
 from app.store.database import SCHEMA, Lock, create, migrate, migrations_folder, schema_of, upgrade
+from tests.support.service import MAILCHUTE
+from tests.support.tracing import TRACED, cannot_trace
 
 INSERT = (
     "INSERT INTO messages (id, state, profile, message_id, sender, subject, size, smtputf8, sandbox, attempts,"
@@ -261,6 +265,57 @@ class TestUntouched:
             migrate(file)
         assert contents(file.parent) == {file.name: damaged}
 
+    def test_a_page_amid_the_file_that_is_damaged_is_found_and_the_file_untouched(self, file: Path) -> None:
+        migrate(file)
+        execute(file, *(INSERT.replace("x'00'", f"x'{n:02x}'") for n in range(200)))
+        (at,) = ask(file, "SELECT rootpage FROM sqlite_master WHERE name = 'messages_of_sender'")[0]
+        content = bytearray(file.read_bytes())
+        content[(at - 1) * 4096 : (at - 1) * 4096 + 200] = b"\xff" * 200
+        file.write_bytes(content)
+        assert schema_of(file) == SCHEMA, "which a look at the schema alone does not see"
+        with pytest.raises(ConfigError, match=r"damaged.*not touched"):
+            migrate(file)
+        assert contents(file.parent) == {file.name: bytes(content)}
+
+    def test_a_file_too_large_to_be_looked_through_is_not(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        migrate(file)
+        (at,) = ask(file, "SELECT rootpage FROM sqlite_master WHERE name = 'messages_of_sender'")[0]
+        content = bytearray(file.read_bytes())
+        content[(at - 1) * 4096 : at * 4096] = b"\xff" * 4096
+        file.write_bytes(content)
+        monkeypatch.setattr(database, "CHECKED_BYTES", file.stat().st_size - 1)
+        migrate(file)
+
+    def test_a_truncated_file_is_refused_untouched(self, file: Path) -> None:
+        migrate(file)
+        cut = file.read_bytes()[: 3 * 4096]
+        file.write_bytes(cut)
+        with pytest.raises(ConfigError, match=r"damaged.*not touched"):
+            migrate(file)
+        assert contents(file.parent) == {file.name: cut}
+
+    @pytest.mark.parametrize("why", ["newer", "foreign"])
+    def test_the_log_that_a_killed_process_left_is_not_touched_either(self, file: Path, why: str) -> None:
+        if why == "newer":
+            migrate(file)
+        else:
+            execute(file, "PRAGMA journal_mode = WAL", "CREATE TABLE customers (name TEXT)")
+        left = file.parent / "left"
+        left.mkdir()
+        with closing(sqlite3.connect(file, isolation_level=None)) as killed:
+            killed.execute(
+                "UPDATE alembic_version SET version_num = '9999'"
+                if why == "newer"
+                else "INSERT INTO customers VALUES ('A')"
+            )
+            for name in (file.name, f"{file.name}-wal"):
+                shutil.copy(file.with_name(name), left)
+        before = contents(left)
+        assert before[f"{file.name}-wal"]
+        with pytest.raises(ConfigError, match="not touched"):
+            migrate(left / file.name)
+        assert {name: contents(left)[name] for name in before} == before
+
     def test_the_database_of_another_program_is_refused_untouched(self, file: Path) -> None:
         execute(file, "CREATE TABLE customers (name TEXT)", "INSERT INTO customers VALUES ('Ann')")
         before = contents(file.parent)
@@ -289,6 +344,42 @@ class TestUntouched:
             other.execute(f"BEGIN {lock}")
             with pytest.raises(ConfigError, match="locked"):
                 migrate(file)
+
+
+class TestLog:
+    """What a power cut leaves of the log: the end of it may be missing, and what was committed before is there."""
+
+    def left(self, file: Path, folder: Path) -> Path:
+        """Give a copy of a file and its log, which holds two messages, as a killed process leaves them."""
+        migrate(file)
+        folder.mkdir()
+        with closing(database.connect(file, read_only=False)) as killed:
+            killed.execute(INSERT)
+            killed.execute(INSERT.replace("x'00'", "x'01'").replace("kept", "last"))
+            for name in (file.name, f"{file.name}-wal"):
+                shutil.copy(file.with_name(name), folder)
+        return folder / file.name
+
+    @pytest.mark.parametrize(
+        ("cut", "there"),
+        [(0, ["kept", "last"]), (1, ["kept"]), (4096, ["kept"]), (1 << 30, [])],
+        ids=["whole", "a byte short", "a page short", "gone"],
+    )
+    def test_what_is_whole_in_it_is_there(self, file: Path, cut: int, there: list[str]) -> None:
+        copy = self.left(file, file.parent / "left")
+        log = copy.with_name(f"{copy.name}-wal")
+        os.truncate(log, max(0, log.stat().st_size - cut))
+        migrate(copy)
+        assert [subject for (subject,) in ask(copy, "SELECT subject FROM messages ORDER BY id")] == there
+
+    def test_a_damaged_end_is_no_end(self, file: Path) -> None:
+        copy = self.left(file, file.parent / "left")
+        log = copy.with_name(f"{copy.name}-wal")
+        content = bytearray(log.read_bytes())
+        content[-100] ^= 0xFF
+        log.write_bytes(content)
+        migrate(copy)
+        assert ask(copy, "SELECT subject FROM messages") == [("kept",)]
 
 
 class TestPrivacy:
@@ -333,3 +424,34 @@ class TestLock:
         file.write_text("in the way")
         with pytest.raises(ConfigError, match="cannot be written"):
             Lock(file / "mailchute.db")
+
+
+class TestKilled:
+    """`mailchute migrate` ended amid a step, by whatever, at any of its writes."""
+
+    @pytest.fixture(autouse=True)
+    def tracing(self) -> None:
+        if reason := cannot_trace("-e", "inject=fsync:signal=SIGKILL:when=9"):
+            pytest.skip(reason)
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+    @pytest.mark.parametrize("calls", [("pwrite64", 1), ("pwrite64", 40), ("fdatasync", 1), ("fdatasync", 2)], ids=str)
+    def test_the_file_is_at_one_schema_or_the_other_and_the_next_run_ends_it(
+        self, file: Path, calls: tuple[str, int], number: signal.Signals
+    ) -> None:
+        upgrade(file, None, to="0005")
+        execute(file, INSERT, "INSERT INTO tags (tag, message_id) VALUES ('vip', x'00')")
+        name, when = calls
+        inject = f"inject={name}:signal={number.name}:when={when}"
+        folder = ("-P", str(file), "-P", f"{file}-wal")
+        command = [*TRACED, "-o", "/dev/null", *folder, "-e", f"trace={name}", "-e", inject, MAILCHUTE, "migrate"]
+        environ = {"PATH": os.environ["PATH"], "MAILCHUTE_DATABASE_URL": str(file)}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, cwd=file.parent)
+        assert done.returncode == -number, done.stderr
+        assert schema_of(file) in ("0005", SCHEMA)
+        migrate(file)
+        assert schema_of(file) == SCHEMA
+        assert ask(file, "SELECT subject, tag FROM messages JOIN tags ON tags.message_id = messages.id") == [
+            ("kept", "vip")
+        ]
+        assert ask(file, "PRAGMA integrity_check") == [("ok",)]

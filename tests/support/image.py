@@ -193,7 +193,7 @@ class Container(Service):
     ) -> None:
         self._image = image
         self._through = through  # a program that runs, and watches, the whole
-        self._set = {"MAILCHUTE_LISTEN": "0.0.0.0:0", **settings}
+        self._set = {"MAILCHUTE_LISTEN": "0.0.0.0:0", "MAILCHUTE_DRAIN_DELAY": "0", **settings}
         super().__init__(settings, folder=folder)
 
     async def _start(self) -> None:

@@ -47,9 +47,9 @@ class Ended:
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Give a child's whole environment: where programs and modules are, a free port, and the settings."""
+    """Give a child's whole environment: programs and modules, a free port, no wait at a SIGTERM, and the settings."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "PYTHONPATH") if name in os.environ}
-    return {**kept, "MAILCHUTE_LISTEN": "127.0.0.1:0", **settings}
+    return {**kept, "MAILCHUTE_LISTEN": "127.0.0.1:0", "MAILCHUTE_DRAIN_DELAY": "0", **settings}
 
 
 async def run(
@@ -162,6 +162,10 @@ class Service:
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end, and give its exit code once it has."""
         self.process.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait until it has ended by itself, and give its exit code."""
         async with asyncio.timeout(PATIENCE):
             return await self._end()
 
@@ -191,6 +195,9 @@ class Service:
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._read_text()
+        except NotStarted:
+            await self._end()  # a signal to one that has just ended would take its exit code from it
+            raise
         except BaseException:
             await self.kill()
             raise

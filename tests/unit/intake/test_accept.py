@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from app.intake.accept import MAX_RECIPIENTS, HandOff, Intake, Policy
 from app.intake.callers import Caller
+from app.intake.room import Room
 from app.mail.address import Address
 from app.mail.errors import InvalidMessage, TooLarge
 from app.mail.message import Claim, Draft, Lease, Message
@@ -54,7 +55,8 @@ def _intake(**policy: Any) -> Intake:
         "max_message_bytes": 10_000,
         "expires_after": 3600.0,
     }
-    return Intake(Policy(**known | policy), _outbox(), HandOff(_no_place, _no_claim, _no_call, _no_call))
+    room = Room(Path("/"), waiting=lambda: 0, max_queued=0, min_free_bytes=0)
+    return Intake(Policy(**known | policy), _outbox(), HandOff(_no_place, _no_claim, _no_call, _no_call), room)
 
 
 @cache
