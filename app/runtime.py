@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
 from uuid import UUID
+
+import structlog
 
 from app import __version__
 from app.delivery.control import Control
@@ -39,6 +41,7 @@ from app.store.catalog import Catalog
 from app.store.database import Lock, migrate
 from app.store.history import History
 from app.store.journal import Journal
+from app.store.keeping import Keeping
 from app.store.outbox import Outbox
 from app.store.reader import Reader
 from app.store.search import SearchIndex
@@ -47,7 +50,11 @@ from app.telemetry import Metrics
 
 _FOR_LIFE = ("listen", "database", "log", "docs", "max_message_bytes")  # what only a restart changes
 INDEX_EVERY = 30.0  # seconds
+FORGET_EVERY = 60.0  # seconds
+BREATH = 0.02  # seconds between two steps of forgetting, which are mail's
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
+
+log = structlog.get_logger()
 
 
 class Runtime:
@@ -192,6 +199,20 @@ class Runtime:
         await self.worker.start(await self.history.profiles_waiting())
         indexing = asyncio.create_task(_index_now_and_then(search))
         self._closes(lambda: _ended(indexing))
+        forgetting = asyncio.create_task(self._forget_now_and_then(Keeping(self.journal, reader)))
+        self._closes(lambda: _ended(forgetting))
+
+    async def _forget_now_and_then(self, keeping: Keeping) -> None:
+        while True:
+            kept = self.settings
+            with suppress(StoreUnavailable):  # whoever writes mail meets it too, and says so
+                bodies = keeping.drop_bodies(ended_by=self.now() - timedelta(seconds=kept.keep_bodies))
+                forgotten = {"bodies": await _slowly(bodies)}
+                messages = keeping.delete(ended_by=self.now() - timedelta(seconds=kept.keep_messages))
+                forgotten["messages"] = await _slowly(messages)
+                if any(forgotten.values()):
+                    log.info("store.forgotten", **forgotten)
+            await asyncio.sleep(FORGET_EVERY)
 
     def _policy(self) -> Policy:
         settings = self.settings
@@ -232,6 +253,14 @@ async def _index_now_and_then(search: SearchIndex) -> None:
         with suppress(StoreUnavailable):  # whoever writes mail meets it too, and says so
             await search.catch_up()
         await asyncio.sleep(INDEX_EVERY)
+
+
+async def _slowly(steps: AsyncIterator[int]) -> int:
+    count = 0
+    async for done in steps:
+        count += done
+        await asyncio.sleep(BREATH)
+    return count
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -35,7 +35,7 @@ from app.mail.profile import (
 from app.mail.routing import Route
 from app.mail.schedule import Schedule
 from app.sources import DEFAULT_FILES, PREFIX, Sources, read
-from app.written import ProfileSettings, RetrySettings, RouteSettings, TimeoutSettings, Written
+from app.written import ProfileSettings, RetentionSettings, RetrySettings, RouteSettings, TimeoutSettings, Written
 
 _PROFILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 
@@ -73,6 +73,8 @@ class Settings:
     max_message_bytes: int
     schedule: Schedule
     expires_after: float  # seconds
+    keep_bodies: float  # seconds after a message's end
+    keep_messages: float  # seconds after its end
     docs: bool
     transcripts: bool  # keep the conversation with the relay with each attempt
     api_key: str | None = field(default=None, repr=False)
@@ -118,6 +120,8 @@ def _known_keys(at: tuple[str, ...]) -> list[str]:
         model = RouteSettings
     elif at == ("retry",):
         model = RetrySettings
+    elif at == ("retention",):
+        model = RetentionSettings
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -160,6 +164,8 @@ def _whole(written: Written, sources: Sources) -> Settings:
         max_message_bytes=written.max_message_bytes,
         schedule=schedule,
         expires_after=written.retry.expires_after,
+        keep_bodies=written.retention.bodies,
+        keep_messages=written.retention.messages,
         docs=written.docs,
         transcripts=written.transcripts,
         api_key=api_key,
