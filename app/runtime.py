@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from uuid import UUID
@@ -37,8 +38,10 @@ from app.smtp.opening import open_session
 from app.smtp.pool import Pool
 from app.smtp.session import Session
 from app.store.acts import Acts
+from app.store.backup import back_up
 from app.store.catalog import Catalog
 from app.store.database import Lock, migrate
+from app.store.erasing import Erasing
 from app.store.history import History
 from app.store.journal import Journal
 from app.store.keeping import Keeping
@@ -48,10 +51,10 @@ from app.store.search import SearchIndex
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
-_FOR_LIFE = ("listen", "database", "log", "docs", "max_message_bytes")  # what only a restart changes
+_FOR_LIFE = ("listen", "database", "log", "hold", "docs", "max_message_bytes")  # what only a restart changes
 INDEX_EVERY = 30.0  # seconds
 FORGET_EVERY = 60.0  # seconds
-BREATH = 0.02  # seconds between two steps of forgetting, which are mail's
+BREATH = 0.01  # seconds between two steps of forgetting, which are mail's
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
 
 log = structlog.get_logger()
@@ -71,6 +74,7 @@ class Runtime:
     pool: Pool
     worker: Worker
     control: Control
+    erasing: Erasing
     intake: Intake
 
     def __init__(self, settings: Settings, *, delivers: bool = True) -> None:
@@ -129,6 +133,28 @@ class Runtime:
         self.intake.policy = self._policy()
         return waiting
 
+    async def back_up(self, to: Path) -> int:
+        """Copy the database into a new file while it is in use; gives its size in bytes.
+
+        Raises:
+            InvalidMessage: it cannot be written there; the pointer is /file.
+        """
+        try:
+            return await back_up(self.settings.database, to)
+        finally:
+            with suppress(StoreUnavailable):
+                await self.journal.fold()  # the log has grown meanwhile
+
+    async def vacuum(self) -> tuple[int, int]:
+        """Write the database file anew, while all that writes waits; gives its size in bytes before and after.
+
+        Raises:
+            StoreUnavailable: it could not be done.
+        """
+        before = self.settings.database.stat().st_size
+        await self.erasing.vacuum()
+        return before, self.settings.database.stat().st_size
+
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
         self._hurried.set()
@@ -180,6 +206,7 @@ class Runtime:
         catalog = Catalog(self.journal, reader)
         for name, since in (await catalog.paused()).items():
             self.worker.pause(name, since)
+        self.erasing = Erasing(self.journal, reader)
         self.control = Control(
             catalog=catalog,
             acts=Acts(self.journal),
@@ -196,7 +223,11 @@ class Runtime:
         )
         if not self._delivers:
             return
-        await self.worker.start(await self.history.profiles_waiting())
+        waiting = await self.history.profiles_waiting()
+        if settings.hold:
+            for name in {*self.profiles, *waiting}:
+                await self.control.pause(name)
+        await self.worker.start(waiting)
         indexing = asyncio.create_task(_index_now_and_then(search))
         self._closes(lambda: _ended(indexing))
         forgetting = asyncio.create_task(self._forget_now_and_then(Keeping(self.journal, reader)))

@@ -65,6 +65,7 @@ class Settings:
     database: Path
     log: LogFormat | None  # None = console at a terminal, else JSON
     sandbox: bool
+    hold: bool  # pause every profile at start
     profiles: Mapping[str, Profile]
     default_profile: str
     routes: tuple[Route, ...]
@@ -156,6 +157,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         database=database,
         log=LogFormat(written.log) if written.log else None,
         sandbox=_is_sandbox(written, listen),
+        hold=written.hold,
         profiles=profiles,
         default_profile=_default_profile(written, sources),
         routes=tuple(_route(at, said, written, sources) for at, said in enumerate(written.routes)),

@@ -185,6 +185,7 @@ class Written(_Strict):
     role: Literal["all", "api", "worker"] = _said("all", "the only one in this version")
     log: Literal["console", "json"] | None = _said(None, "", shown="`console` at a terminal, else `json`")
     sandbox: bool = _said(False, "keep all mail here although listening beyond loopback")
+    hold: bool = _said(False, "pause every profile at start, as after a restore; `serve --hold` does it once")
     api_key: SecretStr | None = _said(None, "16 characters or more")
     api_key_file: Path | None = _said(None, "a file that holds it")
     docs: bool = _said(True, "`false` closes /docs, /redoc and /openapi.json")

@@ -13,6 +13,7 @@ operation is given as a function that makes the generator, and must have no effe
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -83,6 +84,7 @@ def _in_order(names: Sequence[str]) -> _InOrder:
 class _Entry(Generic[T]):
     make: MakeOperation[T]
     future: asyncio.Future[T]
+    behind: Callable[[sqlite3.Connection], T] | None = None  # done behind the COMMIT, in no transaction
     result: T | None = None
     error: BaseException | None = None
 
@@ -126,6 +128,33 @@ class Journal:
             self._queue.put(_Entry(make, future))
         return future
 
+    async def fold(self) -> bool:
+        """Write the log into the file, and empty it; False = somebody still reads in it.
+
+        What was forgotten lies in the log until then, and a log that has grown keeps its size.
+
+        Raises:
+            StoreUnavailable: the disk did not take it.
+        """
+        return await self._behind(_fold)
+
+    async def vacuum(self) -> None:
+        """Write the whole file anew, without what is unused; all that writes waits meanwhile.
+
+        Raises:
+            StoreUnavailable: there is no room for that: it takes as much again beside it, and in the log.
+        """
+        os.environ["SQLITE_TMPDIR"] = str(self._database.absolute().parent)  # mail lies nowhere else, and there it may
+        await self._behind(_vacuum)
+
+    def _behind(self, what: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._thread is None:
+            future.set_exception(StoreUnavailable("the store is closed"))
+        else:
+            self._queue.put(_Entry(_nothing, future, behind=what))
+        return future
+
     async def close(self) -> None:
         """Write what was handed in, then close; idempotent."""
         thread, self._thread = self._thread, None
@@ -147,6 +176,9 @@ class Journal:
             while (first := self._queue.get()) is not None:
                 batch, last = self._collect(first)
                 self._write(connection, batch)
+                for entry in batch:
+                    if entry.behind is not None:
+                        _do_behind(connection, entry)
                 self._loop.call_soon_threadsafe(_answer, batch)
                 if last:
                     return
@@ -211,6 +243,31 @@ class Journal:
         except StopIteration as end:
             value: T = end.value
             return value
+
+
+def _nothing() -> Operation[Any]:
+    yield from ()
+
+
+def _do_behind(connection: sqlite3.Connection, entry: _Entry[Any]) -> None:
+    try:
+        entry.result = entry.behind and entry.behind(connection)
+    except sqlite3.Error as error:
+        entry.error = StoreUnavailable(f"the store could not be tidied: {error}")
+
+
+def _fold(connection: sqlite3.Connection) -> bool:
+    (patience,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute("PRAGMA busy_timeout = 0")  # nobody's mail waits for a reader
+    try:
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {patience}")
+    return not is_busy
+
+
+def _vacuum(connection: sqlite3.Connection) -> None:
+    connection.execute("VACUUM")
 
 
 def _answer(batch: list[_Entry[Any]]) -> None:

@@ -21,9 +21,9 @@ from app.store.journal import Journal, Operation
 from app.store.reader import Reader
 from app.store.records import first_of, to_ms
 
-LOOKED_AT = 200  # messages a step looks at
-WEIGHT = 2000  # of what a step deletes, about a page of the file each; one message that has more goes alone
-IN_VAIN = 50  # steps without a find after which a round ends; the next one goes on from there
+LOOKED_AT = 50  # messages a step looks at
+WEIGHT = 1000  # of what a step deletes, about a page of the file each; one message that has more goes alone
+IN_VAIN = 200  # steps without a find after which a round ends; the next one goes on from there
 
 _ENDED_AT = case(
     (messages.c.error_code == "EEXPIRED", messages.c.expires_at),  # whenever that was found out

@@ -3,139 +3,31 @@
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
-from uuid import UUID
 
 import pytest
 
 from app.mail.acts import Act
-from app.mail.attempt import Attempt
 from app.mail.codes import ErrorCode, Reason
 from app.mail.errors import Conflict
-from app.mail.ids import uuid7
-from app.mail.message import Claim, Lease, Recipient, Repeat, Snapshot
-from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
-from app.store import database, keeping
-from app.store.acts import Acts
-from app.store.database import PART_BYTES, migrate
-from app.store.history import Filter, History
-from app.store.journal import Journal
-from app.store.keeping import Keeping
-from app.store.outbox import Outbox
-from app.store.reader import Reader
-from app.store.search import SearchIndex
+from app.mail.message import Lease, Recipient
+from app.mail.outcome import MessageState, RecipientState
+from app.store import keeping
+from app.store.database import PART_BYTES
+from app.store.history import Filter
 from tests.support.factories import NOW, make_message
+from tests.support.store import DAY, Store, failure, opened, seed
 
-DAY = timedelta(days=1)
 TABLES = ("messages", "recipients", "tags", "bodies", "attempts", "idempotency_keys", "message_search")
-AT_END = {
-    MessageState.SENT: RecipientState.SENT,
-    MessageState.FAILED: RecipientState.REJECTED,
-    MessageState.IN_DOUBT: RecipientState.IN_DOUBT,
-    MessageState.DEFERRED: RecipientState.PENDING,
-}
-
-
-@dataclass(slots=True)
-class Store:
-    """Everything of the store on one file; a message is taken and tried at `at`."""
-
-    file: Path
-    journal: Journal
-    reader: Reader
-    outbox: Outbox
-    history: History
-    search: SearchIndex
-    keeping: Keeping
-    acts: Acts
-    statements: list[str]  # every one that was run, its parameters filled in
-    made: int = 0
-
-    async def ended(self, state: MessageState, *, at: datetime = NOW, content: bytes = b"Hello\r\n") -> UUID:
-        claim = await self.taken(at=at, content=content)
-        failed = state is not MessageState.SENT
-        await self.recorded(claim, state, at=at, failure=failure() if failed else None)
-        return claim.snapshot.id
-
-    async def taken(self, *, at: datetime = NOW, content: bytes = b"Hello\r\n") -> Claim:
-        self.made += 1
-        message = replace(
-            make_message(number=self.made, created_at=at, content=content), tags=("vip",), subject=f"No {self.made}"
-        )
-        repeat = Repeat(f"key-{self.made}", bytes(32))
-        receipt = await self.outbox.append(message, lease=Lease(7, at + DAY), now=at, repeat=repeat)
-        assert receipt.claim is not None
-        return receipt.claim
-
-    async def recorded(self, claim: Claim, state: MessageState, *, at: datetime, failure: Failure | None) -> Snapshot:
-        attempt = Attempt(claim.snapshot.attempts, claim.snapshot.profile, at, lambda: 0.0)
-        attempt.failure = failure
-        attempt.end()
-        return await self.outbox.record(
-            claim,
-            attempt,
-            state=state,
-            after=[Recipient(r.address, AT_END[state], failure) for r in claim.snapshot.recipients],
-            failure=failure,
-            next_attempt_at=at + DAY if state is MessageState.DEFERRED else None,
-        )
-
-    async def dropped(self, *, ended_by: datetime) -> int:
-        return sum([count async for count in self.keeping.drop_bodies(ended_by=ended_by)])
-
-    async def deleted(self, *, ended_by: datetime) -> int:
-        return sum([count async for count in self.keeping.delete(ended_by=ended_by)])
-
-    def count(self, table: str) -> int:
-        with closing(sqlite3.connect(self.file)) as other:
-            (count,) = other.execute(f"SELECT count(*) FROM {table}").fetchone()
-            return int(count)
-
-
-def failure() -> Failure:
-    return Failure(
-        code=ErrorCode.EENVELOPE,
-        reason=Reason.MAILBOX_UNKNOWN,
-        cls=FailureClass.PERMANENT,
-        phase=Phase.RCPT,
-        message="The relay says no",
-        hint="Ask",
-    )
 
 
 @pytest.fixture
-async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
-    file = tmp_path / "mailchute.db"
-    migrate(file)
-    statements: list[str] = []
-    connect = database.connect
-
-    def connect_and_note(file: Path, *, read_only: bool) -> sqlite3.Connection:
-        connection = connect(file, read_only=read_only)
-        connection.set_trace_callback(statements.append)
-        return connection
-
-    for room in ("journal", "reader"):
-        monkeypatch.setattr(f"app.store.{room}.connect", connect_and_note)
-    journal, reader = Journal(file), Reader(file)
-    await journal.open()
-    search = SearchIndex(journal)
-    yield Store(
-        file,
-        journal,
-        reader,
-        Outbox(journal, reader),
-        History(reader, search),
-        search,
-        Keeping(journal, reader),
-        Acts(journal),
-        statements,
-    )
-    await journal.close()
-    await reader.close()
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with opened(tmp_path) as store:
+        yield store
 
 
 async def test_a_body_goes_when_its_message_ended_long_enough_ago_and_the_rest_stays(store: Store) -> None:
@@ -248,30 +140,6 @@ async def test_what_cannot_go_is_not_gone_through_for_ever_and_what_is_behind_it
         store.made += 1
     await store.ended(MessageState.SENT)
     assert [await store.dropped(ended_by=NOW) for _ in range(4)] == [0, 0, 1, 0]
-
-
-def seed(file: Path, count: int, *, at: datetime, state: str = "sent") -> None:
-    """Write messages that have ended, as the outbox leaves them, many at once."""
-    ids = [uuid7(at + timedelta(milliseconds=n), n).bytes for n in range(count)]
-    ms = int(at.timestamp() * 1000)
-    with closing(sqlite3.connect(file, isolation_level=None)) as db:
-        db.execute("BEGIN")
-        db.executemany(
-            "INSERT INTO messages (id, state, profile, message_id, sender, subject, size, smtputf8, sandbox, tags, "
-            "attempts, created_at, expires_at) VALUES (?, ?, 'relay', '<x@ours.test>', 'bot@ours.test', 'Order 4711', "
-            "1800, 0, 0, '[\"vip\"]', 1, ?, ?)",
-            ((id_, state, ms, ms) for id_ in ids),
-        )
-        db.executemany(
-            "INSERT INTO recipients VALUES (?, 0, ?, 'sent', NULL)",
-            ((id_, f"ann{n}@theirs.test") for n, id_ in enumerate(ids)),
-        )
-        db.executemany("INSERT INTO tags VALUES ('vip', ?)", ((id_,) for id_ in ids))
-        db.executemany("INSERT INTO bodies VALUES (?, 0, zeroblob(1800))", ((id_,) for id_ in ids))
-        db.executemany(
-            "INSERT INTO attempts VALUES (?, 1, 'relay', ?, 1, NULL, NULL, ?)", ((id_, ms, "x" * 900) for id_ in ids)
-        )
-        db.execute("COMMIT")
 
 
 async def test_what_goes_is_found_by_an_index_and_takes_all_that_belongs_to_it_along_by_one(store: Store) -> None:
