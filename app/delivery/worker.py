@@ -21,6 +21,7 @@ import structlog
 
 from app.delivery.attempt import carry_out
 from app.delivery.plan import Done, GiveUp, RetryAt, Step, ending, next_step
+from app.mail.address import without_addresses
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreUnavailable
@@ -36,7 +37,9 @@ from app.telemetry import Metrics
 
 LEASE = timedelta(hours=1)  # longer than any attempt; on SQLite the file's lock ends a dead process's leases
 MOST_CLAIMS = 50  # at once
+PUT_BACK = 5.0  # seconds that the wall clock falls behind the monotonic one until that counts as a jump
 LONGEST_NAP = 30.0  # seconds between two looks at the queue, however far the next due time: clocks jump
+LEAST_JITTER, LONGEST_JITTER = 0.9, 1.1  # of a wait, so that not all is tried at once
 CANCEL_AGAIN = 1.0  # seconds
 PAUSE_WITHOUT_STORE = 1.0  # seconds
 
@@ -60,6 +63,7 @@ class _Lane:
     under_way: int = 0
     last_success: datetime | None = None  # of this process
     backlog: bool = False  # something waits in the store that could go now
+    ahead: float | None = None  # how far the wall clock was ahead of the monotonic one at the last look; None = no look
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -211,6 +215,7 @@ class Worker:
             room = lane.window - lane.under_way if lane.profile.name not in self._paused else 0
             if room > 0:
                 try:
+                    self._mind_the_clock(lane)
                     nap = await self._claim_some(lane, min(room, MOST_CLAIMS))
                 except Exception as error:  # a loop that ends silently is a queue that stands still
                     unforeseen = not isinstance(error, StoreUnavailable)
@@ -243,6 +248,26 @@ class Worker:
         if wait <= 0:
             return 0 if lane.under_way < lane.window else LONGEST_NAP
         return min(wait, LONGEST_NAP)
+
+    def _mind_the_clock(self, lane: _Lane) -> None:
+        """Where the clock was put back, perhaps before this process began, let no due time lie behind the longest wait.
+
+        Handed in before the claim, which finds what has become due by it.
+        """
+        now = self._now()
+        before, lane.ahead = lane.ahead, now.timestamp() - self._clock()
+        if before is not None and lane.ahead >= before - PUT_BACK:
+            return
+        latest = now + timedelta(seconds=max(self._schedule.waits) * LONGEST_JITTER)
+        bringing = self._outbox.bring_forward(lane.profile.name, now=now, latest=latest)
+
+        def tell(brought: asyncio.Future[int]) -> None:
+            if brought.exception() is not None:
+                lane.ahead = None  # at the next look, then
+            elif brought.result():
+                log.warning("delivery.brought_forward", profile=lane.profile.name, messages=brought.result())
+
+        bringing.add_done_callback(tell)
 
     def _lease(self) -> Lease:
         return Lease(self._random_bits(63), self._now() + LEASE)
@@ -352,7 +377,7 @@ class Worker:
         return classify.failure(profile, Phase.CONTENT, reason, cls, _SAID[reason].format(profile=profile.name))
 
     def _jitter(self) -> float:
-        return 0.9 + 0.2 * self._random_bits(20) / (1 << 20)
+        return LEAST_JITTER + (LONGEST_JITTER - LEAST_JITTER) * self._random_bits(20) / (1 << 20)
 
     # its end
 
@@ -405,7 +430,11 @@ class Worker:
             message_id=str(snapshot.id),
             profile=profile,
             attempt=snapshot.attempts,
-            **({"code": failure.code, "reason": failure.reason, "error": failure.message} if failure else {}),
+            **(
+                {"code": failure.code, "reason": failure.reason, "error": without_addresses(failure.message)}
+                if failure
+                else {}
+            ),
             **({"next_at": snapshot.next_attempt_at.isoformat()} if snapshot.next_attempt_at else {}),
         )
         self._verdicts.publish(snapshot)
