@@ -11,11 +11,14 @@ import asyncio
 import os
 import sqlite3
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from app.mail.errors import Fault, InvalidMessage
 from app.store.database import connect
+
+SYNC_EVERY = 0.02  # seconds
 
 
 async def back_up(database: Path, to: Path) -> int:
@@ -47,7 +50,9 @@ async def back_up(database: Path, to: Path) -> int:
 def _copy(connection: sqlite3.Connection, to: Path) -> int:
     _refuse_existing(to)
     handle, name = tempfile.mkstemp(prefix=f".{to.name}.", dir=to.parent)  # mode 0600
-    part = Path(name)
+    part, is_over = Path(name), threading.Event()
+    syncing = threading.Thread(target=_sync_along, args=(handle, is_over), name="backup-sync")
+    syncing.start()
     try:
         connection.execute("PRAGMA query_only = OFF")  # it would keep VACUUM from writing the other file too
         connection.execute("VACUUM INTO ?", (name,))
@@ -55,6 +60,8 @@ def _copy(connection: sqlite3.Connection, to: Path) -> int:
         _refuse_existing(to)
         part.rename(to)
     finally:
+        is_over.set()
+        syncing.join()
         os.close(handle)
         part.unlink(missing_ok=True)
     folder = os.open(to.parent, os.O_RDONLY)
@@ -63,6 +70,13 @@ def _copy(connection: sqlite3.Connection, to: Path) -> int:
     finally:
         os.close(folder)
     return to.stat().st_size
+
+
+def _sync_along(handle: int, is_over: threading.Event) -> None:
+    """Sync what is written as it comes: one sync of all of it would hold up every commit on the same disk."""
+    with suppress(OSError):  # the last sync tells
+        while not is_over.wait(SYNC_EVERY):
+            os.fdatasync(handle)
 
 
 def _refuse_existing(to: Path) -> None:

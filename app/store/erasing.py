@@ -27,7 +27,7 @@ from app.store.records import MESSAGE_BY_ID, RECIPIENTS_OF, failure_text, json_t
 
 ERASED = "erased@erased.invalid"  # in place of an address; RFC 6761 §6.4: nobody's, ever
 STEP = 20  # messages in one transaction
-PAGES = 500  # of the index of words, merged in one transaction
+PAGES = 50  # of the index of words, merged in one transaction
 LOG_TRIES, LOG_PAUSE = 100, 0.1  # seconds between them: readers are quick, a backup is not
 _TEXTS = ("message", "hint", "reply", "transcript")  # of an attempt: what holds the relay's words or ours
 

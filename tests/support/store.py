@@ -131,7 +131,8 @@ def seed(file: Path, count: int, *, at: datetime, state: str = "sent") -> None:
         db.executemany("INSERT INTO tags VALUES ('vip', ?)", ((id_,) for id_ in ids))
         db.executemany("INSERT INTO bodies VALUES (?, 0, zeroblob(1800))", ((id_,) for id_ in ids))
         db.executemany(
-            "INSERT INTO attempts VALUES (?, 1, 'relay', ?, 1, NULL, NULL, ?)", ((id_, ms, "x" * 900) for id_ in ids)
+            "INSERT INTO attempts VALUES (?, 1, 'relay', ?, 1, NULL, NULL, ?)",
+            ((id_, ms, f'{{"transcript": "{"x" * 900}"}}') for id_ in ids),
         )
         db.execute("COMMIT")
 
