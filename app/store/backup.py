@@ -19,6 +19,7 @@ from app.mail.errors import Fault, InvalidMessage
 from app.store.database import connect
 
 SYNC_EVERY = 0.02  # seconds
+STEPS = 10_000  # of SQLite's machine, between two looks at whether it is still wanted
 
 
 async def back_up(database: Path, to: Path) -> int:
@@ -29,11 +30,12 @@ async def back_up(database: Path, to: Path) -> int:
     """
     try:
         connection = connect(database, read_only=True)
-        copying = asyncio.ensure_future(asyncio.to_thread(_copy, connection, to))
+        is_unwanted = threading.Event()
+        copying = asyncio.ensure_future(asyncio.to_thread(_copy, connection, to, is_unwanted))
         try:
             return await asyncio.shield(copying)
         except asyncio.CancelledError:
-            connection.interrupt()
+            is_unwanted.set()
             with suppress(sqlite3.Error, OSError, InvalidMessage):
                 await copying
             raise
@@ -47,7 +49,7 @@ async def back_up(database: Path, to: Path) -> int:
         raise _refused(f"{to} was not written ({error}); make room there, or name a file elsewhere") from error
 
 
-def _copy(connection: sqlite3.Connection, to: Path) -> int:
+def _copy(connection: sqlite3.Connection, to: Path, is_unwanted: threading.Event) -> int:
     _refuse_existing(to)
     handle, name = tempfile.mkstemp(prefix=f".{to.name}.", dir=to.parent)  # mode 0600
     part, is_over = Path(name), threading.Event()
@@ -55,6 +57,7 @@ def _copy(connection: sqlite3.Connection, to: Path) -> int:
     syncing.start()
     try:
         connection.execute("PRAGMA query_only = OFF")  # it would keep VACUUM from writing the other file too
+        connection.set_progress_handler(is_unwanted.is_set, STEPS)  # interrupt() is lost on what has not begun
         connection.execute("VACUUM INTO ?", (name,))
         os.fsync(handle)
         _refuse_existing(to)

@@ -55,7 +55,7 @@ async def test_what_waits_is_left_and_goes_once_it_is_cancelled(service: Applica
         ({"address": None}, "/address", "nobody is named"),
         ({"address": "ann@a.test, bob@b.test"}, "/address", "one address is taken here, not 2"),
         ({"address": "@theirs.test"}, "/address", "write name@example.org"),
-        ({"address": "ann@a.test", "adress": "x"}, "/adress", "is not a field here"),
+        ({"address": "ann@a.test", "whose": "x"}, "/whose", "is not a field here"),
     ],
 )
 async def test_exactly_one_address_is_erased(service: Application, body: object, pointer: str, says: str) -> None:
