@@ -61,6 +61,7 @@ async def test_an_address_is_in_no_row_index_or_log_any_more_and_after_a_vacuum_
     assert rows_with_traces(store)
     assert await store.erasing.erase(ZED) == (121, 0)
     assert rows_with_traces(store) == []
+    assert b"Dear Zedekiah" not in store.file.read_bytes(), "deleted bytes are zeroed"
     assert store.file.with_name("mailchute.db-wal").stat().st_size == 0
     assert await store.history.newest(Filter(q='"zedekiah"*'), at_most=10) == []
     assert store.count("messages") == store.count("message_search") == 3121
