@@ -1,4 +1,4 @@
-"""The command: serve, health, doctor, profiles, errors, migrate, openapi, and those of `commands.py`.
+"""The command: serve, health, doctor, profiles, errors, migrate, openapi, and those of `commands.py` and `upkeep.py`.
 
 Exit codes: 0 done and all is well (for health: it can take mail); 1 failed, or kept and not well; 2 the settings or
 the command cannot work as they stand.
@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +21,7 @@ from app.commands import good_settings, messages, refuse
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.profile import Profile
 from app.settings import LogFormat, Settings, load
+from app.upkeep import upkeep
 
 HEALTH_SECONDS = 4.0  # less than the Dockerfile's HEALTHCHECK gives, so that the reason is told
 
@@ -31,6 +33,7 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
 )
 commands.add_typer(messages)
+commands.add_typer(upkeep)
 
 
 def main() -> None:
@@ -42,13 +45,16 @@ def main() -> None:
 def serve(
     *,
     check: Annotated[bool, typer.Option("--check", help="Validate the settings, then exit.")] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Pause every profile first: nothing is sent till resumed.")
+    ] = False,
 ) -> None:
     """Serve HTTP; settings come from the environment and mailchute.toml."""
     settings = good_settings()
     if check:
         typer.echo(f"The settings are good: {_summary(settings)}")
         return
-    _serve(settings)
+    _serve(settings, hold=hold)
 
 
 @commands.command()
@@ -244,18 +250,22 @@ def _summary(settings: Settings) -> str:
     return f"profiles {names}" if names else "the sandbox, where nothing leaves this machine"
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, *, hold: bool) -> None:
     from app.serving import serve
     from app.telemetry import set_up_logs
 
     as_json = settings.log is LogFormat.JSON or (settings.log is None and not sys.stderr.isatty())
     set_up_logs(as_json=as_json)
     try:
-        serve(settings, say=typer.echo, read_again=lambda: load(os.environ))
+        serve(_held(settings, hold), say=typer.echo, read_again=lambda: _held(load(os.environ), hold))
     except ConfigError as error:
         refuse(error)
     except StoreUnavailable as error:
         _fail(str(error))
+
+
+def _held(settings: Settings, hold: bool) -> Settings:  # noqa: FBT001
+    return replace(settings, hold=settings.hold or hold)
 
 
 def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dict[str, Any]:

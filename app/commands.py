@@ -35,8 +35,8 @@ Until = Annotated[str | None, typer.Option(help="Accepted before this instant.")
 Words = Annotated[str | None, typer.Option("--search", "-q", help="Words of subject, recipients and tags.")]
 
 STEP = 100  # messages a request of a bulk act
-_REFUSED = 2
-_FAILED = 1
+REFUSED = 2
+FAILED = 1
 
 
 messages = typer.Typer()
@@ -52,8 +52,8 @@ def good_settings() -> Settings:
 
 def refuse(error: Exception) -> NoReturn:
     """End the command: it cannot work as things stand."""
-    _say(str(error))
-    raise typer.Exit(_REFUSED)
+    say(str(error))
+    raise typer.Exit(REFUSED)
 
 
 @messages.command()
@@ -94,7 +94,7 @@ def send(
         "dry_run": dry_run,
     }
     headers = {} if wait is None else {"Prefer": f"wait={wait}"}
-    with _speaking(good_settings(), delivers=True) as service:
+    with speaking(good_settings(), delivers=True) as service:
         reply = service.post("/send", {name: said for name, said in body.items() if said}, headers=headers)
     if dry_run and reply.status == 200 and not as_json:
         typer.echo(reply.body["raw"], nl=False)
@@ -110,8 +110,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a message: its state, its recipients, and every attempt with what was said."""
-    with _speaking(good_settings()) as service:
-        reply = _good(service.get(f"{_path(id)}/raw" if raw else _path(id)))
+    with speaking(good_settings()) as service:
+        reply = good(service.get(f"{_path(id)}/raw" if raw else _path(id)))
     if raw or as_json:
         typer.echo(reply.text, nl=not raw)
         return
@@ -135,7 +135,7 @@ def list_(
 ) -> None:
     """List messages, newest first."""
     which = _filters(state, error_code, profile, sender, recipient, tag, since, until, words)
-    with _speaking(good_settings()) as service:
+    with speaking(good_settings()) as service:
         for message in _newest(service, which, limit):
             typer.echo(_json(message) if as_json else _line(message))
 
@@ -145,8 +145,8 @@ def tail(*, as_json: AsJson = False) -> None:
     """Follow what the running service does: a line for every change of a message's state, until Ctrl-C."""
     changes = follow(good_settings().database)
     if changes is None:
-        _say("no service runs here: there is nothing to follow")
-        raise typer.Exit(_FAILED)
+        say("no service runs here: there is nothing to follow")
+        raise typer.Exit(FAILED)
     typer.echo("Following; Ctrl-C ends it.", err=True)
     try:
         for message in changes:
@@ -196,7 +196,7 @@ def cancel(
 
 
 @contextmanager
-def _speaking(settings: Settings, *, delivers: bool = False) -> Iterator[Service]:
+def speaking(settings: Settings, *, delivers: bool = False) -> Iterator[Service]:
     """Speak with a service; what keeps us from it ends the command in plain words."""
     try:
         with at_hand(settings, delivers=delivers) as service:
@@ -204,19 +204,19 @@ def _speaking(settings: Settings, *, delivers: bool = False) -> Iterator[Service
     except ConfigError as error:
         refuse(error)
     except (NoAnswer, StoreUnavailable) as error:
-        _say(str(error))
-        raise typer.Exit(_FAILED) from None
+        say(str(error))
+        raise typer.Exit(FAILED) from None
 
 
 def _act(settings: Settings, act: str, ids: list[str], which: dict[str, str | None], *, as_json: bool) -> None:
     if bool(ids) == any(which.values()):
-        _say(f"name messages to {act}, or a filter such as --state deferred, and not both")
-        raise typer.Exit(_REFUSED)
-    with _speaking(settings) as service:
+        say(f"name messages to {act}, or a filter such as --state deferred, and not both")
+        raise typer.Exit(REFUSED)
+    with speaking(settings) as service:
         if ids:
             all_well = [_act_on_one(service, act, id_, as_json=as_json) for id_ in ids]
             if not all(all_well):
-                raise typer.Exit(_FAILED)
+                raise typer.Exit(FAILED)
             return
         count = _act_on_all(service, act, which)
     typer.echo(_json({"count": count}) if as_json else f"{count} {'message' if count == 1 else 'messages'}")
@@ -231,7 +231,7 @@ def _act_on_one(service: Service, act: str, id_: str, *, as_json: bool) -> bool:
     elif is_message:
         typer.echo(_line(reply.body))
     else:
-        _say(f"{id_}: {reply.body['detail']}")
+        say(f"{id_}: {reply.body['detail']}")
     return is_message and (reply.body["ok"] or act == "cancel")
 
 
@@ -245,7 +245,7 @@ def _act_on_all(service: Service, act: str, which: dict[str, str | None]) -> int
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(act, total=None)  # how many there are nobody counts beforehand
         while True:
-            reply = _good(service.post(f"/messages/{act}", query={**which, "limit": str(STEP), "cursor": cursor}))
+            reply = good(service.post(f"/messages/{act}", query={**which, "limit": str(STEP), "cursor": cursor}))
             count += int(reply.body["count"])
             progress.update(bar, completed=count)
             cursor = reply.body["next_cursor"]
@@ -260,7 +260,7 @@ def _path(id: str) -> str:
 def _newest(service: Service, which: dict[str, str | None], at_most: int) -> Iterator[dict[str, Any]]:
     cursor = None
     while at_most > 0:
-        page = _good(service.get("/messages", {**which, "limit": str(min(at_most, STEP)), "cursor": cursor})).body
+        page = good(service.get("/messages", {**which, "limit": str(min(at_most, STEP)), "cursor": cursor})).body
         yield from page["data"]
         at_most -= len(page["data"])
         cursor = page["next_cursor"]
@@ -277,18 +277,18 @@ def _attached(path: Path) -> dict[str, str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        _say(f"{path} cannot be read: {error.strerror}")
-        raise typer.Exit(_REFUSED) from None
+        say(f"{path} cannot be read: {error.strerror}")
+        raise typer.Exit(REFUSED) from None
     return {"filename": path.name, "content": base64.b64encode(content).decode()}
 
 
-def _good(reply: Reply) -> Reply:
+def good(reply: Reply) -> Reply:
     """Give a reply that is one, or end the command with what it says."""
     if reply.status < 400:
         return reply
     for line in _faults(reply):
-        _say(line)
-    raise typer.Exit(_FAILED if reply.status in (404, 409, 429, 503) else _REFUSED)
+        say(line)
+    raise typer.Exit(FAILED if reply.status in (404, 409, 429, 503) else REFUSED)
 
 
 def _faults(reply: Reply) -> list[str]:
@@ -301,8 +301,8 @@ def _tell_outcome(reply: Reply, *, as_json: bool) -> None:
         typer.echo(_json(reply.body))
     if not isinstance(reply.body, dict) or not ("state" in reply.body or reply.status < 400):
         if as_json:
-            raise typer.Exit(_FAILED if reply.status == 503 else _REFUSED)
-        _good(reply)
+            raise typer.Exit(FAILED if reply.status == 503 else REFUSED)
+        good(reply)
     if "state" not in reply.body:
         return
     if not as_json:
@@ -310,7 +310,7 @@ def _tell_outcome(reply: Reply, *, as_json: bool) -> None:
         if reply.body["hint"]:
             typer.echo(f"Cure: {_plain(reply.body['hint'])}")
     if not reply.body["ok"]:
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _line(message: dict[str, Any]) -> str:
@@ -347,6 +347,7 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Say it on stderr, a line for each of its own."""
     for line in text.splitlines():
         typer.echo(f"mailchute: {_plain(line)}", err=True)

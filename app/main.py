@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import __version__
-from app.api import acts, docs, errors, live, messages, operate, profiles, send
+from app.api import acts, docs, errors, keeping, live, messages, operate, profiles, send
 from app.api.document import TAGS, document
 from app.api.edge import App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
@@ -79,6 +79,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         errors.router,
         profiles.router,
         operate.router,
+        keeping.router,
         *([docs.router] if settings.docs else []),
     ):
         api.include_router(router)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from uuid import UUID
@@ -41,21 +42,26 @@ from app.smtp.opening import open_session
 from app.smtp.pool import Pool
 from app.smtp.session import Session
 from app.store.acts import Acts
+from app.store.backup import back_up
 from app.store.catalog import Catalog
 from app.store.census import Census
 from app.store.database import Lock, migrate
+from app.store.erasing import Erasing
 from app.store.history import History
 from app.store.journal import Journal
+from app.store.keeping import Keeping
 from app.store.outbox import Outbox
 from app.store.reader import Reader
 from app.store.search import SearchIndex
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
-_FOR_LIFE = ("listen", "database", "log", "docs", "max_message_bytes")  # what only a restart changes
+_FOR_LIFE = ("listen", "database", "log", "hold", "docs", "max_message_bytes")  # what only a restart changes
 INDEX_EVERY = 30.0  # seconds
 LOOK_EVERY = 2.0  # seconds between two looks at the disk's room
 CHECKPOINT_EVERY = 5  # looks
+FORGET_EVERY = 60.0  # seconds
+BREATH = 0.01  # seconds between two steps of forgetting, which are mail's
 GRACE = 25.0  # seconds that attempts under way get when the service is stopped
 
 log = structlog.get_logger()
@@ -77,6 +83,7 @@ class Runtime:
     worker: Worker
     control: Control
     room: Room
+    erasing: Erasing
     intake: Intake
 
     def __init__(self, settings: Settings, *, delivers: bool = True) -> None:
@@ -143,6 +150,28 @@ class Runtime:
         self.worker.retire()
         self.verdicts.release()
 
+    async def back_up(self, to: Path) -> int:
+        """Copy the database into a new file while it is in use; gives its size in bytes.
+
+        Raises:
+            InvalidMessage: it cannot be written there; the pointer is /file.
+        """
+        try:
+            return await back_up(self.settings.database, to)
+        finally:
+            with suppress(StoreUnavailable):
+                await self.journal.fold()  # the log has grown meanwhile
+
+    async def vacuum(self) -> tuple[int, int]:
+        """Write the database file anew, while all that writes waits; gives its size in bytes before and after.
+
+        Raises:
+            StoreUnavailable: it could not be done.
+        """
+        before = self.settings.database.stat().st_size
+        await self.erasing.vacuum()
+        return before, self.settings.database.stat().st_size
+
     def hurry(self) -> None:
         """Wait no longer for attempts under way: the second signal. Callable from a signal handler."""
         self._hurried.set()
@@ -206,6 +235,7 @@ class Runtime:
         for name, state in known.items():
             if state.paused_at is not None:
                 self.worker.pause(name, state.paused_at)
+        self.erasing = Erasing(self.journal, reader)
         self.control = Control(
             catalog=catalog,
             circuits=circuits,
@@ -231,9 +261,14 @@ class Runtime:
         )
         if not self._delivers:
             return
+        waiting = await self.history.profiles_waiting()
+        if settings.hold:
+            for name in {*self.profiles, *waiting}:
+                await self.control.pause(name)
         await self._remember_rates()
-        await self.worker.start(await self.history.profiles_waiting(), known)
-        for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal)):
+        await self.worker.start(waiting, known)
+        forgetting = self._forget_now_and_then(Keeping(self.journal, reader, self.census))
+        for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal), forgetting):
             self._closes(partial(_ended, asyncio.create_task(chore)))
 
     async def _remember_rates(self) -> None:
@@ -241,6 +276,18 @@ class Runtime:
         for name, meter in self.worker.meters().items():
             ago = (self.now() - at for at in await self.history.begun(name, since=self.now() - meter.period))
             meter.remember(meter.clock() - seconds.total_seconds() for seconds in ago)
+
+    async def _forget_now_and_then(self, keeping: Keeping) -> None:
+        while True:
+            kept = self.settings
+            with suppress(StoreUnavailable):  # whoever writes mail meets it too, and says so
+                bodies = keeping.drop_bodies(ended_by=self.now() - timedelta(seconds=kept.keep_bodies))
+                forgotten = {"bodies": await _slowly(bodies)}
+                messages = keeping.delete(ended_by=self.now() - timedelta(seconds=kept.keep_messages))
+                forgotten["messages"] = await _slowly(messages)
+                if any(forgotten.values()):
+                    log.info("store.forgotten", **forgotten)
+            await asyncio.sleep(FORGET_EVERY)
 
     def _policy(self) -> Policy:
         settings = self.settings
@@ -292,6 +339,14 @@ async def _look_now_and_then(room: Room, journal: Journal) -> None:
                 await journal.checkpoint()
         except (OSError, StoreUnavailable) as error:
             log.error("store.look_failed", error=str(error))
+
+
+async def _slowly(steps: AsyncIterator[int]) -> int:
+    count = 0
+    async for done in steps:
+        count += done
+        await asyncio.sleep(BREATH)
+    return count
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -265,6 +265,9 @@ def start_up_text(settings: Settings, port: int) -> str:
         ]
     else:
         lines += [_relay_line(settings)]
+    if settings.hold:
+        names = " ".join(settings.profiles) or "sandbox"
+        lines += ["", f"HELD: nothing is sent until it is let go, a profile at a time: mailchute resume {names}"]
     key = ' -H "Authorization: Bearer $MAILCHUTE_API_KEY"' if settings.api_key else ""
     body = dict(example())
     if not settings.sandbox:

@@ -35,7 +35,7 @@ from app.mail.profile import (
 from app.mail.routing import Route
 from app.mail.schedule import Schedule
 from app.sources import DEFAULT_FILES, PREFIX, Sources, read
-from app.written import ProfileSettings, RetrySettings, RouteSettings, TimeoutSettings, Written
+from app.written import ProfileSettings, RetentionSettings, RetrySettings, RouteSettings, TimeoutSettings, Written
 
 _PROFILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 
@@ -65,6 +65,7 @@ class Settings:
     database: Path
     log: LogFormat | None  # None = console at a terminal, else JSON
     sandbox: bool
+    hold: bool  # pause every profile at start
     profiles: Mapping[str, Profile]
     default_profile: str
     routes: tuple[Route, ...]
@@ -76,6 +77,8 @@ class Settings:
     drain_delay: float  # seconds
     schedule: Schedule
     expires_after: float  # seconds
+    keep_bodies: float  # seconds after a message's end
+    keep_messages: float  # seconds after its end
     docs: bool
     transcripts: bool  # keep the conversation with the relay with each attempt
     api_key: str | None = field(default=None, repr=False)
@@ -121,6 +124,8 @@ def _known_keys(at: tuple[str, ...]) -> list[str]:
         model = RouteSettings
     elif at == ("retry",):
         model = RetrySettings
+    elif at == ("retention",):
+        model = RetentionSettings
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -156,6 +161,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         database=database,
         log=LogFormat(written.log) if written.log else None,
         sandbox=_is_sandbox(written, listen),
+        hold=written.hold,
         profiles=profiles,
         default_profile=_default_profile(written, sources),
         routes=tuple(_route(at, said, written, sources) for at, said in enumerate(written.routes)),
@@ -167,6 +173,8 @@ def _whole(written: Written, sources: Sources) -> Settings:
         drain_delay=written.drain_delay,
         schedule=schedule,
         expires_after=written.retry.expires_after,
+        keep_bodies=written.retention.bodies,
+        keep_messages=written.retention.messages,
         docs=written.docs,
         transcripts=written.transcripts,
         api_key=api_key,

@@ -9,11 +9,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from app.mail.address import Address, mailbox, parse_address
 from app.mail.profile import AuthMode, InDoubtPolicy, TlsMode, TlsVersion
 from app.mail.schedule import DEFAULT_EXPIRES_AFTER, DEFAULT_SCHEDULE, Rate, parse_duration
+
+DAY = 86400.0  # seconds
+DEFAULT_KEEP_BODIES = "7d"
+DEFAULT_KEEP_MESSAGES = "90d"
 
 
 def _duration(value: object) -> object:
@@ -46,6 +50,7 @@ def _version(value: object) -> object:
 Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,255}$")]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
+Keeping = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * DAY)]
 PhaseSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=3600)]
 WrittenAddress = Annotated[Address, BeforeValidator(_written_address)]
 
@@ -173,6 +178,27 @@ class RetrySettings(_Strict):
     )
 
 
+def _not_too_short(value: float) -> float:
+    if value < DAY:
+        raise ValueError("write at least 1d: a repeated Idempotency-Key finds its message for 24 hours")
+    return value
+
+
+class RetentionSettings(_Strict):
+    """`[retention]`: how long what has ended is kept."""
+
+    bodies: Keeping = _said(
+        parse_duration(DEFAULT_KEEP_BODIES),
+        "content, after the message's end; 0 = dropped at the end. Without it there is no `retry`",
+        shown=f"`{DEFAULT_KEEP_BODIES}`",
+    )
+    messages: Annotated[Keeping, AfterValidator(_not_too_short)] = _said(
+        parse_duration(DEFAULT_KEEP_MESSAGES),
+        "everything else of it, after its end; at least 1d",
+        shown=f"`{DEFAULT_KEEP_MESSAGES}`",
+    )
+
+
 class Written(_Strict):
     """Every setting of the service."""
 
@@ -181,6 +207,7 @@ class Written(_Strict):
     role: Literal["all", "api", "worker"] = _said("all", "the only one in this version")
     log: Literal["console", "json"] | None = _said(None, "", shown="`console` at a terminal, else `json`")
     sandbox: bool = _said(False, "keep all mail here although listening beyond loopback")
+    hold: bool = _said(False, "pause every profile at start, as after a restore; `serve --hold` does it once")
     api_key: SecretStr | None = _said(None, "16 characters or more")
     api_key_file: Path | None = _said(None, "a file that holds it")
     docs: bool = _said(True, "`false` closes /docs, /redoc and /openapi.json")
@@ -209,3 +236,4 @@ class Written(_Strict):
         [], "the first that matches names the profile", shown="see below"
     )
     retry: RetrySettings = _said(RetrySettings(), "when to try again", shown="see below")
+    retention: RetentionSettings = _said(RetentionSettings(), "how long what has ended is kept", shown="see below")

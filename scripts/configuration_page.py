@@ -11,13 +11,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from app.written import ProfileSettings, RetrySettings, RouteSettings, Written
+from app.written import ProfileSettings, RetentionSettings, RetrySettings, RouteSettings, Written
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 PREFIX = "MAILCHUTE_"
 TABLES: dict[str, tuple[type[BaseModel], str | None]] = {
     "service": (Written, ""),
     "retry": (RetrySettings, "retry"),
+    "retention": (RetentionSettings, "retention"),
     "profiles": (ProfileSettings, None),
     "routes": (RouteSettings, None),
 }

@@ -50,8 +50,8 @@ MUTATIONS = (
     Mutation(
         "BEGIN IMMEDIATE",
         "app/store/journal.py",
-        'connection.execute("BEGIN IMMEDIATE")',
-        'connection.execute("BEGIN")',
+        'connection.execute("BEGIN IMMEDIATE")\n                failed',
+        'connection.execute("BEGIN")\n                failed',
         "tests/contract/test_journal.py::TestDurability::test_the_write_lock_is_taken_before_the_first_statement",
     ),
     Mutation(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
@@ -29,11 +30,13 @@ from app.api.fields import (
     read_idempotency_key,
     read_metadata,
     read_one_address,
+    read_path,
     read_send_at,
     read_subject,
     read_tags,
     read_text,
     read_verdict,
+    read_whose,
 )
 from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, escaped
@@ -269,7 +272,27 @@ class Resolution(BaseModel):
     ] = Field(alias="as")
 
 
-_Small = TypeVar("_Small", VerifyRequest, Resolution)
+class EraseRequest(BaseModel):
+    """Who is to be forgotten."""
+
+    model_config = ConfigDict(extra="allow", title="EraseRequest", json_schema_extra={"additionalProperties": False})
+
+    address: Annotated[
+        Address,
+        PlainValidator(read_whose),
+        _schema({"type": "string", "format": "email"}, "one bare address; its local part as it was written"),
+    ]
+
+
+class BackupRequest(BaseModel):
+    """Where the backup goes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    file: Annotated[Path, PlainValidator(read_path)]
+
+
+_Small = TypeVar("_Small", VerifyRequest, Resolution, EraseRequest, BackupRequest)
 
 
 def small_of(model: type[_Small], body: bytes) -> _Small:

@@ -176,6 +176,11 @@ def answer_to_post(
     shape = flat(snapshot)
     extra: list[tuple[bytes, bytes]] = []
     content_type = JSON
+    if snapshot.state is MessageState.QUEUED and snapshot.profile in runtime.profiles:
+        paused_at = runtime.worker.standing(snapshot.profile).paused_at
+        if paused_at is not None:
+            waits = f"the profile {snapshot.profile} is paused: the message waits until somebody resumes it"
+            shape["warnings"] = [*shape["warnings"], waits]
     if status == 202:
         extra.append((b"location", f"/messages/{snapshot.id}".encode()))
     if snapshot.state is MessageState.DEFERRED and snapshot.next_attempt_at is not None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic_core import PydanticCustomError
 
@@ -131,6 +132,21 @@ def read_one_address(value: object) -> Address | None:
     if len(addresses) > 1:
         raise _wrong([("", f"one address is taken here, not {len(addresses)}")])
     return addresses[0] if addresses else None
+
+
+def read_whose(value: object) -> Address:
+    """Read an address that must be there."""
+    address = read_one_address(value)
+    if address is None:
+        raise _wrong([("", "nobody is named: give one address, such as ann@example.org")])
+    return address
+
+
+def read_path(value: object) -> Path:
+    """Read the name of a file on this machine."""
+    if not isinstance(value, str) or not Path(value).is_absolute() or "\0" in value:
+        raise _wrong([("", "file is an absolute path, such as /var/backups/mailchute.db")])
+    return Path(value)
 
 
 def read_subject(value: object) -> str:

@@ -30,6 +30,7 @@ class Lane:
     fresh: int = 0  # of those under way, what this process had just accepted
     last_success: datetime | None = None  # of this process
     backlog: bool = False  # something waits in the store that could go now
+    ahead: float | None = None  # how far the wall clock was ahead of the monotonic one at the last look; None = no look
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:

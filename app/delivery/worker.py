@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -24,6 +25,7 @@ from app.delivery.circuits import CircuitOpen, Circuits
 from app.delivery.flow import Meter
 from app.delivery.lane import Lane
 from app.delivery.plan import Done, FallBack, GiveUp, RetryAt, Step, ending, next_step
+from app.mail.address import without_addresses
 from app.mail.attempt import Attempt
 from app.mail.circuit import Circuit
 from app.mail.codes import Reason
@@ -51,7 +53,9 @@ from app.telemetry import Metrics
 
 LEASE = timedelta(hours=1)  # longer than any attempt; on SQLite the file's lock ends a dead process's leases
 MOST_CLAIMS = 50  # at once
+PUT_BACK = 5.0  # seconds that the wall clock falls behind the monotonic one until that counts as a jump
 LONGEST_NAP = 30.0  # seconds between two looks at the queue, however far the next due time: clocks jump
+LEAST_JITTER, LONGEST_JITTER = 0.9, 1.1  # of a wait, so that not all is tried at once
 CANCEL_AGAIN = 1.0  # seconds
 PAUSE_WITHOUT_STORE = 1.0  # seconds
 LOOK_AGAIN = timedelta(hours=1)  # between two looks at a message that waits for a circuit to close
@@ -236,6 +240,7 @@ class Worker:
                 pass
             elif room > 0:
                 try:
+                    self._mind_the_clock(lane)
                     nap = await self._claim_some(lane, min(room, MOST_CLAIMS))
                 except Exception as error:  # a loop that ends silently is a queue that stands still
                     unforeseen = not isinstance(error, StoreUnavailable)
@@ -268,6 +273,26 @@ class Worker:
         wait = (due - self._now()).total_seconds()
         lane.backlog = wait <= 0
         return 0 if wait <= 0 else min(wait, LONGEST_NAP)
+
+    def _mind_the_clock(self, lane: Lane) -> None:
+        """Where the clock was put back, perhaps before this process began, let no due time lie behind the longest wait.
+
+        Handed in before the claim, which finds what has become due by it.
+        """
+        now = self._now()
+        before, lane.ahead = lane.ahead, now.timestamp() - self._clock()
+        if before is not None and lane.ahead >= before - PUT_BACK:
+            return
+        latest = now + timedelta(seconds=max(self._schedule.waits) * LONGEST_JITTER)
+        bringing = self._outbox.bring_forward(lane.profile.name, now=now, latest=latest)
+
+        def tell(brought: asyncio.Future[int]) -> None:
+            if brought.exception() is not None:
+                lane.ahead = None  # at the next look, then
+            elif brought.result():
+                log.warning("delivery.brought_forward", profile=lane.profile.name, messages=brought.result())
+
+        bringing.add_done_callback(tell)
 
     def _lease(self) -> Lease:
         return Lease(self._random_bits(63), self._now() + LEASE)
@@ -326,13 +351,17 @@ class Worker:
                     trying.attempt = None
                     continue
                 step = self._step(trying.claim, outcomes, profile, may_fall_back=bool(left))
+                if isinstance(step, FallBack) and not await self._falls_back(trying, attempt, through=left[0]):
+                    step = self._step(trying.claim, outcomes, profile, may_fall_back=False)
                 if not isinstance(step, FallBack):
                     break
-                self._count(attempt)
-                await self._fall_back(trying, attempt, through=left[0])
         except asyncio.CancelledError:
             await self._interrupt(trying)
             raise
+        except StoreUnavailable as error:  # before an attempt through another profile
+            log.error("delivery.redirect_failed", message_id=str(claim.snapshot.id), error=str(error))
+            await self._release(trying.claim, trying.last)
+            return
         if profile is None:
             await self._give_back(trying)
         else:
@@ -344,15 +373,17 @@ class Worker:
             trying.through = profile.name
             await self._outbox.redirect(trying.claim, profile.name)
 
-    async def _fall_back(self, trying: _Try, attempt: Attempt, *, through: str) -> None:
-        """End an attempt and begin the next one in one transaction, though we are told to stop meanwhile."""
-        trying.last, trying.attempt, trying.through = attempt.failure, None, through
+    async def _falls_back(self, trying: _Try, attempt: Attempt, *, through: str) -> bool:
+        """End an attempt and begin the next one in one transaction, though we are told to stop; False = it cannot."""
         writing = asyncio.ensure_future(self._outbox.fall_back(trying.claim, attempt, through, now=self._now()))
         try:
-            trying.claim = await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            trying.claim = await writing
-            raise
+            await asyncio.wait([writing])
+        finally:
+            with suppress(StoreUnavailable):
+                trying.claim = await writing
+                trying.last, trying.attempt, trying.through = attempt.failure, None, through
+                self._count(attempt)
+        return trying.attempt is None
 
     def _of_no_use(self, claim: Claim, profile: Profile) -> tuple[Failure, Step] | None:
         """Say why, and what then, where an attempt need not begin."""
@@ -427,8 +458,7 @@ class Worker:
         ended = False
         try:
             outcomes, more = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying.begun))
-            while more:
-                await self._keep_part(trying, outcomes, more)
+            while more and await self._keeps_part(trying, outcomes, more):
                 attempt.handover = False
                 others, more = await self._transact(trying.claim, profile, attempt)
                 outcomes = {**outcomes, **others}
@@ -443,11 +473,19 @@ class Worker:
         self._learn(lane, outcomes, began)
         return outcomes
 
-    async def _keep_part(self, trying: _Try, outcomes: Mapping[str, Outcome], more: frozenset[str]) -> None:
-        """Write who was sent to, before those follow who were too many for one transaction (RFC 5321 §4.5.3.1.10)."""
+    async def _keeps_part(self, trying: _Try, outcomes: Mapping[str, Outcome], more: frozenset[str]) -> bool:
+        """Write who was sent to, before those follow who were too many for one transaction (RFC 5321 §4.5.3.1.10).
+
+        False = it cannot be written now: they wait for the next attempt, and nobody is sent to twice.
+        """
         so_far = {address: outcome for address, outcome in outcomes.items() if address not in more}
         part = ending(trying.claim, so_far, Done())
-        trying.claim = replace(await self._outbox.keep_part(trying.claim, part.recipients), only=more)
+        try:
+            trying.claim = replace(await self._outbox.keep_part(trying.claim, part.recipients), only=more)
+        except StoreUnavailable as error:
+            log.error("delivery.record_failed", message_id=str(trying.claim.snapshot.id), error=str(error))
+            return False
+        return True
 
     def _learn(self, lane: Lane, outcomes: Mapping[str, Outcome], began: float) -> None:
         """Let the number of connections follow what the relay bears."""
@@ -531,7 +569,7 @@ class Worker:
         return classify.failure(profile, Phase.CONTENT, reason, cls, _SAID[reason].format(profile=profile.name))
 
     def _jitter(self) -> float:
-        return 0.9 + 0.2 * self._random_bits(20) / (1 << 20)
+        return LEAST_JITTER + (LONGEST_JITTER - LEAST_JITTER) * self._random_bits(20) / (1 << 20)
 
     # its end
 
@@ -592,7 +630,11 @@ class Worker:
             message_id=str(snapshot.id),
             profile=profile,
             attempt=snapshot.attempts,
-            **({"code": failure.code, "reason": failure.reason, "error": failure.message} if failure else {}),
+            **(
+                {"code": failure.code, "reason": failure.reason, "error": without_addresses(failure.message)}
+                if failure
+                else {}
+            ),
             **({"next_at": snapshot.next_attempt_at.isoformat()} if snapshot.next_attempt_at else {}),
         )
         self._verdicts.publish(snapshot)

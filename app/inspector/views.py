@@ -116,7 +116,7 @@ async def _found(request: Request, id: str) -> tuple[Snapshot, bytes]:
     snapshot = await runtime.history.find(message_id)
     content = await runtime.outbox.content(message_id)
     if snapshot is None or content is None or not snapshot.sandbox:
-        raise NotFound(f"The sandbox has no message {id[:80]}")
+        raise NotFound(f"The sandbox has no message {id[:80]}, or its content is not kept any more")
     return snapshot, content
 
 

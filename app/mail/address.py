@@ -25,6 +25,8 @@ _HOST = re.compile(
 )
 _ANGLE = re.compile(r"(?:\"((?:[^\"\\]|\\.)*)\"|([^\"<>]*))\s*<([^<>]*)>\Z", re.DOTALL)
 _RESERVED_LABEL = re.compile(r"(?:\A|\.)[^.]{2}--")  # RFC 5890 §2.3.1: A-labels, and what may be one some day
+# Begins only where a word does, so that a long one is gone through once.
+_LOOKS_LIKE_ONE = re.compile(r"(?<![^\s<>()\[\],;:\"@])[^\s<>()\[\],;:\"@]++@[^\s<>()\[\],;:\"@]++")
 _SEPARATORS = frozenset(",;\r\n")
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
@@ -111,6 +113,11 @@ def mailbox(addr_spec: str, name: str) -> Address:
     if len(addr_spec) > MAX_TEXT:
         raise InvalidAddress(f"an address of {len(addr_spec)} characters is too long; at most {MAX_TEXT} are taken")
     return _parse_spec(addr_spec.strip(), name=checked_name(name.strip()))
+
+
+def without_addresses(text: str) -> str:
+    """Give what a relay said as it may stand in a log: with "…" wherever something has the look of an address."""
+    return _LOOKS_LIKE_ONE.sub("…", text)
 
 
 def checked_name(name: str) -> str:

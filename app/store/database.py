@@ -232,6 +232,7 @@ def connect(database: Path, *, read_only: bool) -> sqlite3.Connection:
         else:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is zeroes; Debian's default anyway
     except BaseException:
         connection.close()
         raise

@@ -30,7 +30,16 @@ from app.store.database import (
     tags,
 )
 from app.store.reader import Reader
-from app.store.records import MESSAGE_BY_ID, RECIPIENTS_OF, SNAPSHOT_COLUMNS, from_ms, recipient_from, snapshot, to_ms
+from app.store.records import (
+    MESSAGE_BY_ID,
+    RECIPIENTS_OF,
+    SNAPSHOT_COLUMNS,
+    first_of,
+    from_ms,
+    recipient_from,
+    snapshot,
+    to_ms,
+)
 from app.store.search import SearchIndex
 
 _AFTER_ALL = UUID(int=(1 << 128) - 1)
@@ -277,13 +286,9 @@ _BY_VALUE = ("error_code", "profile", "sender", "recipient", "tag", "q")
 
 def _between(since: datetime | None, until: datetime | None, before: UUID | None) -> dict[str, bytes]:
     """Bound ids by time: a UUIDv7 begins with the millisecond it was made in (RFC 9562 §5.7)."""
-    ends = [_first_of(until)] if until is not None else []
+    ends = [first_of(until)] if until is not None else []
     ends.append((before or _AFTER_ALL).bytes)
-    return {"from_id": _first_of(since) if since is not None else bytes(16), "before": min(ends)}
-
-
-def _first_of(instant: datetime) -> bytes:
-    return max(0, to_ms(instant)).to_bytes(6) + bytes(10)
+    return {"from_id": first_of(since) if since is not None else bytes(16), "before": min(ends)}
 
 
 def _attempt(

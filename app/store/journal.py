@@ -18,11 +18,13 @@ may have dropped what it could not write and will not say so twice. Only a new p
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -98,8 +100,9 @@ class _Entry(Generic[T]):
 
 
 @dataclass(slots=True)
-class _Checkpoint:
-    future: asyncio.Future[None]
+class _Chore(Generic[T]):
+    do: Callable[[sqlite3.Connection], T]  # behind all that was handed in before, in no transaction
+    future: asyncio.Future[T]
 
 
 class _End:
@@ -112,8 +115,8 @@ class Journal:
     def __init__(self, database: Path) -> None:
         self._database = database
         self._log = database.with_name(database.name + "-wal")
-        self._queue: SimpleQueue[_Entry[Any] | _Checkpoint | _End] = SimpleQueue()
-        self._behind: _Checkpoint | _End | None = None  # what came behind the batch that is being written
+        self._queue: SimpleQueue[_Entry[Any] | _Chore[Any] | _End] = SimpleQueue()
+        self._behind: _Chore[Any] | _End | None = None  # what came behind the batch that is being written
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -162,12 +165,23 @@ class Journal:
 
         The future fails with `StoreUnavailable` where that could not be done; whatever was committed is safe.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
-        if self._thread is None:
-            future.set_exception(StoreUnavailable("the store is closed"))
-        else:
-            self._queue.put(_Checkpoint(future))
-        return future
+        return self._tidy(self._bring_back)
+
+    def fold(self) -> asyncio.Future[bool]:
+        """Write the log into the file, and empty it; False = somebody still reads in it.
+
+        What was forgotten lies in the log until then, and a log that has grown keeps its size. Nobody's mail waits for
+        a reader. The future fails as that of `checkpoint` does.
+        """
+        return self._tidy(partial(_empty_log, patience=0.0))
+
+    def vacuum(self) -> asyncio.Future[None]:
+        """Write the whole file anew, without what is unused; all that writes waits meanwhile.
+
+        The future fails with `StoreUnavailable` where there is no room: that takes as much again, twice.
+        """
+        os.environ["SQLITE_TMPDIR"] = str(self._database.absolute().parent)  # mail lies nowhere else, and there it may
+        return self._tidy(_vacuum)
 
     @property
     def log_bytes(self) -> int:
@@ -176,6 +190,14 @@ class Journal:
             return self._log.stat().st_size
         except FileNotFoundError:
             return 0
+
+    def _tidy(self, do: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._thread is None:
+            future.set_exception(StoreUnavailable("the store is closed"))
+        else:
+            self._queue.put(_Chore(do, future))
+        return future
 
     async def close(self) -> None:
         """Write what was handed in, then close; idempotent."""
@@ -197,8 +219,8 @@ class Journal:
         try:
             while not isinstance(item := self._behind or self._queue.get(), _End):
                 self._behind = None
-                if isinstance(item, _Checkpoint):
-                    self._bring_back(connection, item)
+                if isinstance(item, _Chore):
+                    self._carry_out(connection, item)
                     continue
                 batch = self._collect(item)
                 if self.fault:
@@ -220,21 +242,24 @@ class Journal:
                 batch.append(item)
         return batch
 
-    def _bring_back(self, connection: sqlite3.Connection, asked: _Checkpoint) -> None:
-        error = None
+    def _carry_out(self, connection: sqlite3.Connection, chore: _Chore[Any]) -> None:
+        result, error = None, None
         try:
             if self.fault:
                 raise StoreBroken(self.fault)
-            if self.log_bytes <= LOG_BYTES:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            else:
-                _cut_log(connection)
+            result = chore.do(connection)
         except StoreUnavailable as fault:
             error = fault
         except sqlite3.Error as fault:
             self._look_at(fault)
-            error = StoreUnavailable(f"the log cannot be brought into the file: {fault}")
-        self._loop.call_soon_threadsafe(_settle, asked.future, None, error)
+            error = StoreUnavailable(f"the store cannot be tidied up: {fault}")
+        self._loop.call_soon_threadsafe(_settle, chore.future, result, error)
+
+    def _bring_back(self, connection: sqlite3.Connection) -> None:
+        if self.log_bytes <= LOG_BYTES:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        else:
+            _empty_log(connection, patience=LOG_PATIENCE)
 
     def _write(self, connection: sqlite3.Connection, batch: list[_Entry[Any]]) -> None:
         going = batch
@@ -318,12 +343,18 @@ def _overwrite(connection: sqlite3.Connection) -> None:
         _roll_back(connection)
 
 
-def _cut_log(connection: sqlite3.Connection) -> None:
-    connection.execute(f"PRAGMA busy_timeout = {int(LOG_PATIENCE * 1000)}")
+def _empty_log(connection: sqlite3.Connection, *, patience: float) -> bool:
+    """Empty the log once nobody reads in it any more; False = somebody did for as long as writers could wait."""
+    connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
     try:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+    return not is_busy
+
+
+def _vacuum(connection: sqlite3.Connection) -> None:
+    connection.execute("VACUUM")
 
 
 def _answer(batch: list[_Entry[Any]]) -> None:

@@ -19,7 +19,7 @@ from itertools import takewhile
 from typing import TypeAlias
 from uuid import UUID
 
-from sqlalchemy import bindparam, column, delete, func, insert, select, table, text, update
+from sqlalchemy import bindparam, case, column, delete, func, insert, select, table, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from app.mail.attempt import Attempt
@@ -106,6 +106,17 @@ _CLAIM = (
     .returning(*SNAPSHOT_COLUMNS, messages.c.smtputf8)
 )
 _ABOUT_TO_BE_CLAIMED = select(messages.c.state, func.count()).where(_CLAIMABLE).group_by(messages.c.state)
+_BRING_FORWARD = (
+    update(messages)
+    .where(
+        messages.c.profile == bindparam("of_profile"),
+        messages.c.due_at > case((messages.c.state == "queued", bindparam("now")), else_=bindparam("latest")),
+        messages.c.due_at > bindparam("now"),  # the index's
+        messages.c.lease_token.is_(None),
+        messages.c.state != "scheduled",
+    )
+    .values(due_at=case((messages.c.state == "queued", bindparam("now")), else_=bindparam("latest")))
+)
 _NEXT_DUE = (
     select(messages.c.due_at)
     .where(
@@ -260,6 +271,13 @@ class Outbox:
         """
         claims, due, _ = await self._journal.commit(partial(_claim, profile, lease, at_most, now), self._claimed)
         return claims, due
+
+    def bring_forward(self, profile: str, *, now: datetime, latest: datetime) -> asyncio.Future[int]:
+        """Let nothing wait behind `latest` but what was asked to; gives how many did. What is queued is due now.
+
+        For when the clock was put back: what was to be tried in a minute is to be tried in a day and a minute then.
+        """
+        return self._journal.commit(partial(_bring_forward, profile, now, latest))
 
     def mark(self, claim: Claim) -> asyncio.Future[None]:
         """Make the handover mark durable: after it, a crash means in doubt.
@@ -464,6 +482,11 @@ def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation
     due = yield (_NEXT_DUE, {"of_profile": profile})
     next_due = from_ms(due.rows[0][0]) if due.rows else None
     return claims, next_due, [(MessageState(state), count) for state, count in came_from.rows]
+
+
+def _bring_forward(profile: str, now: datetime, latest: datetime) -> Operation[int]:
+    brought = yield (_BRING_FORWARD, {"of_profile": profile, "now": to_ms(now), "latest": to_ms(latest)})
+    return brought.count
 
 
 def _mark(claim: Claim) -> Operation[None]:

@@ -63,6 +63,11 @@ def from_ms(ms: int) -> datetime:
     return _EPOCH + ms * _MILLISECOND
 
 
+def first_of(instant: datetime, *, and_its_millisecond: bool = False) -> bytes:
+    """The least id that can be made at an instant, or behind it: a UUIDv7 begins with its millisecond."""
+    return max(0, to_ms(instant) + and_its_millisecond).to_bytes(6) + bytes(10)
+
+
 def json_text(value: Any) -> str:
     return to_json(value).decode()
 

@@ -183,6 +183,16 @@ async def no_profile(service: Application, _: Path) -> httpx2.Response:
     return await service.client.post("/profiles/relais/verify")
 
 
+async def erased(service: Application, folder: Path) -> httpx2.Response:
+    await send(service)
+    await deferred(service, folder)
+    return await service.client.post("/erase", json={"address": "ann@example.org"})
+
+
+async def nobody(service: Application, _: Path) -> httpx2.Response:
+    return await service.client.post("/erase", json={"address": "ann"})
+
+
 async def explained(service: Application, _: Path) -> httpx2.Response:
     return await service.client.get("/errors/key-reused")
 
@@ -210,12 +220,14 @@ EXAMPLES = {
     "two_faults": Example(("sendMessage 422", "verifyProfile 422"), "Every fault, with its pointer", two_faults),
     "not_json": Example(("sendMessage 422",), "A variable with a quote in it", not_json),
     "key_reused": Example(("sendMessage 422",), "One key for two bodies", key_reused),
+    "nobody": Example(("eraseAddress 422",), "No address", nobody),
     "form": Example(("* 415",), "Another type than JSON", form),
     "too_large": Example(("* 413",), "More than the service takes", too_large, {"MAILCHUTE_MAX_MESSAGE_BYTES": "2048"}),
     "no_store": Example(("* 503", "sendMessage 503"), "The store is locked or full", no_store),
     "no_room": Example(("sendMessage 503",), "Too many wait", no_room, {"MAILCHUTE_MAX_QUEUED": "2"}),
     "not_ready": Example(("isReady 503",), "The store cannot be written", not_ready),
     "found": Example(("getMessage 200",), "With its one attempt", found),
+    "erased": Example(("eraseAddress 200",), "One has ended, one has not", erased),
     "listed": Example(("listMessages 200",), "One page", listed),
     "not_found": Example(("* 404",), "No message has this id", not_found),
     "wrong_filter": Example(("* 422",), "A filter that no message can match", wrong_filter),

@@ -12,9 +12,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, func, insert, select, text
+from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, delete, func, insert, select, text
 
 from app.mail.errors import LeaseLost, StoreUnavailable
+from app.store.database import BUSY_SECONDS
 from app.store.journal import MAX_BATCH, Journal, Operation
 
 PATIENCE = 5.0  # seconds a gate waits before the test fails
@@ -402,3 +403,43 @@ class TestClose:
     async def test_closing_twice_is_closing_once(self, journal: Journal) -> None:
         await journal.close()
         await journal.close()
+
+
+async def test_the_log_is_emptied_unless_somebody_reads_in_it_and_nobody_waits_for_them(
+    journal: Journal, file: Path
+) -> None:
+    log = file.with_name(file.name + "-wal")
+    await journal.commit(write("one"))
+    with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM notes").fetchall()
+        await journal.commit(write("two"))
+        async with asyncio.timeout(BUSY_SECONDS / 2):
+            assert not await journal.fold()
+        assert log.stat().st_size > 0
+    assert await journal.fold()
+    assert log.stat().st_size == 0
+    await journal.commit(write("three"))
+    assert await journal.fold()
+
+
+async def test_a_vacuum_gives_back_what_is_unused(journal: Journal, file: Path) -> None:
+    await journal.commit(write("x" * 1_000_000))
+    await journal.commit(forget)
+    await journal.fold()
+    before = file.stat().st_size
+    await journal.vacuum()
+    await journal.fold()
+    assert file.stat().st_size < before - 900_000
+    assert await journal.commit(write("one")) == "one"
+
+
+async def test_a_closed_journal_neither_empties_its_log_nor_vacuums(journal: Journal) -> None:
+    await journal.close()
+    for refused in (journal.fold(), journal.vacuum()):
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await refused
+
+
+def forget() -> Operation[None]:
+    yield delete(notes), {}

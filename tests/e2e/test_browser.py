@@ -106,7 +106,7 @@ async def test_the_api_page_lists_every_operation(watched: Watched) -> None:
     page = watched.page
     await expect(page.locator(".info .title")).to_contain_text("Mailchute")
     await expect(page.locator("#operations-messages-sendMessage")).to_be_visible()
-    await expect(page.locator(".opblock")).to_have_count(21)
+    await expect(page.locator(".opblock")).to_have_count(22)
     await expect(page.locator(".errors-wrapper")).to_have_count(0)
     await watched.photograph("docs")
     await watched.assert_well_behaved()

@@ -61,6 +61,7 @@ def test_without_any_setting_it_is_the_sandbox_on_loopback() -> None:
     assert settings.default_wait == 8
     assert settings.max_message_bytes == 25 * 1024 * 1024
     assert settings.expires_after == 86400
+    assert (settings.keep_bodies, settings.keep_messages) == (7 * 86400, 90 * 86400)
     assert settings.docs
     assert settings.log is None
     assert settings.api_key is None
@@ -388,6 +389,7 @@ def test_an_unknown_variable_that_nothing_is_near_to_is_named_too(name: str) -> 
         ('[profiles.corp]\nhots = "x"', "2: profiles.corp.hots", "host"),
         ("[profiles.corp.timeouts]\nconnekt = 3", "2: profiles.corp.timeouts.connekt", "connect"),
         ('[retry]\n\nexpire_after = "1d"', "3: retry.expire_after", "expires_after"),
+        ('[retention]\nbody = "1d"', "2: retention.body", "bodies"),
         ('[[routes]]\nprofile = "a"\n[[routes]]\nform_domain = "b.example"', "4: routes.1.form_domain", "from_domain"),
     ],
 )
@@ -462,6 +464,10 @@ def test_the_file_of_the_documentation_is_read(toml: Path) -> None:
         [retry]
         schedule = "30s, 1m*3"
         expires_after = "2h"
+
+        [retention]
+        bodies = 0
+        messages = "52w"
         """
     )
     settings = _load({}, toml)
@@ -470,6 +476,7 @@ def test_the_file_of_the_documentation_is_read(toml: Path) -> None:
     assert settings.default_wait == 5
     assert settings.schedule.waits == (30, 60, 60, 60)
     assert settings.expires_after == 7200
+    assert (settings.keep_bodies, settings.keep_messages) == (0, 364 * 86400)
     intranet, cloud = settings.profiles["intranet"], settings.profiles["cloud"]
     assert (intranet.port, intranet.tls, intranet.auth) == (587, TlsMode.OPPORTUNISTIC, AuthMode.NONE)
     assert (cloud.port, cloud.tls, cloud.wants_login) == (465, TlsMode.IMPLICIT, True)
@@ -1070,3 +1077,19 @@ def _inline(value: Any) -> str:
             return "{" + ", ".join(f"{key} = {_inline(below)}" for key, below in value.items()) + "}"
         case _:
             raise ValueError(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("MESSAGES", "23h", "write at least 1d: a repeated Idempotency-Key finds its message for 24 hours"),
+        ("MESSAGES", "0", "write at least 1d"),
+        ("MESSAGES", "20y", "is not a duration"),
+        ("MESSAGES", "4000d", "less than or equal to 315360000"),
+        ("BODIES", "-1d", "is not a duration"),
+    ],
+)
+def test_what_cannot_be_kept_for_so_long_or_so_short_is_refused(name: str, value: str, says: str) -> None:
+    said = _error({f"MAILCHUTE_RETENTION__{name}": value})
+    assert said.startswith(f"MAILCHUTE_RETENTION__{name}: ")
+    assert says in said

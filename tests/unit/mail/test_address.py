@@ -16,7 +16,7 @@ from email_validator import EmailNotValidError, validate_email
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from app.mail.address import Address, InvalidAddress, mailbox, parse_address, split_addresses
+from app.mail.address import Address, InvalidAddress, mailbox, parse_address, split_addresses, without_addresses
 from tests.unit.strategies import domains, locals_, printable
 
 _ADDR_SPEC = re.compile(r"[^\s\"(),:;<>@\[\\\]\x00-\x20\x7f-\xa0]+@[a-z0-9-]+(?:\.[a-z0-9-]+)*", re.ASCII)
@@ -460,3 +460,29 @@ def test_splitting_a_megabyte_takes_linear_time(piece: str) -> None:
 def test_a_name_that_cannot_stand_in_one_header_line_is_refused(name: str) -> None:
     with pytest.raises(InvalidAddress):
         mailbox("ann@example.org", name)
+
+
+@given(locals_, domains, printable)
+def test_no_address_that_a_relay_repeats_gets_into_a_log(local: str, domain: str, around: str) -> None:
+    assume(f"{local}@{domain}" not in around)
+    for text in (f"550 5.1.1 <{local}@{domain}>: {around}", f"{around} {local}@{domain}"):
+        assert f"{local}@{domain}" not in without_addresses(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("550 5.1.1 <ann@theirs.test>: unknown", "550 5.1.1 <…>: unknown"),
+        ("to=ann@theirs.test, müller@bücher.test", "…, …"),
+        ("250 2.0.0 Ok: queued as 4711", "250 2.0.0 Ok: queued as 4711"),
+        ("write an @ here", "write an @ here"),
+    ],
+)
+def test_what_is_no_address_stays(text: str, shown: str) -> None:
+    assert without_addresses(text) == shown
+
+
+def test_a_text_without_an_end_is_gone_through_once() -> None:
+    began = perf_counter()
+    without_addresses("x" * 1_000_000)
+    assert perf_counter() - began < 1

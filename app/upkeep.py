@@ -1,0 +1,77 @@
+"""What the command line does for upkeep: pause, resume, backup, erase, vacuum; with or without a running service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from app.commands import FAILED, AsJson, good, good_settings, say, speaking
+
+Names = Annotated[list[str], typer.Argument(help="Names of profiles.", metavar="PROFILE...")]
+
+upkeep = typer.Typer()
+
+
+@upkeep.command()
+def pause(profiles: Names) -> None:
+    """Begin nothing more through profiles until they are resumed, across restarts too."""
+    _do_to_each("pause", profiles)
+
+
+@upkeep.command()
+def resume(profiles: Names) -> None:
+    """Send again what waits for profiles."""
+    _do_to_each("resume", profiles)
+
+
+def _do_to_each(act: str, profiles: list[str]) -> None:
+    with speaking(good_settings()) as service:
+        for name in profiles:
+            said = good(service.post(f"/profiles/{quote(name, safe='')}/{act}")).body
+            typer.echo(f"{name}: " + (f"paused since {said['paused_at']}" if said["paused_at"] else "not paused"))
+
+
+@upkeep.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="A new file; the service writes it, as its own user.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the database, whole and of one moment, while it is in use."""
+    with speaking(good_settings()) as service:
+        reply = good(service.post("/backup", {"file": str(file.absolute())}))
+    typer.echo(reply.text if as_json else f"{reply.body['file']}: {reply.body['bytes']:,} bytes")
+
+
+@upkeep.command()
+def erase(
+    address: Annotated[str, typer.Argument(help="Whose.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Forget an address, and the content of what was sent to it or from it and has ended. Exit code 1: not all has."""
+    with speaking(good_settings()) as service:
+        said = good(service.post("/erase", {"address": address})).body
+    typer.echo(json.dumps(said) if as_json else f"{said['erased']} {_messages(said['erased'])} erased")
+    if said["live"]:
+        say(
+            f"{said['live']} {_messages(said['live'])} left as they are, since they have not ended: look at them "
+            f"(mailchute list --to {address}; --from), cancel or resolve them, then erase again"
+        )
+        raise typer.Exit(FAILED)
+
+
+@upkeep.command()
+def vacuum() -> None:
+    """Write the database file anew: unused space goes back to the disk, and no trace stays. Who sends waits."""
+    with speaking(good_settings()) as service:
+        said = good(service.post("/vacuum")).body
+    typer.echo(f"{said['bytes_before']:,} bytes before, {said['bytes']:,} now")
+
+
+def _messages(count: int) -> str:
+    return "message" if count == 1 else "messages"
