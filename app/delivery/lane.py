@@ -19,10 +19,12 @@ SMALLEST_WINDOW = 8  # attempts
 
 @dataclass(slots=True)
 class Lane:
-    """Made for a profile; `profile` is replaced when the settings are read again."""
+    """`profile` is replaced when the settings are read again; until then it may be a stand-in."""
 
     profile: Profile
     clock: Callable[[], float]
+    is_known: bool = False  # it is in the settings
+    paused_at: datetime | None = None  # by an operator; nothing is begun until it is resumed
     flow: Flow = field(init=False)
     meter: Meter | None = field(init=False, default=None)  # None = no rate
     under_way: int = 0  # attempts
@@ -35,10 +37,12 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.flow = Flow(self.clock)
-        self.change(self.profile)
 
-    def change(self, profile: Profile) -> None:
-        """Go on by these settings."""
+    def change(self, profile: Profile | None) -> None:
+        """Go on by these settings; None = the profile is in the settings no more."""
+        self.is_known = profile is not None
+        if profile is None:
+            return
         self.profile = profile
         if profile.rate is None:
             self.meter = None
@@ -55,7 +59,7 @@ class Lane:
     @property
     def room_for_fresh(self) -> bool:
         """Whether a message that is about to be accepted may begin at once."""
-        if self.meter is not None and self.meter.free <= 0:
+        if self.paused_at is not None or (self.meter is not None and self.meter.free <= 0):
             return False
         if self.backlog:
             return self.fresh < self.window // 2

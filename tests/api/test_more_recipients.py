@@ -14,7 +14,7 @@ from tests.support.relay import Close, Relay, Wait
 EVERYBODY = [f"r{n}@theirs.test" for n in range(7)]
 
 
-class AtMost(list[object]):
+class Bounded(list[object]):
     """Takes so many recipients a transaction, and refuses the rest."""
 
     def __init__(self, relay: Relay, most: int, refusal: str) -> None:
@@ -29,7 +29,7 @@ class AtMost(list[object]):
 @pytest.mark.parametrize("refusal", ["452 4.5.3 Too many recipients", "552 Too many recipients", "452 4.5.3 Enough"])
 async def test_the_rest_goes_at_once_in_the_same_attempt(tmp_path: Path, refusal: str) -> None:
     async with running(tmp_path) as service:
-        service.relay.on("RCPT", AtMost(service.relay, 3, refusal))  # type: ignore[arg-type]
+        service.relay.on("RCPT", Bounded(service.relay, 3, refusal))  # type: ignore[arg-type]
         sent = flat(await service.send(to=EVERYBODY), status=200)
         (attempt,) = (await service.look_up(sent["id"]))["attempts"]
         assert (sent["state"], sent["accepted"], sent["attempts"]) == ("sent", EVERYBODY, 1)
@@ -39,7 +39,7 @@ async def test_the_rest_goes_at_once_in_the_same_attempt(tmp_path: Path, refusal
 
 async def test_whoever_was_refused_otherwise_does_not_follow(tmp_path: Path) -> None:
     async with running(tmp_path) as service:
-        service.relay.on("RCPT", AtMost(service.relay, 2, "452 4.5.3 Too many recipients"))  # type: ignore[arg-type]
+        service.relay.on("RCPT", Bounded(service.relay, 2, "452 4.5.3 Too many recipients"))  # type: ignore[arg-type]
         service.relay.on("RCPT", "450 4.2.0 Busy", match="r0@")
         service.relay.on("RCPT", "550 5.1.1 Nobody", match="r1@")
         answer = flat(await service.send(to=EVERYBODY[:5]), status=202)
@@ -52,7 +52,7 @@ async def test_whoever_was_refused_otherwise_does_not_follow(tmp_path: Path) -> 
 @pytest.mark.parametrize("refusal", ["452 4.3.1 Insufficient system storage", "450 4.7.1 Too many recipients from you"])
 async def test_what_only_looks_like_it_waits_for_the_schedule(tmp_path: Path, refusal: str) -> None:
     async with running(tmp_path) as service:
-        service.relay.on("RCPT", AtMost(service.relay, 3, refusal))  # type: ignore[arg-type]
+        service.relay.on("RCPT", Bounded(service.relay, 3, refusal))  # type: ignore[arg-type]
         answer = flat(await service.send(to=EVERYBODY), status=202)
         assert (answer["state"], answer["accepted"], len(service.relay.mails)) == ("deferred", EVERYBODY[:3], 1)
 
@@ -61,7 +61,7 @@ async def test_a_break_in_the_second_transaction_says_nothing_of_the_first(tmp_p
     """Before its content ends the rest is deferred, behind it in doubt; whoever was sent to stays so."""
     for verb, state in (("DATA", "pending"), ("CONTENT", "in_doubt")):
         async with running(tmp_path) as service:
-            service.relay.on("RCPT", AtMost(service.relay, 3, "452 4.5.3 Too many"))  # type: ignore[arg-type]
+            service.relay.on("RCPT", Bounded(service.relay, 3, "452 4.5.3 Too many"))  # type: ignore[arg-type]
             service.relay.on(verb, (Close(),))
             service.relay.on(verb, "354 Go" if verb == "DATA" else "250 2.0.0 Ok", times=1)
             answer = flat(await service.send(to=EVERYBODY[:5]), status=202)
@@ -72,7 +72,7 @@ async def test_a_break_in_the_second_transaction_says_nothing_of_the_first(tmp_p
 async def test_stopped_in_the_second_transaction_the_first_stays_sent(tmp_path: Path) -> None:
     never = asyncio.Event()
     async with running(tmp_path) as service:
-        service.relay.on("RCPT", AtMost(service.relay, 3, "452 4.5.3 Too many"))  # type: ignore[arg-type]
+        service.relay.on("RCPT", Bounded(service.relay, 3, "452 4.5.3 Too many"))  # type: ignore[arg-type]
         service.relay.on("MAIL", (Wait(never), "250 Ok"))
         service.relay.on("MAIL", "250 2.1.0 Ok", times=1)
         id_ = flat(await service.send(to=EVERYBODY[:5], prefer="respond-async"), status=202)["id"]

@@ -5,13 +5,14 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from app.store import database
 from tests.api.shapes import JSON, flat, problem
 from tests.support.app import MESSAGE, Application, running
-from tests.support.relay import Wait
+from tests.support.relay import Relay, Wait
 
 
 @pytest.fixture
@@ -108,3 +109,52 @@ async def test_a_verdict_that_meets_a_stray_lock_is_written_when_it_is_gone_and_
     found = await impatient.settled(taken["id"])
     assert (found["state"], found["attempts"][0]["error_code"], len(found["attempts"])) == ("sent", None, 1)
     assert len(impatient.relay.mails) == 1
+
+
+async def test_where_a_part_cannot_be_written_nobody_is_sent_to_twice(impatient: Application, tmp_path: Path) -> None:
+    """More recipients than the relay takes at once: they follow in the same attempt, unless the store is locked."""
+    everybody, verdict = [f"r{n}@theirs.test" for n in range(3)], asyncio.Event()
+    impatient.relay.on("RCPT", "452 4.5.3 Too many recipients", match="r2@", times=1)
+    impatient.relay.on("CONTENT", (Wait(verdict), "250 2.0.0 Ok: queued as R1"), times=1)
+    id_ = (await impatient.send(to=everybody, prefer="respond-async")).json()["id"]
+    await impatient.relay.mail()
+    with locked(tmp_path):
+        verdict.set()
+        for _ in range(3):  # operations run in order, and by the last one the part's has come
+            problem(await impatient.send(), status=503)
+    changes = impatient.runtime.verdicts.follow()
+    while (found := await impatient.look_up(id_))["state"] == "sending":
+        await anext(changes)
+    assert (found["state"], found["accepted"]) == ("deferred", everybody[:2])
+    await impatient.client.post(f"/messages/{id_}/retry", headers={"Prefer": "wait=5"})
+    assert [mail.rcpt_to for mail in impatient.relay.mails] == [everybody[:2], everybody[2:]]
+
+
+async def test_where_a_further_attempt_cannot_be_begun_the_first_one_stands(tmp_path: Path) -> None:
+    """The next profile's turn is written in the transaction that ends the attempt before."""
+    refuse = asyncio.Event()
+    async with Relay() as other:
+        environ = {
+            "MAILCHUTE_PROFILES__RELAY__FALLBACK": "other",
+            "MAILCHUTE_PROFILES__OTHER__HOST": other.host,
+            "MAILCHUTE_PROFILES__OTHER__PORT": str(other.port),
+            "MAILCHUTE_PROFILES__OTHER__TLS": "none",
+            "MAILCHUTE_DEFAULT_PROFILE": "relay",
+        }
+        with patch("app.store.database.BUSY_SECONDS", 0.05):
+            async with running(tmp_path, environ=environ) as service:
+                service.relay.on("GREETING", (Wait(refuse), "554 5.7.1 Not you"))
+                id_ = (await service.send(prefer="respond-async")).json()["id"]
+                await service.relay.connected()
+                with locked(tmp_path):
+                    refuse.set()
+                    for _ in range(3):
+                        problem(await service.send(), status=503)
+                changes = service.runtime.verdicts.follow()
+                while (found := await service.look_up(id_))["state"] == "sending":
+                    await anext(changes)
+                assert (found["state"], [one["profile"] for one in found["attempts"]]) == ("deferred", ["relay"])
+                await service.client.post(f"/messages/{id_}/retry", headers={"Prefer": "wait=5"})
+                found = await service.look_up(id_)
+                assert (found["state"], [one["profile"] for one in found["attempts"]]) == ("sent", ["relay", "other"])
+    assert len(other.mails) == 1

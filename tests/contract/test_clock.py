@@ -12,8 +12,9 @@ from uuid import UUID
 
 import pytest
 
+from app.delivery.carrier import LONGEST_JITTER
 from app.delivery.circuits import Circuits
-from app.delivery.worker import LONGEST_JITTER, Worker
+from app.delivery.worker import Worker
 from app.mail.acts import Act
 from app.mail.message import Lease, Snapshot
 from app.mail.outcome import MessageState

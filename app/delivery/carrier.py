@@ -1,0 +1,440 @@
+"""Carrying one claim: its attempt, further ones through other profiles, and the writing down of how it ended.
+
+Order of events: circuit → session → envelope, mark → content → verdict → `record` → whoever waits is told. What is next
+to a message is `plan.next_step`'s to say. A further attempt through another profile belongs to the same claim; its row
+is written in the transaction that ends the one before. A verdict that is known is written until the store takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from app.delivery.attempt import carry_out, first_failure
+from app.delivery.circuits import CircuitOpen, Circuits
+from app.delivery.lane import Lane
+from app.delivery.plan import Done, FallBack, GiveUp, RetryAt, Step, ending, next_step
+from app.mail.address import without_addresses
+from app.mail.attempt import Attempt
+from app.mail.codes import Reason
+from app.mail.errors import LeaseLost, StoreBroken, StoreUnavailable
+from app.mail.message import Claim, Recipient, Snapshot
+from app.mail.outcome import (
+    Deferred,
+    Failure,
+    FailureClass,
+    InDoubt,
+    MessageState,
+    Outcome,
+    Phase,
+    Rejected,
+    Sent,
+)
+from app.mail.profile import InDoubtPolicy, Profile, stand_in
+from app.mail.schedule import Schedule
+from app.smtp import classify
+from app.smtp.pool import Pool
+from app.store.outbox import MOST_CRASHES, Interrupted, Outbox
+from app.store.verdicts import Verdicts
+from app.telemetry import Metrics
+
+PAUSE_WITHOUT_STORE = 1.0  # seconds
+LEAST_JITTER, LONGEST_JITTER = 0.9, 1.1  # of a wait, so that not all is tried at once
+LOOK_AGAIN = timedelta(hours=1)  # between two looks at a message that waits for a circuit to close
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Try:
+    """One claim's way through its attempt, and through those at other profiles that follow at once."""
+
+    claim: Claim
+    lane: Lane
+    through: str  # the profile that the attempt's row names
+    attempt: Attempt | None = None  # the one that runs
+    last: Failure | None = None  # of the attempt before, through another profile
+    begun: set[str] = field(default_factory=set)  # the profiles whose relay was asked to take it
+
+
+class Carrier:
+    """Carries claims; `schedule` and `keep_transcripts` are replaced when the settings are read again."""
+
+    schedule: Schedule
+    keep_transcripts: bool
+
+    def __init__(
+        self,
+        lanes: Mapping[str, Lane],
+        *,
+        outbox: Outbox,
+        pool: Pool,
+        circuits: Circuits,
+        verdicts: Verdicts,
+        metrics: Metrics,
+        now: Callable[[], datetime],
+        clock: Callable[[], float],
+        random_bits: Callable[[int], int],
+    ) -> None:
+        self._lanes = lanes
+        self._outbox = outbox
+        self._pool = pool
+        self._circuits = circuits
+        self._verdicts = verdicts
+        self._metrics = metrics
+        self._now = now
+        self._clock = clock
+        self._random_bits = random_bits
+
+    async def carry(self, claim: Claim, lane: Lane, *, is_fresh: bool) -> None:
+        """Carry a claim to its end, and free its place; cancelled, it lets the message go as far as that is right."""
+        trying = _Try(claim, lane, lane.profile.name)
+        try:
+            if (no_use := self._of_no_use(claim, lane)) is not None:
+                await self._defer(claim, *no_use)
+            else:
+                await self._try(trying)
+        except LeaseLost as error:
+            log.warning("delivery.lease_lost", message_id=str(claim.snapshot.id), error=str(error))
+        except StoreBroken as error:
+            log.error("delivery.record_failed", message_id=str(claim.snapshot.id), error=str(error))
+        finally:
+            lane.leave(is_fresh=is_fresh, has_begun=lane.profile.name in trying.begun)
+
+    async def _try(self, trying: _Try) -> None:
+        """Carry an attempt out, and further ones while there is another profile to fall back to."""
+        claim = trying.claim
+        left = [trying.through, *(() if claim.is_doubtful else trying.lane.profile.fallback)]
+        profile: Profile | None = None
+        try:
+            while (profile := self._next_usable(left, home=trying.lane)) is not None:
+                await self._turn_to(trying, profile)
+                attempt = trying.attempt = Attempt(
+                    trying.claim.snapshot.attempts, profile.name, self._now(), self._clock, self.keep_transcripts
+                )
+                try:
+                    outcomes = await self._carry_out(trying, profile, attempt)
+                except CircuitOpen:
+                    trying.attempt = None
+                    continue
+                step = self._step(trying.claim, outcomes, profile, may_fall_back=bool(left))
+                if isinstance(step, FallBack) and not await self._falls_back(trying, attempt, through=left[0]):
+                    step = self._step(trying.claim, outcomes, profile, may_fall_back=False)
+                if not isinstance(step, FallBack):
+                    break
+        except asyncio.CancelledError:
+            await self._interrupt(trying)
+            raise
+        except StoreUnavailable as error:  # before an attempt through another profile
+            log.error("delivery.redirect_failed", message_id=str(claim.snapshot.id), error=str(error))
+            await self._release(trying.claim, trying.last)
+            return
+        if profile is None:
+            await self._give_back(trying)
+        else:
+            await self._record(trying.claim, attempt, outcomes, step, profile.in_doubt)
+
+    async def _turn_to(self, trying: _Try, profile: Profile) -> None:
+        """Have the row of the attempt that is about to begin say through which profile it goes."""
+        if profile.name != trying.through:
+            trying.through = profile.name
+            await self._outbox.redirect(trying.claim, profile.name)
+
+    async def _falls_back(self, trying: _Try, attempt: Attempt, *, through: str) -> bool:
+        """End an attempt and begin the next one in one transaction, though we are told to stop; False = it cannot."""
+        writing = asyncio.ensure_future(self._outbox.fall_back(trying.claim, attempt, through, now=self._now()))
+        try:
+            await asyncio.wait([writing])
+        finally:
+            with suppress(StoreUnavailable):
+                trying.claim = await writing
+                trying.last, trying.attempt, trying.through = attempt.failure, None, through
+                self._count(attempt)
+        return trying.attempt is None
+
+    def _of_no_use(self, claim: Claim, lane: Lane) -> tuple[Failure, Step] | None:
+        """Say why, and what then, where an attempt need not begin."""
+        if self._now() >= claim.snapshot.expires_at:
+            never = self._failure(lane.profile, Reason.EXPIRED, FailureClass.PERMANENT)
+            return claim.snapshot.failure or never, GiveUp()
+        if not lane.is_known:
+            gone = self._failure(lane.profile, Reason.PROFILE_UNKNOWN, FailureClass.CONFIGURATION)
+            return gone, RetryAt(self._now() + timedelta(seconds=self.schedule.waits[-1]))
+        return None
+
+    def _next_usable(self, left: list[str], *, home: Lane) -> Profile | None:
+        """Take the next profile that an attempt may go through from those `left`."""
+        while left:
+            name = left.pop(0)
+            lane = self._lanes.get(name)
+            if lane is None or not lane.is_known or not self._circuits.admits(name):
+                continue
+            if lane is not home:
+                if lane.paused_at is not None or (lane.meter is not None and lane.meter.free <= 0):
+                    continue
+                if lane.meter is not None:
+                    lane.meter.reserved += 1
+            return lane.profile
+        return None
+
+    async def _give_back(self, trying: _Try) -> None:
+        """Let a message go for which there is no usable profile (any more); this attempt did not take place."""
+        claim, home, last = trying.claim, trying.lane.profile, trying.last
+        said, circuit = claim.snapshot, self._circuits.of(home.name)
+        if last is not None:
+            await self._defer(claim, last, self._step(claim, {"": Deferred(last)}, home, may_fall_back=False))
+        elif circuit is not None:
+            waits_already = said.failure == circuit.failure  # and is made due when it closes
+            at = max(circuit.next_trial_at, self._now() + LOOK_AGAIN) if waits_already else circuit.next_trial_at
+            await self._defer(claim, circuit.failure, RetryAt(min(at, said.expires_at)))
+        else:  # it has closed in this very moment
+            await self._release(claim, None)
+
+    async def _release(self, claim: Claim, last: Failure | None) -> None:
+        """Give a message back as it was, with no attempt counted; `last` is of one that was, since the claim."""
+        said = claim.snapshot
+        await self._write(
+            claim,
+            None,
+            state=MessageState.DEFERRED if said.attempts > 1 else MessageState.QUEUED,
+            recipients=said.recipients,
+            failure=last or said.failure,
+            at=self._now(),
+        )
+
+    async def _defer(self, claim: Claim, failure: Failure, step: Step) -> None:
+        """Write a failure of which there was no attempt."""
+        await self._record(claim, None, {address: Deferred(failure) for address in claim.pending}, step)
+
+    def _step(self, claim: Claim, outcomes: Mapping[str, Outcome], profile: Profile, *, may_fall_back: bool) -> Step:
+        return next_step(
+            claim,
+            outcomes,
+            schedule=self.schedule,
+            now=self._now(),
+            jitter=self._jitter(),
+            in_doubt=profile.in_doubt,
+            circuit=self._circuits.of(profile.name),
+            may_fall_back=may_fall_back,
+        )
+
+    async def _carry_out(self, trying: _Try, profile: Profile, attempt: Attempt) -> Mapping[str, Outcome]:
+        """Go through one attempt; raises CircuitOpen where none was made."""
+        lane, began = self._lanes[profile.name], self._clock()
+        self._circuits.begin(attempt)
+        ended = False
+        try:
+            outcomes, more = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying.begun))
+            while more and await self._keeps_part(trying, outcomes, more):
+                attempt.handover = False
+                others, more = await self._transact(trying.claim, profile, attempt)
+                outcomes = {**outcomes, **others}
+                attempt.handover, attempt.failure = True, first_failure(outcomes)
+            self._circuits.ended(profile, attempt, outcomes)
+            ended = True
+        finally:
+            if not ended:
+                self._circuits.abandoned(attempt)
+            if lane.meter is not None and lane is not trying.lane and profile.name not in trying.begun:
+                lane.meter.release()
+        self._learn(lane, outcomes, began)
+        return outcomes
+
+    async def _keeps_part(self, trying: _Try, outcomes: Mapping[str, Outcome], more: frozenset[str]) -> bool:
+        """Write who was sent to, before those follow who were too many for one transaction (RFC 5321 §4.5.3.1.10).
+
+        False = it cannot be written now: they wait for the next attempt, and nobody is sent to twice.
+        """
+        so_far = {address: outcome for address, outcome in outcomes.items() if address not in more}
+        part = ending(trying.claim, so_far, Done())
+        try:
+            trying.claim = replace(await self._outbox.keep_part(trying.claim, part.recipients), only=more)
+        except StoreUnavailable as error:
+            log.error("delivery.record_failed", message_id=str(trying.claim.snapshot.id), error=str(error))
+            return False
+        return True
+
+    def _learn(self, lane: Lane, outcomes: Mapping[str, Outcome], began: float) -> None:
+        """Let the number of connections follow what the relay bears."""
+        limit = lane.flow.limit
+        failures = [outcome.failure for outcome in outcomes.values() if not isinstance(outcome, Sent)]
+        if any(failure.reason is Reason.RATE_LIMITED for failure in failures):
+            lane.flow.cut(self._pool.count(lane.profile.name), began=began)
+        elif len(failures) < len(outcomes):
+            lane.flow.succeeded(lane.profile.max_connections)
+        if lane.flow.limit != limit:
+            log.info("delivery.connections", profile=lane.profile.name, limit=lane.flow.limit)
+            self._pool.limit(lane.profile, lane.flow.limit)
+            lane.wake.set()
+
+    async def _transact(
+        self, claim: Claim, profile: Profile, attempt: Attempt, begins: Callable[[], None] = lambda: None
+    ) -> tuple[Mapping[str, Outcome], frozenset[str]]:
+        """Carry a transaction out; gives everybody's outcome, and who may follow at once in another one."""
+        try:
+            content = claim.content or await self._outbox.content(claim.snapshot.id)
+            if content is None:
+                raise RuntimeError("the content is not in the store")
+            return await carry_out(
+                claim,
+                content,
+                profile,
+                attempt,
+                pool=self._pool,
+                before_handover=lambda: self._outbox.mark(claim),
+                begins=begins,
+            )
+        except (LeaseLost, CircuitOpen):
+            raise
+        except StoreUnavailable as error:
+            log.error("delivery.mark_failed", message_id=str(claim.snapshot.id), error=str(error))
+            failure = classify.unexpected(profile, attempt.phase, error)
+        except Exception as error:
+            log.exception("delivery.unexpected", message_id=str(claim.snapshot.id), profile=profile.name)
+            failure = classify.unexpected(profile, attempt.phase, error)
+        attempt.end()
+        attempt.failure = failure
+        outcome = InDoubt(failure) if attempt.handover else Deferred(failure)
+        return dict.fromkeys(claim.pending, outcome), frozenset()
+
+    async def _interrupt(self, trying: _Try) -> None:
+        """We are stopped in the middle of an attempt, or between two (situation 44)."""
+        attempt = trying.attempt
+        if attempt is None or not attempt.handover:
+            await self._release(trying.claim, trying.last)
+            return
+        attempt.end()
+        await self._left_in_doubt(trying.claim, self._lanes[attempt.profile].profile, attempt)
+
+    async def _left_in_doubt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
+        attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
+        outcomes = {address: InDoubt(attempt.failure) for address in claim.pending}
+        step = self._step(claim, outcomes, profile, may_fall_back=False)
+        await self._record(claim, attempt, outcomes, step, profile.in_doubt)
+
+    async def settle(self, found: Interrupted) -> None:
+        """Write how an attempt ended whose process did: with the mark in doubt, without it certainly not sent."""
+        claim, name = found.claim, found.profile
+        profile = self._lanes[name].profile if name in self._lanes else stand_in(name)
+        attempt = Attempt(claim.snapshot.attempts, name, found.started_at, self._clock, handover=found.is_marked)
+        attempt.phases.clear()
+        if found.is_marked:
+            attempt.phase = Phase.CONTENT
+            await self._left_in_doubt(claim, profile, attempt)
+            return
+        if found.crashes < MOST_CRASHES:
+            attempt.failure = self._failure(profile, Reason.WORKER_CRASHED, FailureClass.TEMPORARY)
+            outcome: Outcome = Deferred(attempt.failure)
+            # Soon, but later each time: it may be the cause.
+            step: Step = RetryAt(self._now() + timedelta(seconds=found.crashes - 1))
+        else:
+            attempt.failure = self._failure(profile, Reason.WORKER_CRASHED, FailureClass.PERMANENT)
+            outcome, step = Rejected(attempt.failure), Done()
+        await self._record(claim, attempt, dict.fromkeys(claim.pending, outcome), step)
+
+    def _failure(self, profile: Profile, reason: Reason, cls: FailureClass) -> Failure:
+        return classify.failure(profile, Phase.CONTENT, reason, cls, _SAID[reason].format(profile=profile.name))
+
+    def _jitter(self) -> float:
+        return LEAST_JITTER + (LONGEST_JITTER - LEAST_JITTER) * self._random_bits(20) / (1 << 20)
+
+    # its end
+
+    async def _record(
+        self,
+        claim: Claim,
+        attempt: Attempt | None,
+        outcomes: Mapping[str, Outcome],
+        step: Step,
+        in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD,
+    ) -> None:
+        end = ending(claim, outcomes, step, in_doubt=in_doubt)
+        await self._write(
+            claim,
+            attempt,
+            state=end.state,
+            recipients=end.recipients,
+            failure=end.failure,
+            at=end.next_attempt_at,
+        )
+
+    async def _write(
+        self,
+        claim: Claim,
+        attempt: Attempt | None,
+        *,
+        state: MessageState,
+        recipients: tuple[Recipient, ...],
+        failure: Failure | None,
+        at: datetime | None,
+    ) -> None:
+        """Record until the store takes it: the verdict is known and must not be lost, nor the mail sent twice.
+
+        Raises:
+            StoreBroken: it never will. The mark says that the message is in doubt, where one was made.
+        """
+        while True:
+            writing = asyncio.ensure_future(
+                self._outbox.record(claim, attempt, state=state, after=recipients, failure=failure, next_attempt_at=at)
+            )
+            try:
+                snapshot = await asyncio.shield(writing)
+                break
+            except StoreBroken:
+                raise
+            except StoreUnavailable as error:
+                log.error("delivery.record_failed", message_id=str(claim.snapshot.id), error=str(error))
+                await asyncio.sleep(PAUSE_WITHOUT_STORE)
+        self._tell(snapshot, attempt)
+
+    def _tell(self, snapshot: Snapshot, attempt: Attempt | None) -> None:
+        profile, failure = snapshot.profile, snapshot.failure
+        self._metrics.messages(profile, snapshot.state.value).inc()
+        if attempt is not None:
+            self._count(attempt)
+        log.info(
+            _EVENTS[snapshot.state],
+            message_id=str(snapshot.id),
+            profile=profile,
+            attempt=snapshot.attempts,
+            **(
+                {"code": failure.code, "reason": failure.reason, "error": without_addresses(failure.message)}
+                if failure
+                else {}
+            ),
+            **({"next_at": snapshot.next_attempt_at.isoformat()} if snapshot.next_attempt_at else {}),
+        )
+        self._verdicts.publish(snapshot)
+        if snapshot.next_attempt_at is not None:
+            lane = self._lanes.get(profile)
+            if lane is not None:
+                lane.wake.set()  # it may be due before what the loop sleeps for
+
+    def _count(self, attempt: Attempt) -> None:
+        profile, why = attempt.profile, attempt.failure
+        if why is None and profile in self._lanes:
+            self._lanes[profile].last_success = attempt.started_at
+        self._metrics.attempts(profile, why.code if why else "", why.reason if why else "").inc()
+        for phase, ms in attempt.phases.items():
+            self._metrics.smtp_phase(profile, phase).observe(ms / 1000)
+
+
+def _begin_in(lane: Lane, begun: set[str]) -> None:
+    begun.add(lane.profile.name)
+    if lane.meter is not None:
+        lane.meter.use()
+
+
+_EVENTS = {state: f"delivery.{state}" for state in MessageState}
+
+_SAID = {
+    Reason.EXPIRED: "The message expired before it could be tried",
+    Reason.PROFILE_UNKNOWN: "The profile {profile} is not in the settings any more",
+    Reason.OUTCOME_UNKNOWN: "The service stopped after the message was handed over and before the relay's verdict came",
+    Reason.WORKER_CRASHED: "The service ended in the middle of this try, before the message was handed over",
+}
