@@ -131,3 +131,22 @@ def test_every_state_and_class_is_documented(name: StrEnum) -> None:
 def test_the_tables_of_the_settings_are_what_the_settings_say() -> None:
     written = CONFIGURATION.read_text("utf-8")
     assert page(written) == written, "run python -m scripts.configuration_page"
+
+
+FAULTS = (ROOT / "docs" / "faults.md").read_text("utf-8")
+SHOWN_BY = re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`(?: ((?:\d+[a-z]?(?:, )?)+))?", FAULTS)
+
+
+def test_the_faults_name_their_tests() -> None:
+    rows = [row for row in FAULTS.splitlines() if row.startswith("| ") and not row.startswith("| fault ")]
+    assert len(rows) > 60
+    assert [row for row in rows if "/test_" not in row and "*not shown*" not in row] == []
+
+
+@pytest.mark.parametrize(("file", "name", "situations"), SHOWN_BY)
+def test_what_a_fault_is_shown_by_is_there(file: str, name: str, situations: str) -> None:
+    text = (ROOT / "tests" / file).read_text("utf-8")
+    if name:
+        assert re.search(rf"(def |class |^){name}\b", text, re.MULTILINE), name
+    for number in filter(None, situations.split(", ")):
+        assert re.search(rf"\"{number}-|\b{number}\}}-|def test_{number}_", text), number
