@@ -174,12 +174,8 @@ class Carrier:
             lane = self._lanes.get(name)
             if lane is None or not lane.is_known or not self._circuits.admits(name):
                 continue
-            if lane is not home:
-                if lane.paused_at is not None or (lane.meter is not None and lane.meter.free <= 0):
-                    continue
-                if lane.meter is not None:
-                    lane.meter.reserved += 1
-            return lane.profile
+            if lane is home or (lane.paused_at is None and (lane.meter is None or lane.meter.free > 0)):
+                return lane.profile
         return None
 
     async def _give_back(self, trying: _Try) -> None:
@@ -226,13 +222,18 @@ class Carrier:
     async def _carry_out(self, trying: _Try, profile: Profile, attempt: Attempt) -> Mapping[str, Outcome]:
         """Go through one attempt; raises CircuitOpen where none was made."""
         lane, began = self._lanes[profile.name], self._clock()
+        if lane.meter is not None and lane is not trying.lane:
+            lane.meter.reserved += 1
         self._circuits.begin(attempt)
         ended = False
         try:
             outcomes, more = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying.begun))
             while more and await self._keeps_part(trying, outcomes, more):
                 attempt.handover = False
-                others, more = await self._transact(trying.claim, profile, attempt)
+                try:
+                    others, more = await self._transact(trying.claim, profile, attempt)
+                except CircuitOpen:  # which this attempt has not met: whoever is left waits for it
+                    others, more = {}, frozenset()
                 outcomes = {**outcomes, **others}
                 attempt.handover, attempt.failure = True, first_failure(outcomes)
             self._circuits.ended(profile, attempt, outcomes)
@@ -252,12 +253,13 @@ class Carrier:
         """
         so_far = {address: outcome for address, outcome in outcomes.items() if address not in more}
         part = ending(trying.claim, so_far, Done())
+        writing = asyncio.ensure_future(self._outbox.keep_part(trying.claim, part.recipients))
         try:
-            trying.claim = replace(await self._outbox.keep_part(trying.claim, part.recipients), only=more)
-        except StoreUnavailable as error:
-            log.error("delivery.record_failed", message_id=str(trying.claim.snapshot.id), error=str(error))
-            return False
-        return True
+            await asyncio.wait([writing])
+        finally:
+            with suppress(StoreUnavailable):
+                trying.claim = replace(await writing, only=more)
+        return trying.claim.only == more
 
     def _learn(self, lane: Lane, outcomes: Mapping[str, Outcome], began: float) -> None:
         """Let the number of connections follow what the relay bears."""
@@ -304,12 +306,17 @@ class Carrier:
 
     async def _interrupt(self, trying: _Try) -> None:
         """We are stopped in the middle of an attempt, or between two (situation 44)."""
-        attempt = trying.attempt
-        if attempt is None or not attempt.handover:
-            await self._release(trying.claim, trying.last)
-            return
-        attempt.end()
-        await self._left_in_doubt(trying.claim, self._lanes[attempt.profile].profile, attempt)
+        claim, attempt = trying.claim, trying.attempt
+        if attempt is not None and attempt.handover:
+            attempt.end()
+            await self._left_in_doubt(claim, self._lanes[attempt.profile].profile, attempt)
+        elif attempt is not None and claim.only is not None:  # somebody has been sent to: it was an attempt
+            attempt.end()
+            attempt.handover, attempt.failure = True, classify.stopping(trying.lane.profile)
+            outcomes = {address: Deferred(attempt.failure) for address in claim.pending}
+            await self._record(claim, attempt, outcomes, RetryAt(self._now()))
+        else:
+            await self._release(claim, trying.last)
 
     async def _left_in_doubt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
         attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
