@@ -27,7 +27,7 @@ from app.mail.attempt import Attempt
 from app.mail.codes import ErrorCode, Reason
 from app.mail.errors import Conflict, KeyReused, LeaseLost
 from app.mail.ids import uuid7
-from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Repeat
+from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Repeat, leading_failure
 from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
 from app.store.acts import Acts
 from app.store.census import WAITING
@@ -229,7 +229,7 @@ class StoreMachine(RuleBasedStateMachine):
         claim, model = self.held.pop(id_), self.models[id_]
         model.people = [self.pick(data, [S, P, R, E, D]) if one is P else one for one in model.people]
         model.ended(self.now + timedelta(seconds=wait))
-        self.record(claim, model, FAILURE if set(model.people) != {S} else None)
+        self.record(claim, model, leading_failure(self.recipients(model)))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
