@@ -231,10 +231,7 @@ class Runtime:
             keep_transcripts=settings.transcripts,
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
-        known = await catalog.states()
-        for name, state in known.items():
-            if state.paused_at is not None:
-                self.worker.pause(name, state.paused_at)
+        self.worker.take_up(await catalog.states())
         self.erasing = Erasing(self.journal, reader)
         self.control = Control(
             catalog=catalog,
@@ -266,7 +263,7 @@ class Runtime:
             for name in {*self.profiles, *waiting}:
                 await self.control.pause(name)
         await self._remember_rates()
-        await self.worker.start(waiting, known)
+        await self.worker.start(waiting)
         forgetting = self._forget_now_and_then(Keeping(self.journal, reader, self.census))
         for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal), forgetting):
             self._closes(partial(_ended, asyncio.create_task(chore)))

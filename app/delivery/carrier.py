@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -32,6 +31,7 @@ from app.mail.outcome import (
     MessageState,
     Outcome,
     Phase,
+    RecipientState,
     Rejected,
     Sent,
 )
@@ -45,6 +45,7 @@ from app.telemetry import Metrics
 
 PAUSE_WITHOUT_STORE = 1.0  # seconds
 LEAST_JITTER, LONGEST_JITTER = 0.9, 1.1  # of a wait, so that not all is tried at once
+AT_LEAST = timedelta(seconds=5)  # until the first look at a message that came upon an open circuit
 LOOK_AGAIN = timedelta(hours=1)  # between two looks at a message that waits for a circuit to close
 
 log = structlog.get_logger()
@@ -137,7 +138,7 @@ class Carrier:
         if profile is None:
             await self._give_back(trying)
         else:
-            await self._record(trying.claim, attempt, outcomes, step, profile.in_doubt)
+            await self._record(trying.claim, attempt, outcomes, step, _policy(trying.claim, profile))
 
     async def _turn_to(self, trying: _Try, profile: Profile) -> None:
         """Have the row of the attempt that is about to begin say through which profile it goes."""
@@ -146,16 +147,17 @@ class Carrier:
             await self._outbox.redirect(trying.claim, profile.name)
 
     async def _falls_back(self, trying: _Try, attempt: Attempt, *, through: str) -> bool:
-        """End an attempt and begin the next one in one transaction, though we are told to stop; False = it cannot."""
-        writing = asyncio.ensure_future(self._outbox.fall_back(trying.claim, attempt, through, now=self._now()))
-        try:
-            await asyncio.wait([writing])
-        finally:
-            with suppress(StoreUnavailable):
-                trying.claim = await writing
-                trying.last, trying.attempt, trying.through = attempt.failure, None, through
-                self._count(attempt)
-        return trying.attempt is None
+        """End an attempt and begin the next one in one transaction; False = the store cannot."""
+        writing = self._outbox.fall_back(trying.claim, attempt, through, now=self._now())
+        stopped = await _end_of(writing)
+        if isinstance(writing.exception(), StoreUnavailable):
+            return False
+        trying.claim = writing.result()
+        trying.last, trying.attempt, trying.through = attempt.failure, None, through
+        self._count(attempt)
+        if stopped is not None:
+            raise stopped
+        return True
 
     def _of_no_use(self, claim: Claim, lane: Lane) -> tuple[Failure, Step] | None:
         """Say why, and what then, where an attempt need not begin."""
@@ -185,8 +187,9 @@ class Carrier:
         if last is not None:
             await self._defer(claim, last, self._step(claim, {"": Deferred(last)}, home, may_fall_back=False))
         elif circuit is not None:
-            waits_already = said.failure == circuit.failure  # and is made due when it closes
-            at = max(circuit.next_trial_at, self._now() + LOOK_AGAIN) if waits_already else circuit.next_trial_at
+            # Whoever waits already is made due when it closes; and nobody comes again while a trial is under way.
+            waits_already = said.failure == circuit.failure or claim.is_doubtful
+            at = max(circuit.next_trial_at, self._now() + (LOOK_AGAIN if waits_already else AT_LEAST))
             await self._defer(claim, circuit.failure, RetryAt(min(at, said.expires_at)))
         else:  # it has closed in this very moment
             await self._release(claim, None)
@@ -214,7 +217,7 @@ class Carrier:
             schedule=self.schedule,
             now=self._now(),
             jitter=self._jitter(),
-            in_doubt=profile.in_doubt,
+            in_doubt=_policy(claim, profile),
             circuit=self._circuits.of(profile.name),
             may_fall_back=may_fall_back,
         )
@@ -228,8 +231,7 @@ class Carrier:
         ended = False
         try:
             outcomes, more = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying.begun))
-            while more and await self._keeps_part(trying, outcomes, more):
-                attempt.handover = False
+            while more and await self._keeps_part(trying, attempt, outcomes, more):
                 try:
                     others, more = await self._transact(trying.claim, profile, attempt)
                 except CircuitOpen:  # which this attempt has not met: whoever is left waits for it
@@ -243,23 +245,27 @@ class Carrier:
                 self._circuits.abandoned(attempt)
             if lane.meter is not None and lane is not trying.lane and profile.name not in trying.begun:
                 lane.meter.release()
+                lane.wake.set()
         self._learn(lane, outcomes, began)
         return outcomes
 
-    async def _keeps_part(self, trying: _Try, outcomes: Mapping[str, Outcome], more: frozenset[str]) -> bool:
+    async def _keeps_part(
+        self, trying: _Try, attempt: Attempt, outcomes: Mapping[str, Outcome], more: frozenset[str]
+    ) -> bool:
         """Write who was sent to, before those follow who were too many for one transaction (RFC 5321 §4.5.3.1.10).
 
         False = it cannot be written now: they wait for the next attempt, and nobody is sent to twice.
         """
         so_far = {address: outcome for address, outcome in outcomes.items() if address not in more}
         part = ending(trying.claim, so_far, Done())
-        writing = asyncio.ensure_future(self._outbox.keep_part(trying.claim, part.recipients))
-        try:
-            await asyncio.wait([writing])
-        finally:
-            with suppress(StoreUnavailable):
-                trying.claim = replace(await writing, only=more)
-        return trying.claim.only == more
+        writing = self._outbox.keep_part(trying.claim, part.recipients)
+        stopped = await _end_of(writing)
+        if isinstance(writing.exception(), StoreUnavailable):
+            return False
+        trying.claim, attempt.handover = replace(writing.result(), only=more), False
+        if stopped is not None:
+            raise stopped
+        return True
 
     def _learn(self, lane: Lane, outcomes: Mapping[str, Outcome], began: float) -> None:
         """Let the number of connections follow what the relay bears."""
@@ -319,10 +325,14 @@ class Carrier:
             await self._release(claim, trying.last)
 
     async def _left_in_doubt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
-        attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
-        outcomes = {address: InDoubt(attempt.failure) for address in claim.pending}
+        lost = attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
+        waiting = (one for one in claim.snapshot.recipients if one.state is RecipientState.PENDING)
+        outcomes = {
+            one.address: InDoubt(lost) if one.address in claim.pending else Deferred(one.failure or lost)
+            for one in waiting
+        }
         step = self._step(claim, outcomes, profile, may_fall_back=False)
-        await self._record(claim, attempt, outcomes, step, profile.in_doubt)
+        await self._record(claim, attempt, outcomes, step, _policy(claim, profile))
 
     async def settle(self, found: Interrupted) -> None:
         """Write how an attempt ended whose process did: with the mark in doubt, without it certainly not sent."""
@@ -429,6 +439,22 @@ class Carrier:
         self._metrics.attempts(profile, why.code if why else "", why.reason if why else "").inc()
         for phase, ms in attempt.phases.items():
             self._metrics.smtp_phase(profile, phase).observe(ms / 1000)
+
+
+def _policy(claim: Claim, profile: Profile) -> InDoubtPolicy:
+    """What may be in doubt at another profile's relay is held: the message's own would be another relay."""
+    return profile.in_doubt if profile.name == claim.snapshot.profile else InDoubtPolicy.HOLD
+
+
+async def _end_of(writing: asyncio.Future[Claim]) -> asyncio.CancelledError | None:
+    """Wait for what the journal was given, however often we are told to stop; gives that, for the caller to raise."""
+    stopped = None
+    while not writing.done():
+        try:
+            await asyncio.wait([writing])
+        except asyncio.CancelledError as error:
+            stopped = error
+    return stopped
 
 
 def _begin_in(lane: Lane, begun: set[str]) -> None:

@@ -30,6 +30,7 @@ from app.smtp.session import Session
 from app.store.catalog import Catalog, ProfileState
 from app.telemetry import Metrics
 
+WRITTEN_WITHIN = 5.0  # seconds that a stop waits for what is to be remembered
 LOOK_EVERY = 5.0  # seconds between two looks at the secret of a profile whose circuit is open
 
 log = structlog.get_logger()
@@ -78,18 +79,20 @@ class Circuits:
         self._clock = clock
         self._ways: dict[str, _Way] = {}
         self._writing: set[asyncio.Task[None]] = set()
+        self._is_trying = False
         self._closed: Callable[[str], Awaitable[None]] = _nobody
         self._let_try: Callable[[str], Awaitable[None]] = _nobody
 
-    async def start(
+    def take_up(
         self,
         known: Mapping[str, ProfileState],
         *,
         closed: Callable[[str], Awaitable[None]],
         let_try: Callable[[str], Awaitable[None]],
     ) -> None:
-        """Take up what an earlier process knew. `closed` is told of a circuit that closed, `let_try` that a message may
-        try one.
+        """Take up what an earlier process knew.
+
+        `closed` is told of a circuit that closed, `let_try` that a message may try one.
         """
         self._closed, self._let_try = closed, let_try
         for name, state in known.items():
@@ -97,15 +100,28 @@ class Circuits:
                 way = self._way(name)
                 way.circuit, way.fingerprint = state.circuit, state.fingerprint
                 self._show(name, state.circuit)
-                if not await self._close_if_changed(name, way):
-                    self._watch(name, way)
+
+    async def start(self) -> None:
+        """Close what belongs to other settings, and try the rest at its pace from now on."""
+        self._is_trying = True
+        for name, way in list(self._ways.items()):
+            if way.circuit is not None and not await self._close_if_changed(name, way):
+                self._watch(name, way)
 
     async def stop(self) -> None:
         """Try nothing any more; idempotent."""
+        self._is_trying = False
         watchers = [way.watcher for way in self._ways.values() if way.watcher is not None]
         for watcher in watchers:
             watcher.cancel()
-        await asyncio.gather(*watchers, *self._writing, return_exceptions=True)
+        await asyncio.gather(*watchers, return_exceptions=True)
+
+    async def written(self) -> None:
+        """Wait a little for what is still to be remembered; what a store cannot take now is not waited for."""
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=WRITTEN_WITHIN)
+        for writing in self._writing:
+            writing.cancel()
 
     def of(self, profile: str) -> Circuit | None:
         """Give a profile's circuit, None where it is closed."""
@@ -135,7 +151,7 @@ class Circuits:
             return asyncio.ensure_future(_nobody(profile))
         log.info("circuit.closed", profile=profile, reason=way.circuit.failure.reason, why=why)
         self._metrics.circuit_open.remove(profile, way.circuit.failure.reason)
-        way.circuit, way.fingerprint, way.may_try, way.trial, way.as_set = None, "", False, None, None
+        way.circuit, way.fingerprint, way.may_try, way.trial = None, "", False, None
         way.look.set()  # which ends its watcher
         return self._write(profile, way, self._closed(profile))
 
@@ -229,28 +245,34 @@ class Circuits:
     # while it is open
 
     def _watch(self, name: str, way: _Way) -> None:
-        if way.watcher is None or way.watcher.done():
+        if self._is_trying and (way.watcher is None or way.watcher.done()):
             way.watcher = asyncio.create_task(self._try_at_its_pace(name, way))
 
     async def _try_at_its_pace(self, name: str, way: _Way) -> None:
         while (circuit := way.circuit) is not None:
+            wait = LOOK_EVERY
             try:
                 if await self._close_if_changed(name, way):
                     return
                 # However the clock was set meanwhile.
                 wait = min(circuit.next_trial_at - self._now(), SLOWEST_PACE * 6).total_seconds()
-                if wait <= 0 and circuit.is_probed:
-                    await self._probe(way, self._profiles[name])
-                    continue
-                if wait <= 0 and not way.may_try and way.trial is None:
-                    way.may_try = True
-                    await self._let_try(name)
+                if wait <= 0:
+                    await self._let_something_try(name, way, circuit)
             except StoreUnavailable as error:
                 log.error("circuit.not_tried", profile=name, error=str(error))
-                wait = LOOK_EVERY
+            except Exception:  # a watcher that ends silently is a profile that is never tried again
+                log.exception("circuit.unexpected", profile=name)
             way.look.clear()
             if way.circuit is circuit:
                 await _moment(way.look, min(wait, LOOK_EVERY) if wait > 0 else LOOK_EVERY)
+
+    async def _let_something_try(self, name: str, way: _Way, circuit: Circuit) -> None:
+        profile = self._profiles.get(name)
+        if circuit.is_probed and profile is not None:
+            await self._probe(way, profile)
+        elif not way.may_try and way.trial is None:
+            way.may_try = True
+            await self._let_try(name)
 
     async def _close_if_changed(self, name: str, way: _Way) -> bool:
         """Close the circuit of a profile that is another one now, or is there no more; says whether it is closed."""
@@ -290,8 +312,12 @@ class Circuits:
         try:
             if first is not None:
                 await first
-            if way.circuit is not None and not way.fingerprint and way.as_set is not None:
-                way.fingerprint = await asyncio.to_thread(_fingerprint, way.as_set, os.urandom(16))
+            circuit, as_set = way.circuit, way.as_set
+            if circuit is not None and not way.fingerprint and as_set is not None:
+                fingerprint = await asyncio.to_thread(_fingerprint, as_set, os.urandom(16))
+                if way.circuit is None:
+                    return  # it has closed, which is written behind this
+                way.fingerprint = fingerprint
             await self._catalog.keep_circuit(name, way.circuit, way.fingerprint)
         except StoreUnavailable as error:  # it stands in this process all the same
             log.error("circuit.not_kept", profile=name, error=str(error))

@@ -46,8 +46,10 @@ class Lane:
         self.profile = profile
         if profile.rate is None:
             self.meter = None
-        elif self.meter is None or self.meter.rate != profile.rate:
-            self.meter = Meter(profile.rate, self.clock)
+        elif self.meter is None:
+            self.meter = Meter(profile.rate, self.clock, reserved=self.under_way)
+        else:
+            self.meter.rate = profile.rate
 
     @property
     def window(self) -> int:

@@ -22,7 +22,7 @@ from app.delivery.circuits import Circuits
 from app.delivery.flow import Meter
 from app.delivery.lane import Lane
 from app.mail.circuit import Circuit
-from app.mail.errors import StoreUnavailable
+from app.mail.errors import StoreBroken, StoreUnavailable
 from app.mail.message import Claim, Lease
 from app.mail.profile import Profile, stand_in
 from app.mail.schedule import Schedule
@@ -93,8 +93,15 @@ class Worker:
         self._attempts: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    async def start(self, profiles_waiting: Iterable[str], known: Mapping[str, ProfileState]) -> None:
-        """Settle what an earlier process left, take up how it stood with the profiles, then begin to claim.
+    def take_up(self, known: Mapping[str, ProfileState]) -> None:
+        """Take up how it stood with the profiles when an earlier process ended."""
+        for name, state in known.items():
+            if state.paused_at is not None:
+                self.pause(name, state.paused_at)
+        self._circuits.take_up(known, closed=self._circuit_closed, let_try=self._let_one_try)
+
+    async def start(self, profiles_waiting: Iterable[str]) -> None:
+        """Settle what an earlier process left, then begin to claim.
 
         `profiles_waiting` names what the queue waits for; a name that is in the settings no more gets a lane
         too, so that its messages say so instead of lying there.
@@ -104,7 +111,7 @@ class Worker:
         """
         for interrupted in await self._outbox.interrupted():
             await self._carrier.settle(interrupted)
-        await self._circuits.start(known, closed=self._circuit_closed, let_try=self._let_one_try)
+        await self._circuits.start()
         for name in profiles_waiting:
             self._lane(name)
         self._is_claiming = True
@@ -173,11 +180,12 @@ class Worker:
             all_done = asyncio.ensure_future(asyncio.gather(*going, return_exceptions=True))
             await asyncio.wait((all_done, over), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
             over.cancel()
-        while going := {attempt for attempt in going if not attempt.done()}:
+        while going := {attempt for attempt in self._attempts if not attempt.done()}:
             for attempt in going:
                 attempt.cancel()
             # Again, if need be: Python 3.11's wait_for, which aiosmtplib uses, can swallow a cancellation.
             await asyncio.wait(going, timeout=CANCEL_AGAIN)
+        await self._circuits.written()
 
     # the hand-off of what was just accepted
 
@@ -215,7 +223,7 @@ class Worker:
             lane.backlog = False
             nap = LONGEST_NAP
             room = lane.room_for_waiting
-            if lane.paused_at is not None:
+            if lane.paused_at is not None and lane.is_known:
                 pass
             elif room > 0:
                 try:
@@ -288,10 +296,21 @@ class Worker:
         if (lane := self._lanes.get(profile)) is not None:  # else it is in the settings no more
             lane.flow.ramp()
             self._pool.limit(lane.profile, lane.flow.limit)
-        for name, other in self._lanes.items():
+        for name, other in list(self._lanes.items()):
             if name == profile or (profile in other.profile.fallback and self._circuits.of(name) is not None):
-                await self._outbox.make_due(name, now=self._now())
+                await self._make_due(name)
                 self.nudge(name)
+
+    async def _make_due(self, profile: str) -> None:
+        while True:
+            try:
+                await self._outbox.make_due(profile, now=self._now())
+                return
+            except StoreBroken:
+                raise
+            except StoreUnavailable as error:
+                log.error("circuit.not_released", profile=profile, error=str(error))
+                await asyncio.sleep(PAUSE_WITHOUT_STORE)
 
     async def _let_one_try(self, profile: str) -> None:
         await self._outbox.make_one_due(profile, now=self._now())

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from app.mail.errors import Conflict
 from app.mail.message import Recipient, Snapshot
-from app.mail.outcome import MessageState, RecipientState
+from app.mail.outcome import Failure, MessageState, RecipientState
 
 
 class Act(StrEnum):
@@ -58,8 +58,10 @@ def after(act: Act, said: Snapshot) -> tuple[Recipient, ...]:
 
 
 def _changed(said: Snapshot, from_: tuple[RecipientState, ...], to: RecipientState) -> tuple[Recipient, ...]:
-    keeps_failure = to is RecipientState.REJECTED
-    return tuple(
-        replace(r, state=to, failure=r.failure if keeps_failure else None) if r.state in from_ else r
-        for r in said.recipients
-    )
+    return tuple(replace(r, state=to, failure=_kept(r, to)) if r.state in from_ else r for r in said.recipients)
+
+
+def _kept(recipient: Recipient, to: RecipientState) -> Failure | None:
+    """Keep why somebody is rejected; and that a relay may have the message of whoever is tried again."""
+    is_doubtful = recipient.state is RecipientState.IN_DOUBT and to is RecipientState.PENDING
+    return recipient.failure if is_doubtful or to is RecipientState.REJECTED else None

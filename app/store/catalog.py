@@ -21,7 +21,7 @@ _PAUSE = _PAUSE.on_conflict_do_update(
     index_elements=[profile_states.c.profile],
     set_={"paused_at": func.coalesce(profile_states.c.paused_at, _PAUSE.excluded.paused_at)},
 )
-_RESUME = update(profile_states).where(_PROFILE_IS).values(paused_at=None)
+_RESUME = update(profile_states).where(_PROFILE_IS).values(paused_at=None, circuit=None)
 _KEEP_CIRCUIT = upsert(profile_states).values(profile=bindparam("of_profile"), circuit=bindparam("as_json"))
 _KEEP_CIRCUIT = _KEEP_CIRCUIT.on_conflict_do_update(
     index_elements=[profile_states.c.profile], set_={"circuit": _KEEP_CIRCUIT.excluded.circuit}
@@ -50,7 +50,7 @@ class Catalog:
         await self._journal.commit(partial(_pause, profile, now))
 
     async def resume(self, profile: str) -> None:
-        """Forget it."""
+        """Forget that it is paused, and its circuit."""
         await self._journal.commit(partial(_resume, profile))
 
     async def keep_circuit(self, profile: str, circuit: Circuit | None, fingerprint: str) -> None:

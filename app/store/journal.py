@@ -250,7 +250,7 @@ class Journal:
             result = chore.do(connection)
         except StoreUnavailable as fault:
             error = fault
-        except sqlite3.Error as fault:
+        except (sqlite3.Error, OSError) as fault:
             self._look_at(fault)
             error = StoreUnavailable(f"the store cannot be tidied up: {fault}")
         self._loop.call_soon_threadsafe(_settle, chore.future, result, error)
@@ -287,7 +287,7 @@ class Journal:
         for entry in batch:
             entry.error = StoreBroken(self.fault) if self.fault else StoreUnavailable(why)
 
-    def _look_at(self, error: sqlite3.Error) -> None:
+    def _look_at(self, error: Exception) -> None:
         """See whether anything can be written after this."""
         if getattr(error, "sqlite_errorcode", None) in _FAILED_SYNCS:
             self.fault = f"the disk did not keep what was written ({error}); nothing more is taken"

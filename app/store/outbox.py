@@ -179,7 +179,9 @@ _COUNT_FAILURE = (
     )
 )
 _FORGET_COUNTS = delete(failure_counts).where(failure_counts.c.period < bindparam("before"))
-_DELETE_ATTEMPT = delete(attempts).where(_OF_ATTEMPT)
+_DELETE_ATTEMPT = delete(attempts).where(
+    attempts.c.message_id == bindparam("of_message"), attempts.c.number >= bindparam("of_number")
+)
 _SENT_THROUGH = update(messages).where(messages.c.id == bindparam("of_message")).values(profile=bindparam("through"))
 _UNMARK = update(messages).where(_HELD).values(handover=False)
 _ONE_MORE_ATTEMPT = update(messages).where(_HELD).values(attempts=bindparam("number"), handover=False)
@@ -305,21 +307,19 @@ class Outbox:
             partial(_record, claim, attempt, state, tuple(after), failure, next_attempt_at), self._recorded
         )
 
-    async def keep_part(self, claim: Claim, after: Sequence[Recipient]) -> Claim:
+    def keep_part(self, claim: Claim, after: Sequence[Recipient]) -> asyncio.Future[Claim]:
         """Write who has been sent to so far, in the middle of an attempt that goes on for the others; gives its claim.
 
-        Raises:
-            LeaseLost: the message is not ours any more; nothing was written.
+        The future fails with `LeaseLost` where the message is not ours any more; then nothing was written.
         """
-        return await self._journal.commit(partial(_keep_part, claim, tuple(after)))
+        return self._journal.commit(partial(_keep_part, claim, tuple(after)))
 
-    async def fall_back(self, claim: Claim, attempt: Attempt, through: str, *, now: datetime) -> Claim:
+    def fall_back(self, claim: Claim, attempt: Attempt, through: str, *, now: datetime) -> asyncio.Future[Claim]:
         """Write how an attempt ended, and begin the next one at once through another profile; gives it its claim.
 
-        Raises:
-            LeaseLost: the message is not ours any more; nothing was written.
+        The future fails with `LeaseLost` where the message is not ours any more; then nothing was written.
         """
-        return await self._journal.commit(partial(_fall_back, claim, attempt, through, now))
+        return self._journal.commit(partial(_fall_back, claim, attempt, through, now))
 
     async def redirect(self, claim: Claim, through: str) -> None:
         """Write that the attempt that is about to begin goes through another profile."""

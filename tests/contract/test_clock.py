@@ -120,7 +120,7 @@ async def working(store: Store, relay: Relay, clock: Clock) -> AsyncIterator[tup
             random_bits=lambda count: (1 << count) - 1,  # the longest jitter
             keep_transcripts=False,
         )
-        await worker.start(["relay"], {})
+        await worker.start(["relay"])
         yield worker, verdicts
         await worker.drain(0, hurried=asyncio.Event())
 

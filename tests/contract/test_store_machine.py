@@ -247,7 +247,7 @@ class StoreMachine(RuleBasedStateMachine):
         id_ = self.pick(data, list(self.held))
         claim, model = self.held[id_], self.models[id_]
         attempt = self.attempt(claim, model, FAILURE)
-        self.held[id_] = self.run(self.outbox.fall_back(claim, attempt, "two", now=self.now))
+        self.held[id_] = self.run(self._wait_for(self.outbox.fall_back(claim, attempt, "two", now=self.now)))
         model.attempts.append("two")
         model.is_marked = False
 
@@ -308,7 +308,7 @@ class StoreMachine(RuleBasedStateMachine):
             "record": lambda: self.outbox.record(
                 claim, attempt, state=MessageState.SENT, after=people, failure=None, next_attempt_at=None
             ),
-            "fall back": lambda: self.outbox.fall_back(claim, attempt, "two", now=self.now),
+            "fall back": lambda: self._wait_for(self.outbox.fall_back(claim, attempt, "two", now=self.now)),
         }
         with pytest.raises(LeaseLost):
             self.run(doing[how]())

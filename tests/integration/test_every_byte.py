@@ -165,7 +165,7 @@ async def road(folder: Path) -> "AsyncIterator[Road]":
     await journal.open()
     try:
         here = Road(journal, reader, Deliveries().open)
-        await here.worker.start((), {})
+        await here.worker.start(())
         try:
             yield here
         finally:
