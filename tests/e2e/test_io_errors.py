@@ -26,10 +26,12 @@ def tracing() -> None:
         pytest.skip(reason)
 
 
-def bad_disk(service: Service, calls: str, error: str, *, when: str = "1+") -> AbstractAsyncContextManager[None]:
-    """Let a service's writes to the log, or its syncs, fail."""
-    log = service.database.with_name("mailchute.db-wal")
-    return failing(service.process.pid, calls, f"error={error}", file=log, when=when)
+def bad_disk(
+    service: Service, calls: str, error: str, *, when: str = "1+", file: str = "mailchute.db-wal"
+) -> AbstractAsyncContextManager[None]:
+    """Let a service's writes to the log, or to another file, or its syncs, fail."""
+    path = service.database.with_name(file)
+    return failing(service.process.pid, calls, f"error={error}", file=path, when=when)
 
 
 def through(relay: Relay, **settings: str) -> dict[str, str]:
@@ -100,6 +102,23 @@ async def test_a_verdict_that_finds_no_room_is_kept_and_written_when_there_is_an
     assert len(relay.mails) == 2
 
 
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"] if IS_SWEEP else ["EIO"])
+async def test_where_the_log_cannot_be_brought_into_the_file_mail_goes_on_and_nothing_is_lost(error: str) -> None:
+    """Every ten seconds it is tried; what was committed is in the log until it succeeds."""
+    async with Relay() as relay, Service(through(relay)) as service:
+        async with bad_disk(service, WRITE, error, file="mailchute.db"):
+            assert (await service.send(subject="first")).json()["state"] == "sent"
+            await service.logged("store.look_failed")
+            assert (await service.send(subject="second")).json()["state"] == "sent"
+            await service.kill()
+        async with Service(through(relay), folder=service.folder) as second:
+            assert {subject: said["state"] for subject, said in (await kept(second)).items()} == {
+                "first": "sent",
+                "second": "sent",
+            }
+    assert subjects(relay) == ["first", "second"]
+
+
 class TestAFailedSync:
     """The kernel may drop what it could not write, and says so once: a second sync would be believed in vain."""
 
@@ -146,6 +165,15 @@ class TestAFailedSync:
                     assert (await second.message(id_))["state"] == "in_doubt"
                     assert (await second.send(subject="later")).json()["state"] == "sent"
         assert subjects(relay) == ["once", "later"]
+
+    async def test_of_the_file_itself_ends_the_service_and_loses_nothing(self) -> None:
+        async with Relay() as relay, Service(through(relay)) as service:
+            assert (await service.send(subject="before")).json()["state"] == "sent"
+            async with bad_disk(service, SYNC, "EIO", file="mailchute.db"):
+                assert await service.ended() == 1
+            assert "the disk did not keep what was written" in service.errors[-1]
+            async with Service(through(relay), folder=service.folder) as second:
+                assert {subject: said["state"] for subject, said in (await kept(second)).items()} == {"before": "sent"}
 
     async def test_while_a_start_settles_what_was_interrupted_ends_it_too(self) -> None:
         async with Relay() as relay:
