@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -211,6 +212,15 @@ async def test_a_changed_secret_closes_it(tmp_path: Path) -> None:
         for id_ in ids:
             await until(found, id_, "sent")
         assert logins(found.relay) == 1 + sum(session.authenticated for session in found.relay.sessions)
+
+
+async def test_changed_settings_close_it_when_they_are_read_again(tmp_path: Path) -> None:
+    async with service(tmp_path, wants_login(), look=60.0, environ=LOGIN) as found:
+        id_ = flat(await found.send(), status=202)["id"]
+        settings = found.runtime.settings
+        mended = replace(settings.profiles["relay"], password="secret")
+        found.runtime.reload(replace(settings, profiles={"relay": mended}))
+        await until(found, id_, "sent")
 
 
 @pytest.mark.parametrize("act", ["verify", "resume"])
