@@ -1,8 +1,8 @@
-"""Carrying one claim: its attempt, further ones through other profiles, and the writing down of how it ended.
+"""Carrying one claim: its attempt, and further ones through other profiles, to an end that `recorder` writes down.
 
 Order of events: circuit → session → envelope, mark → content → verdict → `record` → whoever waits is told. What is next
 to a message is `plan.next_step`'s to say. A further attempt through another profile belongs to the same claim; its row
-is written in the transaction that ends the one before. A verdict that is known is written until the store takes it.
+is written in the transaction that ends the one before.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import structlog
 from app.delivery.attempt import carry_out, first_failure
 from app.delivery.circuits import CircuitOpen, Circuits
 from app.delivery.lane import Lane
-from app.delivery.plan import Done, FallBack, GiveUp, RetryAt, Step, ending, next_step
-from app.mail.address import without_addresses
+from app.delivery.plan import Done, Ending, FallBack, GiveUp, RetryAt, Step, ending, next_step
+from app.delivery.recorder import Recorder
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreBroken, StoreUnavailable
-from app.mail.message import Claim, Recipient, Snapshot
+from app.mail.message import Claim
 from app.mail.outcome import (
     Deferred,
     Failure,
@@ -43,7 +43,6 @@ from app.store.outbox import MOST_CRASHES, Interrupted, Outbox
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
-PAUSE_WITHOUT_STORE = 1.0  # seconds
 LEAST_JITTER, LONGEST_JITTER = 0.9, 1.1  # of a wait, so that not all is tried at once
 AT_LEAST = timedelta(seconds=5)  # until the first look at a message that came upon an open circuit
 LOOK_AGAIN = timedelta(hours=1)  # between two looks at a message that waits for a circuit to close
@@ -86,8 +85,7 @@ class Carrier:
         self._outbox = outbox
         self._pool = pool
         self._circuits = circuits
-        self._verdicts = verdicts
-        self._metrics = metrics
+        self._recorder = Recorder(lanes, outbox=outbox, verdicts=verdicts, metrics=metrics)
         self._now = now
         self._clock = clock
         self._random_bits = random_bits
@@ -154,7 +152,7 @@ class Carrier:
             return False
         trying.claim = writing.result()
         trying.last, trying.attempt, trying.through = attempt.failure, None, through
-        self._count(attempt)
+        self._recorder.count(attempt)
         if stopped is not None:
             raise stopped
         return True
@@ -197,14 +195,9 @@ class Carrier:
     async def _release(self, claim: Claim, last: Failure | None) -> None:
         """Give a message back as it was, with no attempt counted; `last` is of one that was, since the claim."""
         said = claim.snapshot
-        await self._write(
-            claim,
-            None,
-            state=MessageState.DEFERRED if said.attempts > 1 else MessageState.QUEUED,
-            recipients=said.recipients,
-            failure=last or said.failure,
-            at=self._now(),
-        )
+        state = MessageState.DEFERRED if said.attempts > 1 else MessageState.QUEUED
+        as_it_was = Ending(state, said.recipients, last or said.failure, next_attempt_at=self._now())
+        await self._recorder.record(claim, None, as_it_was)
 
     async def _defer(self, claim: Claim, failure: Failure, step: Step) -> None:
         """Write a failure of which there was no attempt."""
@@ -354,14 +347,6 @@ class Carrier:
             outcome, step = Rejected(attempt.failure), Done()
         await self._record(claim, attempt, dict.fromkeys(claim.pending, outcome), step)
 
-    def _failure(self, profile: Profile, reason: Reason, cls: FailureClass) -> Failure:
-        return classify.failure(profile, Phase.CONTENT, reason, cls, _SAID[reason].format(profile=profile.name))
-
-    def _jitter(self) -> float:
-        return LEAST_JITTER + (LONGEST_JITTER - LEAST_JITTER) * self._random_bits(20) / (1 << 20)
-
-    # its end
-
     async def _record(
         self,
         claim: Claim,
@@ -370,75 +355,13 @@ class Carrier:
         step: Step,
         in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD,
     ) -> None:
-        end = ending(claim, outcomes, step, in_doubt=in_doubt)
-        await self._write(
-            claim,
-            attempt,
-            state=end.state,
-            recipients=end.recipients,
-            failure=end.failure,
-            at=end.next_attempt_at,
-        )
+        await self._recorder.record(claim, attempt, ending(claim, outcomes, step, in_doubt=in_doubt))
 
-    async def _write(
-        self,
-        claim: Claim,
-        attempt: Attempt | None,
-        *,
-        state: MessageState,
-        recipients: tuple[Recipient, ...],
-        failure: Failure | None,
-        at: datetime | None,
-    ) -> None:
-        """Record until the store takes it: the verdict is known and must not be lost, nor the mail sent twice.
+    def _failure(self, profile: Profile, reason: Reason, cls: FailureClass) -> Failure:
+        return classify.failure(profile, Phase.CONTENT, reason, cls, _SAID[reason].format(profile=profile.name))
 
-        Raises:
-            StoreBroken: it never will. The mark says that the message is in doubt, where one was made.
-        """
-        while True:
-            writing = asyncio.ensure_future(
-                self._outbox.record(claim, attempt, state=state, after=recipients, failure=failure, next_attempt_at=at)
-            )
-            try:
-                snapshot = await asyncio.shield(writing)
-                break
-            except StoreBroken:
-                raise
-            except StoreUnavailable as error:
-                log.error("delivery.record_failed", message_id=str(claim.snapshot.id), error=str(error))
-                await asyncio.sleep(PAUSE_WITHOUT_STORE)
-        self._tell(snapshot, attempt)
-
-    def _tell(self, snapshot: Snapshot, attempt: Attempt | None) -> None:
-        profile, failure = snapshot.profile, snapshot.failure
-        self._metrics.messages(profile, snapshot.state.value).inc()
-        if attempt is not None:
-            self._count(attempt)
-        log.info(
-            _EVENTS[snapshot.state],
-            message_id=str(snapshot.id),
-            profile=profile,
-            attempt=snapshot.attempts,
-            **(
-                {"code": failure.code, "reason": failure.reason, "error": without_addresses(failure.message)}
-                if failure
-                else {}
-            ),
-            **({"next_at": snapshot.next_attempt_at.isoformat()} if snapshot.next_attempt_at else {}),
-        )
-        self._verdicts.publish(snapshot)
-        if snapshot.next_attempt_at is not None:
-            lane = self._lanes.get(profile)
-            if lane is not None:
-                lane.wake.set()  # it may be due before what the loop sleeps for
-
-    def _count(self, attempt: Attempt) -> None:
-        profile, why = attempt.profile, attempt.failure
-        if why is None and profile in self._lanes:
-            self._lanes[profile].last_success = attempt.started_at
-        self._metrics.attempts(profile, why.code if why else "", why.reason if why else "").inc()
-        for phase, ms in attempt.phases.items():
-            self._metrics.smtp_phase(profile, phase).observe(ms / 1000)
+    def _jitter(self) -> float:
+        return LEAST_JITTER + (LONGEST_JITTER - LEAST_JITTER) * self._random_bits(20) / (1 << 20)
 
 
 def _policy(claim: Claim, profile: Profile) -> InDoubtPolicy:
@@ -462,8 +385,6 @@ def _begin_in(lane: Lane, begun: set[str]) -> None:
     if lane.meter is not None:
         lane.meter.use()
 
-
-_EVENTS = {state: f"delivery.{state}" for state in MessageState}
 
 _SAID = {
     Reason.EXPIRED: "The message expired before it could be tried",

@@ -14,15 +14,17 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
-from app.delivery.carrier import LONGEST_JITTER, PAUSE_WITHOUT_STORE, Carrier
+from app.delivery.carrier import LONGEST_JITTER, Carrier
 from app.delivery.circuits import Circuits
 from app.delivery.flow import Meter
 from app.delivery.lane import Lane
+from app.delivery.recorder import PAUSE_WITHOUT_STORE, until_written
 from app.mail.circuit import Circuit
-from app.mail.errors import StoreBroken, StoreUnavailable
+from app.mail.errors import StoreUnavailable
 from app.mail.message import Claim, Lease
 from app.mail.profile import Profile, stand_in
 from app.mail.schedule import Schedule
@@ -236,7 +238,7 @@ class Worker:
             else:
                 lane.backlog = True
                 if lane.meter is not None and lane.meter.free <= 0:
-                    nap = lane.meter.next_free_in or LONGEST_NAP
+                    nap = min(lane.meter.next_free_in or LONGEST_NAP, LONGEST_NAP)
             if nap > 0 and not self._stopping:
                 try:
                     async with asyncio.timeout(nap):
@@ -298,19 +300,9 @@ class Worker:
             self._pool.limit(lane.profile, lane.flow.limit)
         for name, other in list(self._lanes.items()):
             if name == profile or (profile in other.profile.fallback and self._circuits.of(name) is not None):
-                await self._make_due(name)
+                make_due = partial(self._outbox.make_due, name, now=self._now())
+                await until_written(make_due, "circuit.not_released", profile=name)
                 self.nudge(name)
-
-    async def _make_due(self, profile: str) -> None:
-        while True:
-            try:
-                await self._outbox.make_due(profile, now=self._now())
-                return
-            except StoreBroken:
-                raise
-            except StoreUnavailable as error:
-                log.error("circuit.not_released", profile=profile, error=str(error))
-                await asyncio.sleep(PAUSE_WITHOUT_STORE)
 
     async def _let_one_try(self, profile: str) -> None:
         await self._outbox.make_one_due(profile, now=self._now())

@@ -1,5 +1,6 @@
 """The durable queue: append, claim, mark, record, release.
 
+What hangs on a lease stands here whole, over 400 lines; taking a message in is `append`'s, moving due times `due`'s.
 Every function below is an operation for the journal: statements in, a value out, no effect beside. A lease's
 token fences every write after the claim: whoever holds another token gets `LeaseLost` and drops what it knows.
 On SQLite the file's lock proves every earlier process dead, so only a message without a lease can be claimed,
@@ -13,38 +14,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from itertools import takewhile
 from typing import TypeAlias
 from uuid import UUID
 
-from sqlalchemy import bindparam, case, column, delete, func, insert, select, table, text, update
+from sqlalchemy import bindparam, column, delete, func, select, table, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from app.mail.attempt import Attempt
-from app.mail.codes import ErrorCode, Reason
-from app.mail.errors import KeyReused, LeaseLost, StoreUnavailable
+from app.mail.codes import Reason
+from app.mail.errors import LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Repeat, Snapshot
 from app.mail.outcome import Failure, MessageState
-from app.store.acts import revive
+from app.store.append import append_once
 from app.store.census import Census
 from app.store.database import (
     COUNT_PERIOD,
     COUNTS_KEPT,
-    PART_BYTES,
     SCHEMA,
     attempts,
     bodies,
     failure_counts,
-    idempotency_keys,
     messages,
-    recipients,
-    tags,
 )
-from app.store.journal import Journal, Operation
+from app.store.due import bring_forward, make_one_due, make_some_due
+from app.store.journal import Journal, Operation, Result
 from app.store.reader import Reader
 from app.store.records import (
+    INSERT_ATTEMPT,
     RECIPIENTS_OF,
     SNAPSHOT_COLUMNS,
     WRITE_RECIPIENT,
@@ -52,37 +51,16 @@ from app.store.records import (
     changed_recipients,
     failure_text,
     from_ms,
-    json_text,
     recipient_from,
     snapshot,
     to_ms,
 )
 
-DUE_AT_ONCE = 500  # messages looked at in one transaction
 MOST_CRASHES = 5  # of one message in a row; then it is taken for their cause
-
-KEY_LIFE = timedelta(hours=24)  # of an idempotency key
 
 # What was claimed, when the next is due, and how many came from which state.
 _Claimed: TypeAlias = tuple[list[Claim], datetime | None, list[tuple[MessageState, int]]]
 
-_INSERT_MESSAGE = insert(messages).values(
-    {c: bindparam(c.name) for c in messages.c if c.name not in ("seq", "handover", "error_code", "failure")}
-)
-_INSERT_RECIPIENT = insert(recipients).values(
-    message_id=bindparam("message_id"),
-    position=bindparam("position"),
-    address=bindparam("address"),
-    state="pending",
-)
-_INSERT_BODY = insert(bodies)
-_INSERT_TAG = insert(tags)
-_INSERT_ATTEMPT = insert(attempts).values(
-    {
-        c: bindparam(c.name)
-        for c in (attempts.c.message_id, attempts.c.number, attempts.c.profile, attempts.c.started_at)
-    }
-)
 _CLAIMABLE = messages.c.id.in_(
     select(messages.c.id)
     .where(
@@ -106,17 +84,6 @@ _CLAIM = (
     .returning(*SNAPSHOT_COLUMNS, messages.c.smtputf8)
 )
 _ABOUT_TO_BE_CLAIMED = select(messages.c.state, func.count()).where(_CLAIMABLE).group_by(messages.c.state)
-_BRING_FORWARD = (
-    update(messages)
-    .where(
-        messages.c.profile == bindparam("of_profile"),
-        messages.c.due_at > case((messages.c.state == "queued", bindparam("now")), else_=bindparam("latest")),
-        messages.c.due_at > bindparam("now"),  # the index's
-        messages.c.lease_token.is_(None),
-        messages.c.state != "scheduled",
-    )
-    .values(due_at=case((messages.c.state == "queued", bindparam("now")), else_=bindparam("latest")))
-)
 _NEXT_DUE = (
     select(messages.c.due_at)
     .where(
@@ -192,37 +159,6 @@ _CRASHES = (
     .order_by(attempts.c.number.desc())
     .limit(bindparam("at_most"))
 )
-_DEFERRED = text("messages.state = 'deferred' AND messages.state NOT IN ('queued', 'sending', 'sent')")
-_DEFERRED_BEHIND = (
-    select(messages.c.id, messages.c.profile, messages.c.due_at)
-    .where(_DEFERRED, messages.c.id > bindparam("behind"))
-    .order_by(messages.c.id)
-    .limit(bindparam("at_most"))
-)
-_FIRST_DEFERRED = (
-    select(messages.c.id)
-    .where(
-        messages.c.profile == bindparam("of_profile"),
-        messages.c.due_at.is_not(None),
-        messages.c.lease_token.is_(None),
-        messages.c.state == "deferred",
-    )
-    .order_by(messages.c.due_at)
-    .limit(1)
-)
-_MAKE_DUE = update(messages).where(messages.c.id == bindparam("of_message")).values(due_at=bindparam("due"))
-_KEY_IS = (idempotency_keys.c.caller == bindparam("of_caller")) & (idempotency_keys.c.key == bindparam("of_key"))
-_FIND_KEY = (
-    select(idempotency_keys.c.fingerprint, *SNAPSHOT_COLUMNS)
-    .join(messages, messages.c.id == idempotency_keys.c.message_id)
-    .where(_KEY_IS, idempotency_keys.c.expires_at > bindparam("now"))
-)
-_KEEP_KEY = upsert(idempotency_keys)
-_KEEP_KEY = _KEEP_KEY.on_conflict_do_update(
-    index_elements=[idempotency_keys.c.caller, idempotency_keys.c.key],
-    set_={name: _KEEP_KEY.excluded[name] for name in ("fingerprint", "message_id", "expires_at")},
-)
-_FORGET_KEYS = delete(idempotency_keys).where(idempotency_keys.c.expires_at <= bindparam("now"))
 _CONTENT = select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
 
 
@@ -262,7 +198,7 @@ class Outbox:
         Raises:
             KeyReused: the key stands for another message.
         """
-        return await self._journal.commit(partial(_append_once, message, lease, now, repeat), self._appended)
+        return await self._journal.commit(partial(append_once, message, lease, now, repeat), self._appended)
 
     async def claim(
         self, profile: str, *, lease: Lease, at_most: int, now: datetime
@@ -279,7 +215,7 @@ class Outbox:
 
         For when the clock was put back: what was to be tried in a minute is to be tried in a day and a minute then.
         """
-        return self._journal.commit(partial(_bring_forward, profile, now, latest))
+        return self._journal.commit(partial(bring_forward, profile, now, latest))
 
     def mark(self, claim: Claim) -> asyncio.Future[None]:
         """Make the handover mark durable: after it, a crash means in doubt.
@@ -329,11 +265,11 @@ class Outbox:
         """Make all of a profile's deferred messages due, a few at a time."""
         behind: bytes | None = bytes(16)
         while behind is not None:
-            behind = await self._journal.commit(partial(_make_some_due, profile, behind, now))
+            behind = await self._journal.commit(partial(make_some_due, profile, behind, now))
 
     async def make_one_due(self, profile: str, *, now: datetime) -> None:
         """Make one of a profile's deferred messages due: the next one in turn."""
-        await self._journal.commit(partial(_make_one_due, profile, now))
+        await self._journal.commit(partial(make_one_due, profile, now))
 
     async def interrupted(self) -> list[Interrupted]:
         """Give what an earlier process had leased when it ended."""
@@ -362,110 +298,6 @@ class Outbox:
         self._census.move(MessageState.SENDING, snapshot.state)
 
 
-def _append_once(message: Message, lease: Lease | None, now: datetime, repeat: Repeat | None) -> Operation[Receipt]:
-    if repeat is None:
-        return (yield from _append(message, lease, now))
-    of_key = {"of_caller": message.caller, "of_key": repeat.key, "now": to_ms(now)}
-    known = yield (_FIND_KEY, of_key)
-    for fingerprint, *row in known.rows:
-        if fingerprint != repeat.fingerprint:
-            raise KeyReused(
-                f"The idempotency key {repeat.key[:80]!r} was used for another message, less than 24 hours ago; use a "
-                "new key for a new message"
-            )
-        whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
-        said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
-        has_expired = said.state is MessageState.FAILED and said.failure and said.failure.code is ErrorCode.EEXPIRED
-        if has_expired:
-            said = yield from revive(said, now=now, until=message.expires_at)
-        return Receipt(said, is_replay=True, is_revived=said.state is MessageState.QUEUED and bool(has_expired))
-    receipt = yield from _append(message, lease, now)
-    yield (_FORGET_KEYS, {"now": to_ms(now)})
-    yield (
-        _KEEP_KEY,
-        {
-            "caller": message.caller,
-            "key": repeat.key,
-            "fingerprint": repeat.fingerprint,
-            "message_id": message.id.bytes,
-            "expires_at": to_ms(now + KEY_LIFE),
-        },
-    )
-    return receipt
-
-
-def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[Receipt]:
-    id_ = message.id.bytes
-    due_at = message.send_at or message.created_at
-    if lease is not None:
-        state = MessageState.SENDING
-    else:
-        state = MessageState.SCHEDULED if due_at > now else MessageState.QUEUED
-    envelope = message.envelope
-    yield (
-        _INSERT_MESSAGE,
-        {
-            "id": id_,
-            "caller": message.caller,
-            "state": state.value,
-            "profile": message.profile,
-            "message_id": message.message_id,
-            "sender": envelope.sender,
-            "subject": message.subject,
-            "size": len(message.content),
-            "smtputf8": envelope.smtputf8,
-            "sandbox": message.sandbox,
-            "tags": json_text(message.tags) if message.tags else "[]",
-            "metadata": json_text(message.metadata) if message.metadata else "{}",
-            "warnings": json_text(message.warnings) if message.warnings else "[]",
-            "attempts": 0 if lease is None else 1,
-            "created_at": to_ms(message.created_at),
-            "expires_at": to_ms(message.expires_at),
-            "due_at": to_ms(due_at if lease is None else lease.until),
-            "lease_token": None if lease is None else lease.token,
-        },
-    )
-    yield (
-        _INSERT_RECIPIENT,
-        [{"message_id": id_, "position": at, "address": address} for at, address in enumerate(envelope.recipients)],
-    )
-    if message.tags:
-        yield (_INSERT_TAG, [{"tag": tag, "message_id": id_} for tag in message.tags])
-    content = message.content
-    yield (
-        _INSERT_BODY,
-        [
-            {"message_id": id_, "part": part, "bytes": content[at : at + PART_BYTES]}
-            for part, at in enumerate(range(0, len(content), PART_BYTES))
-        ],
-    )
-    if lease is not None:
-        yield (
-            _INSERT_ATTEMPT,
-            {"message_id": id_, "number": 1, "profile": message.profile, "started_at": to_ms(now)},
-        )
-    taken = Snapshot(
-        id=message.id,
-        state=state,
-        profile=message.profile,
-        message_id=message.message_id,
-        sender=envelope.sender,
-        subject=message.subject,
-        size=len(content),
-        attempts=0 if lease is None else 1,
-        recipients=tuple(Recipient(address) for address in envelope.recipients),
-        created_at=message.created_at,
-        expires_at=message.expires_at,
-        next_attempt_at=due_at if lease is None else None,
-        sandbox=message.sandbox,
-        caller=message.caller,
-        tags=message.tags,
-        metadata=message.metadata,
-        warnings=message.warnings,
-    )
-    return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, content))
-
-
 def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation[_Claimed]:
     which = {"of_profile": profile, "now": to_ms(now), "at_most": at_most}
     came_from = yield (_ABOUT_TO_BE_CLAIMED, which)
@@ -475,7 +307,7 @@ def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation
         whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
         yield (
-            _INSERT_ATTEMPT,
+            INSERT_ATTEMPT,
             {"message_id": row[0], "number": said.attempts, "profile": profile, "started_at": to_ms(now)},
         )
         claims.append(Claim(said, lease, bool(smtputf8)))
@@ -484,15 +316,15 @@ def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation
     return claims, next_due, [(MessageState(state), count) for state, count in came_from.rows]
 
 
-def _bring_forward(profile: str, now: datetime, latest: datetime) -> Operation[int]:
-    brought = yield (_BRING_FORWARD, {"of_profile": profile, "now": to_ms(now), "latest": to_ms(latest)})
-    return brought.count
-
-
 def _mark(claim: Claim) -> Operation[None]:
     marked = yield (_MARK, {"of_message": claim.snapshot.id.bytes, "token": claim.lease.token})
-    if marked.count != 1:
-        raise LeaseLost(f"message {claim.snapshot.id} is leased to somebody else")
+    _fence(marked, claim.snapshot)
+
+
+def _fence(written: Result, said: Snapshot) -> None:
+    """Let nobody write who lost the lease: the statement has found no row of theirs."""
+    if written.count != 1:
+        raise LeaseLost(f"message {said.id} is leased to somebody else")
 
 
 def _record(
@@ -520,8 +352,7 @@ def _record(
             "number": number,
         },
     )
-    if recorded.count != 1:
-        raise LeaseLost(f"message {before.id} is leased to somebody else")
+    _fence(recorded, before)
     changed = changed_recipients(before, after)
     if changed:
         yield (WRITE_RECIPIENT, changed)
@@ -554,8 +385,7 @@ def _record_attempt(id_: bytes, attempt: Attempt) -> Operation[None]:
 def _keep_part(claim: Claim, after: tuple[Recipient, ...]) -> Operation[Claim]:
     said = claim.snapshot
     unmarked = yield (_UNMARK, {"of_message": said.id.bytes, "token": claim.lease.token})
-    if unmarked.count != 1:
-        raise LeaseLost(f"message {said.id} is leased to somebody else")
+    _fence(unmarked, said)
     yield (WRITE_RECIPIENT, changed_recipients(said, after))
     return replace(claim, snapshot=replace(said, recipients=after))
 
@@ -564,31 +394,15 @@ def _fall_back(claim: Claim, attempt: Attempt, through: str, now: datetime) -> O
     said = claim.snapshot
     id_, number = said.id.bytes, said.attempts + 1
     counted = yield (_ONE_MORE_ATTEMPT, {"of_message": id_, "token": claim.lease.token, "number": number})
-    if counted.count != 1:
-        raise LeaseLost(f"message {said.id} is leased to somebody else")
+    _fence(counted, said)
     yield from _record_attempt(id_, attempt)
-    yield (_INSERT_ATTEMPT, {"message_id": id_, "number": number, "profile": through, "started_at": to_ms(now)})
+    yield (INSERT_ATTEMPT, {"message_id": id_, "number": number, "profile": through, "started_at": to_ms(now)})
     return replace(claim, snapshot=replace(said, attempts=number))
 
 
 def _redirect(claim: Claim, through: str) -> Operation[None]:
     said = claim.snapshot
     yield (_REDIRECT_ATTEMPT, {"of_message": said.id.bytes, "of_number": said.attempts, "through": through})
-
-
-def _make_some_due(profile: str, behind: bytes, now: datetime) -> Operation[bytes | None]:
-    found = yield (_DEFERRED_BEHIND, {"behind": behind, "at_most": DUE_AT_ONCE})
-    due = to_ms(now)
-    later = [{"of_message": id_, "due": due} for id_, whose, at in found.rows if whose == profile and at > due]
-    if later:
-        yield (_MAKE_DUE, later)
-    return found.rows[-1][0] if len(found.rows) == DUE_AT_ONCE else None
-
-
-def _make_one_due(profile: str, now: datetime) -> Operation[None]:
-    first = yield (_FIRST_DEFERRED, {"of_profile": profile})
-    for (id_,) in first.rows:
-        yield (_MAKE_DUE, {"of_message": id_, "due": to_ms(now)})
 
 
 def _attempt_params(id_: bytes, attempt: Attempt) -> dict[str, object]:

@@ -8,14 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from app.mail.attempt import Attempt
 from app.mail.circuit import Circuit
 from app.mail.codes import ErrorCode, Reason
 from app.mail.message import Recipient, Snapshot
 from app.mail.outcome import Failure, FailureClass, MessageState, Phase, RecipientState
-from app.store.database import messages, recipients
+from app.store.database import attempts, messages, recipients
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -46,6 +46,12 @@ RECIPIENTS_OF = (
     select(recipients.c.address, recipients.c.state, recipients.c.failure)
     .where(recipients.c.message_id == bindparam("of_message"))
     .order_by(recipients.c.position)
+)
+INSERT_ATTEMPT = insert(attempts).values(
+    {
+        c: bindparam(c.name)
+        for c in (attempts.c.message_id, attempts.c.number, attempts.c.profile, attempts.c.started_at)
+    }
 )
 WRITE_RECIPIENT = (
     update(recipients)

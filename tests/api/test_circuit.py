@@ -19,7 +19,7 @@ import pytest
 
 from app.mail.outcome import MessageState
 from tests.api.shapes import flat
-from tests.support.app import PATIENCE, Application, running
+from tests.support.app import PATIENCE, Application, falling_back_to, running
 from tests.support.factories import refused_port
 from tests.support.relay import Close, Relay, Wait
 
@@ -329,14 +329,7 @@ class TestFallback:
         self, folder: Path, relay: Relay | None = None, *more: Mapping[str, str], **settings: str
     ) -> AsyncIterator[tuple[Application, Relay]]:
         async with Relay() as other:
-            environ = {
-                "MAILCHUTE_PROFILES__RELAY__FALLBACK": "other",
-                "MAILCHUTE_PROFILES__OTHER__HOST": other.host,
-                "MAILCHUTE_PROFILES__OTHER__PORT": str(other.port),
-                "MAILCHUTE_PROFILES__OTHER__TLS": "none",
-                "MAILCHUTE_DEFAULT_PROFILE": "relay",
-                **settings,
-            }
+            environ = {**falling_back_to(other), **settings}
             for each in more:
                 environ |= each
             async with service(folder, relay, environ=environ) as found:

@@ -20,8 +20,7 @@ from tests.api.shapes import problem
 from tests.api.test_callers import KEY
 from tests.api.test_document import assert_documented, document
 from tests.api.test_over_time import SOON
-from tests.api.test_store_unavailable import locked
-from tests.support.app import MESSAGE, Application, running
+from tests.support.app import MESSAGE, Application, locked, running
 from tests.support.relay import Relay
 
 ERROR = ["code", "status", "meaning", "nodemailer", "cure", "count_24h", "reasons"]

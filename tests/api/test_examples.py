@@ -20,8 +20,7 @@ import pytest
 from app.api.body import example, examples
 from app.store import database
 from tests.api.test_document import assert_documented, document
-from tests.api.test_store_unavailable import locked
-from tests.support.app import Application, running
+from tests.support.app import Application, locked, running
 from tests.support.relay import Close, Relay
 
 FILE = Path(__file__).parents[2] / "app" / "api" / "examples.json"

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from sqlalchemy import delete, select
 
-from app.store import outbox
+from app.store import append
 from app.store.database import bodies, idempotency_keys
 from app.store.journal import Operation
 from tests.api.shapes import flat, problem
@@ -160,7 +160,7 @@ def forgetting() -> Operation[None]:
 
 
 async def test_a_key_is_forgotten_after_a_day(service: Application, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "KEY_LIFE", -outbox.KEY_LIFE)  # as if a day had gone by
+    monkeypatch.setattr(append, "KEY_LIFE", -append.KEY_LIFE)  # as if a day had gone by
     first, second = await post(service), await post(service, subject="Another")
     assert not is_replay(second)
     assert first.json()["id"] != second.json()["id"]

@@ -2,8 +2,8 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,7 +15,7 @@ from app.runtime import Runtime
 from tests.api.shapes import flat
 from tests.api.test_circuit import LOGIN, SOON, circuit, logins, service, until, wants_login
 from tests.api.test_more_recipients import EVERYBODY, Bounded
-from tests.support.app import PATIENCE, Application, running
+from tests.support.app import PATIENCE, Application, falling_back_to, locked, running
 from tests.support.factories import refused_port
 from tests.support.relay import Close, Relay, Wait
 
@@ -31,31 +31,15 @@ async def holds(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    stray = sqlite3.connect(folder / "mailchute.db", isolation_level=None)
-    stray.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    finally:
-        stray.execute("ROLLBACK")
-        stray.close()
-
-
 @asynccontextmanager
 async def with_another(
     folder: Path, relay: Relay, environ: Mapping[str, str], *, keep: bool = False
 ) -> AsyncIterator[tuple[Application, Relay]]:
-    async with Relay() as other:
-        two = {
-            "MAILCHUTE_PROFILES__RELAY__FALLBACK": "other",
-            "MAILCHUTE_PROFILES__OTHER__HOST": other.host,
-            "MAILCHUTE_PROFILES__OTHER__PORT": str(other.port),
-            "MAILCHUTE_PROFILES__OTHER__TLS": "none",
-            "MAILCHUTE_DEFAULT_PROFILE": "relay",
-        }
-        async with service(folder, relay, environ={**two, **environ}, keep=keep) as found:
-            yield found, other
+    async with (
+        Relay() as other,
+        service(folder, relay, environ={**falling_back_to(other), **environ}, keep=keep) as found,
+    ):
+        yield found, other
 
 
 def cancelled(found: Application, times: int = 1) -> Callable[[], bool]:

@@ -1,9 +1,7 @@
 """The store cannot take a write: 503, send it again; nothing was taken, and it works again when it can."""
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,7 +9,7 @@ import pytest
 
 from app.store import database
 from tests.api.shapes import JSON, flat, problem
-from tests.support.app import MESSAGE, Application, running
+from tests.support.app import MESSAGE, Application, falling_back_to, locked, running
 from tests.support.relay import Relay, Wait
 
 
@@ -21,18 +19,6 @@ async def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     async with running(tmp_path) as service:
         yield service
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the database's write lock, as a backup or a stray shell does."""
-    stray = sqlite3.connect(folder / "mailchute.db", isolation_level=None)
-    stray.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-    finally:
-        stray.execute("ROLLBACK")
-        stray.close()
 
 
 async def test_a_message_is_503_with_retry_after_and_nothing_is_taken(impatient: Application, tmp_path: Path) -> None:
@@ -134,15 +120,8 @@ async def test_where_a_further_attempt_cannot_be_begun_the_first_one_stands(tmp_
     """The next profile's turn is written in the transaction that ends the attempt before."""
     refuse = asyncio.Event()
     async with Relay() as other:
-        environ = {
-            "MAILCHUTE_PROFILES__RELAY__FALLBACK": "other",
-            "MAILCHUTE_PROFILES__OTHER__HOST": other.host,
-            "MAILCHUTE_PROFILES__OTHER__PORT": str(other.port),
-            "MAILCHUTE_PROFILES__OTHER__TLS": "none",
-            "MAILCHUTE_DEFAULT_PROFILE": "relay",
-        }
         with patch("app.store.database.BUSY_SECONDS", 0.05):
-            async with running(tmp_path, environ=environ) as service:
+            async with running(tmp_path, environ=falling_back_to(other)) as service:
                 service.relay.on("GREETING", (Wait(refuse), "554 5.7.1 Not you"))
                 id_ = (await service.send(prefer="respond-async")).json()["id"]
                 await service.relay.connected()

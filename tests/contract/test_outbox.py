@@ -554,7 +554,7 @@ class TestMakeDue:
     async def test_all_that_is_deferred_is_due_and_nothing_else(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.store.outbox.DUE_AT_ONCE", 2)
+        monkeypatch.setattr("app.store.due.DUE_AT_ONCE", 2)
         later = NOW + seconds(3600)
         for n in range(7):
             await record_deferred(store, await store.leased(message(n, profile="two" if n == 3 else "one")), at=later)

@@ -17,16 +17,6 @@ def through(relay: Relay, **settings: str) -> dict[str, str]:
     return {"SMTP_HOST": relay.host, "SMTP_PORT": f"{relay.port}", **settings}
 
 
-def subjects(relay: Relay) -> list[str]:
-    """Name every content that came to the relay whole, whatever was answered."""
-    return [
-        line.decode().removeprefix("Subject: ")
-        for mail in relay.mails
-        for line in mail.content.split(b"\r\n")
-        if line.startswith(b"Subject: ")
-    ]
-
-
 class TestAfterTheHandover:
     async def test_a_message_whose_verdict_was_lost_is_in_doubt_and_not_sent_again(self) -> None:
         async with Relay() as relay:
@@ -50,7 +40,7 @@ class TestAfterTheHandover:
 
                     later = await second.send(subject="later")
                     assert later.json()["state"] == "sent"
-                    assert subjects(relay) == ["once", "later"]
+                    assert relay.subjects == ["once", "later"]
                     assert "in_doubt" in (await second.http.get("/health")).text
 
 
@@ -76,7 +66,7 @@ class TestBeforeTheHandover:
                     assert (last["number"], last["error_code"]) == (2, None)
                     again_after = datetime.fromisoformat(last["started_at"]) - restarted
                     assert again_after.total_seconds() < 5, "not when the schedule says, but at once"
-        assert subjects(relay) == ["once"]
+        assert relay.subjects == ["once"]
 
     async def test_all_that_was_answered_with_202_is_sent(self) -> None:
         async with Relay(extensions=NO_PIPELINING) as relay:
@@ -90,7 +80,7 @@ class TestBeforeTheHandover:
                 async with Service(through(relay), folder=service.folder) as second:
                     for answer in answers:
                         await second.logged("delivery.sent", message_id=answer.json()["id"])
-        assert sorted(subjects(relay)) == sorted(f"no. {n}" for n in range(20))
+        assert sorted(relay.subjects) == sorted(f"no. {n}" for n in range(20))
 
 
 class TestOneThatCrashesItsWorker:
@@ -116,7 +106,7 @@ class TestOneThatCrashesItsWorker:
             assert (found["state"], found["final"], found["class"]) == ("failed", True, "permanent")
             assert (found["error_code"], found["reason"], len(found["attempts"])) == ("EMESSAGE", "worker_crashed", 5)
             assert neighbour == "sent"
-            assert subjects(relay) == ["Order 4711"]
+            assert relay.subjects == ["Order 4711"]
 
 
 class TestBetweenTwoTries:
@@ -136,7 +126,7 @@ class TestBetweenTwoTries:
                     assert (found["state"], len(found["attempts"])) == ("sent", 2)
                     due = datetime.fromisoformat(deferred["next_attempt_at"])
                     assert datetime.fromisoformat(found["attempts"][1]["started_at"]) >= due
-        assert subjects(relay) == ["later"]
+        assert relay.subjects == ["later"]
 
     async def test_what_failed_for_good_stays_failed(self) -> None:
         async with Relay() as relay:

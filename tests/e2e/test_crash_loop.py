@@ -8,23 +8,14 @@ What was answered with 2xx is sent once, or in doubt with its mark set: never lo
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.callers import account
-from tests.support.postfix import Postfix, missing
+from tests.support.postfix import Postfix
 
 CRASHES = int(os.environ.get("MAILCHUTE_CRASHES", "12"))
-
-
-@pytest.fixture(scope="module")
-def postfix() -> Iterator[Postfix]:
-    if reason := missing():
-        pytest.skip(reason)
-    with Postfix() as postfix:
-        yield postfix
 
 
 @pytest.mark.timeout(60 + 10 * CRASHES)

@@ -38,15 +38,6 @@ def through(relay: Relay, **settings: str) -> dict[str, str]:
     return {"SMTP_HOST": relay.host, "SMTP_PORT": f"{relay.port}", **settings}
 
 
-def subjects(relay: Relay) -> list[str]:
-    return [
-        line.decode().removeprefix("Subject: ")
-        for mail in relay.mails
-        for line in mail.content.split(b"\r\n")
-        if line.startswith(b"Subject: ")
-    ]
-
-
 async def kept(service: Service) -> dict[str, dict[str, object]]:
     """Give what is in the store by its subject."""
     page = (await service.http.get("/messages", params={"limit": "100"})).json()["data"]
@@ -75,7 +66,7 @@ async def test_a_write_that_fails_leaves_a_message_whole_or_not_at_all(error: st
             for message in found.values():
                 if message["state"] not in ("sent", "in_doubt"):
                     await second.logged("delivery.sent", message_id=message["id"])
-        once = subjects(relay)
+        once = relay.subjects
         assert len(once) == len(set(once)), "one was sent twice"
         assert set(once) <= set(found)
 
@@ -116,7 +107,7 @@ async def test_where_the_log_cannot_be_brought_into_the_file_mail_goes_on_and_no
                 "first": "sent",
                 "second": "sent",
             }
-    assert subjects(relay) == ["first", "second"]
+    assert relay.subjects == ["first", "second"]
 
 
 class TestAFailedSync:
@@ -134,7 +125,7 @@ class TestAFailedSync:
             async with Service(through(relay), folder=service.folder) as second:
                 assert set(await kept(second)) == {"before"}
                 assert (await second.send(subject="after")).json()["state"] == "sent"
-        assert subjects(relay) == ["before", "after"]
+        assert relay.subjects == ["before", "after"]
 
     async def test_of_the_mark_lets_nothing_go_and_the_next_start_sends_it(self) -> None:
         envelope = asyncio.Event()
@@ -164,7 +155,7 @@ class TestAFailedSync:
                 async with Service(through(relay), folder=service.folder) as second:
                     assert (await second.message(id_))["state"] == "in_doubt"
                     assert (await second.send(subject="later")).json()["state"] == "sent"
-        assert subjects(relay) == ["once", "later"]
+        assert relay.subjects == ["once", "later"]
 
     async def test_of_the_file_itself_ends_the_service_and_loses_nothing(self) -> None:
         async with Relay() as relay, Service(through(relay)) as service:

@@ -19,17 +19,9 @@ from app.store.database import SCHEMA, Lock, migrate, schema_of
 from tests.e2e.test_order import careless
 from tests.support.callers import account
 from tests.support.forgetful import Forgetful, cannot_mount
-from tests.support.postfix import Postfix, missing
+from tests.support.postfix import Postfix
 
 POWER_CUTS = int(os.environ.get("MAILCHUTE_POWER_CUTS", "6"))
-
-
-@pytest.fixture(scope="module")
-def postfix() -> Iterator[Postfix]:
-    if reason := missing():
-        pytest.skip(reason)
-    with Postfix() as postfix:
-        yield postfix
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import asyncio
 import atexit
 import functools
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -116,6 +117,28 @@ async def running(
         app = around(runtime)
         yield Application(runtime, peer, app, _without_hot_route(app), _client(app, "127.0.0.1", {}))
     assert [event for event in logged if event["event"] in ("http.unexpected", "delivery.unexpected")] == []
+
+
+def falling_back_to(other: Relay) -> dict[str, str]:
+    """Give the settings of a second profile, `other`, which takes over from the first."""
+    facts = {"HOST": other.host, "PORT": str(other.port), "TLS": "none"}
+    return {
+        "MAILCHUTE_PROFILES__RELAY__FALLBACK": "other",
+        "MAILCHUTE_DEFAULT_PROFILE": "relay",
+        **{f"MAILCHUTE_PROFILES__OTHER__{key}": value for key, value in facts.items()},
+    }
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the database's write lock, as a stray shell does."""
+    stray = sqlite3.connect(folder / "mailchute.db", isolation_level=None)
+    stray.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        stray.execute("ROLLBACK")
+        stray.close()
 
 
 def _profile(relay: Relay) -> dict[str, str]:

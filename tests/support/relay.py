@@ -133,6 +133,12 @@ class Relay:
     def mails(self) -> list[Mail]:
         return [mail for session in self.sessions for mail in session.mails]
 
+    @property
+    def subjects(self) -> list[str]:
+        """Name every content that came whole, whatever was answered."""
+        lines = (line for mail in self.mails for line in mail.content.split(b"\r\n"))
+        return [line.decode().removeprefix("Subject: ") for line in lines if line.startswith(b"Subject: ")]
+
     async def connected(self, count: int = 1) -> None:
         await self._until(f"{count} connections", lambda: self.connections >= count)
 

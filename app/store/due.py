@@ -1,0 +1,70 @@
+"""Moving due times: of what waited for a circuit, and of what the clock left behind.
+
+Operations for the journal.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import bindparam, case, select, text, update
+
+from app.store.database import messages
+from app.store.journal import Operation
+from app.store.records import to_ms
+
+DUE_AT_ONCE = 500  # messages looked at in one transaction
+
+_BRING_FORWARD = (
+    update(messages)
+    .where(
+        messages.c.profile == bindparam("of_profile"),
+        messages.c.due_at > case((messages.c.state == "queued", bindparam("now")), else_=bindparam("latest")),
+        messages.c.due_at > bindparam("now"),  # the index's
+        messages.c.lease_token.is_(None),
+        messages.c.state != "scheduled",
+    )
+    .values(due_at=case((messages.c.state == "queued", bindparam("now")), else_=bindparam("latest")))
+)
+_DEFERRED = text("messages.state = 'deferred' AND messages.state NOT IN ('queued', 'sending', 'sent')")
+_DEFERRED_BEHIND = (
+    select(messages.c.id, messages.c.profile, messages.c.due_at)
+    .where(_DEFERRED, messages.c.id > bindparam("behind"))
+    .order_by(messages.c.id)
+    .limit(bindparam("at_most"))
+)
+_FIRST_DEFERRED = (
+    select(messages.c.id)
+    .where(
+        messages.c.profile == bindparam("of_profile"),
+        messages.c.due_at.is_not(None),
+        messages.c.lease_token.is_(None),
+        messages.c.state == "deferred",
+    )
+    .order_by(messages.c.due_at)
+    .limit(1)
+)
+_MAKE_DUE = update(messages).where(messages.c.id == bindparam("of_message")).values(due_at=bindparam("due"))
+
+
+def bring_forward(profile: str, now: datetime, latest: datetime) -> Operation[int]:
+    """Let nothing of a profile wait behind `latest` but what was asked to; gives how many did."""
+    brought = yield (_BRING_FORWARD, {"of_profile": profile, "now": to_ms(now), "latest": to_ms(latest)})
+    return brought.count
+
+
+def make_some_due(profile: str, behind: bytes, now: datetime) -> Operation[bytes | None]:
+    """Make due what is a profile's among the next deferred ones; gives where to go on, None = these were the last."""
+    found = yield (_DEFERRED_BEHIND, {"behind": behind, "at_most": DUE_AT_ONCE})
+    due = to_ms(now)
+    later = [{"of_message": id_, "due": due} for id_, whose, at in found.rows if whose == profile and at > due]
+    if later:
+        yield (_MAKE_DUE, later)
+    return found.rows[-1][0] if len(found.rows) == DUE_AT_ONCE else None
+
+
+def make_one_due(profile: str, now: datetime) -> Operation[None]:
+    """Make due which of a profile's deferred ones would be next."""
+    first = yield (_FIRST_DEFERRED, {"of_profile": profile})
+    for (id_,) in first.rows:
+        yield (_MAKE_DUE, {"of_message": id_, "due": to_ms(now)})
