@@ -1,11 +1,9 @@
 """The wall clock jumps, and the program goes on: nothing is sent twice, nothing is stuck, and nothing comes in a storm.
 
-libfaketime gives the program a wall clock that this file sets, and leaves the monotonic one alone, as a jump does; but
-for the one test of how long a caller's idle connection lasts, where time passes.
+libfaketime gives the program a wall clock that this file sets, and leaves the monotonic one alone, as a jump does.
 """
 
 import asyncio
-import contextlib
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -142,33 +140,4 @@ async def test_an_hour_on_and_what_is_under_way_is_nobody_elses_and_each_retry_c
             assert len((await service.message(id_))["attempts"]) == 2
         assert len((await service.message(slow))["attempts"]) == 1
         assert len(relay.mails) == 3 + 1
-        assert await service.stop() == 0
-
-
-async def test_an_idle_connection_outlasts_the_callers_and_proxies_that_would_use_it_again(clock: Clock) -> None:
-    """Who sends into a connection in the moment of its end gets a reset for an answer, and a bot does not try again."""
-
-    async def answer(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bytes:
-        reader, writer = connection
-        writer.write(b"HEAD /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        return (await reader.readline()).rstrip()
-
-    async def connected() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        connection = await asyncio.open_connection(host, int(port))
-        assert await answer(connection) == b"HTTP/1.1 200 OK"
-        await connection[0].readuntil(b"\r\n\r\n")
-        opened.callback(connection[1].close)
-        return connection
-
-    time_passes = {"FAKETIME_DONT_FAKE_MONOTONIC": "0"}
-    async with contextlib.AsyncExitStack() as opened:
-        service = await opened.enter_async_context(Service({**clock.environment, **time_passes}))
-        host, _, port = service.base.removeprefix("http://").partition(":")
-        used_again, forgotten = await connected(), await connected()
-        clock.set(timedelta(seconds=120))
-        await connected()  # the program looks at its clock
-        assert await answer(used_again) == b"HTTP/1.1 200 OK"
-        clock.set(timedelta(seconds=140))
-        await connected()
-        assert await forgotten[0].read() == b"", "what nobody uses is closed in the end"
         assert await service.stop() == 0

@@ -134,6 +134,20 @@ class TestZeroConfig:
         assert f"content-length: {len(body)}".encode() in head.splitlines()
         assert second.splitlines()[0] == head.splitlines()[0]
 
+    async def test_an_idle_connection_outlasts_the_callers_that_would_use_it_again(self, sandbox: Service) -> None:
+        """Most servers close at 5 s, where httpx and Node may just be sending: a reset, and a bot does not try again."""
+        host, _, port = sandbox.base.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        request = f"HEAD /livez HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        writer.write(request)
+        await reader.readuntil(b"\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 5.5)
+        writer.write(request)
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        writer.close()
+        await writer.wait_closed()
+
     async def test_the_files_are_their_owners_alone(self, sandbox: Service) -> None:
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in sandbox.database.parent.iterdir()}
         assert modes.pop("mailchute.sock") == 0o600
