@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from app import __version__
 from app.commands import good_settings, messages, refuse
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.profile import Profile
@@ -27,7 +28,6 @@ HEALTH_SECONDS = 4.0  # less than the Dockerfile's HEALTHCHECK gives, so that th
 
 commands = typer.Typer(
     name="mailchute",
-    help="Sends e-mail through your relay, and remembers every attempt and every error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +39,22 @@ commands.add_typer(upkeep)
 def main() -> None:
     """Run the command line."""
     commands()
+
+
+def _version(*, asked: bool) -> None:
+    if asked:
+        typer.echo(f"mailchute {__version__}")
+        raise typer.Exit
+
+
+@commands.callback()
+def whichever(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Sends e-mail through your relay, and remembers every attempt and every error."""
 
 
 @commands.command()

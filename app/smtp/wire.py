@@ -20,6 +20,7 @@ from collections.abc import Callable
 from app.mail.reply import MalformedReply, Reply, ReplyReader
 
 BLOCK = 64 * 1024  # bytes written at once, each with a deadline of its own
+ONE_TURN = 0.001  # seconds; whatever lies in the socket is read before a timer of any length ends
 
 
 class Breach(Exception):
@@ -54,6 +55,7 @@ class Wire(asyncio.Protocol):
         self._last_code = 0  # of the latest reply in stream order
         self._waiter: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle
         self._breach: Breach | None = None
         self.is_content_refused = False
         self.heard: Callable[[Reply], None] | None = None  # told of every reply as it arrives
@@ -128,13 +130,18 @@ class Wire(asyncio.Protocol):
         self._break(Lost("closed by us"))
 
     async def _bounded(self, future: asyncio.Future[None], timeout: float) -> None:
-        timer = self._loop.call_later(timeout, self._break, TimedOut(f"nothing came within {timeout:g} s"))
+        breach = TimedOut(f"nothing came within {timeout:g} s")
+        self._timer = self._loop.call_later(timeout, self._look_once_more, breach)
         try:
             await future
         finally:
-            timer.cancel()
+            self._timer.cancel()
         if self._breach is not None and not self._replies:
             raise self._breach
+
+    def _look_once_more(self, breach: Breach) -> None:
+        # A process that was frozen or starved finds the reply and the end of its patience in the same moment.
+        self._timer = self._loop.call_later(ONE_TURN, self._break, breach)
 
     def _break(self, breach: Breach) -> None:
         if self._breach is None:

@@ -4,9 +4,13 @@ RFC 1047: what was let go without a verdict must not be sent again behind the ca
 was answered with 2xx must not be lost.
 """
 
+import asyncio
+import signal
 from datetime import UTC, datetime
 
-from tests.support.relay import EXTENSIONS, Relay, Stall
+import pytest
+
+from tests.support.relay import EXTENSIONS, Relay, Stall, Wait
 from tests.support.service import Service
 
 NO_PIPELINING = tuple(extension for extension in EXTENSIONS if extension != "PIPELINING")
@@ -42,6 +46,22 @@ class TestAfterTheHandover:
                     assert later.json()["state"] == "sent"
                     assert relay.subjects == ["once", "later"]
                     assert "in_doubt" in (await second.http.get("/health")).text
+
+    async def test_a_verdict_that_came_while_the_process_was_frozen_counts_though_its_time_was_over(self) -> None:
+        """A machine that was asleep or overloaded finds the 250 and the end of its patience in the same moment."""
+        verdict = asyncio.Event()
+        async with Relay() as relay:
+            relay.on("CONTENT", (Wait(verdict), "250 2.0.0 Ok: queued as R1"))
+            async with Service(through(relay, MAILCHUTE_PROFILES__DEFAULT__TIMEOUTS__CONTENT="1")) as service:
+                id_ = (await service.send(prefer="respond-async")).json()["id"]
+                await relay.mail()
+                service.process.send_signal(signal.SIGSTOP)
+                verdict.set()
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(service.process.wait(), 1.5)
+                service.process.send_signal(signal.SIGCONT)
+                await service.logged("delivery.sent", message_id=id_)
+        assert len(relay.mails) == 1
 
 
 class TestBeforeTheHandover:

@@ -71,7 +71,7 @@ async def test_a_write_that_fails_leaves_a_message_whole_or_not_at_all(error: st
         assert set(once) <= set(found)
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EROFS"])
 async def test_a_verdict_that_finds_no_room_is_kept_and_written_when_there_is_and_nothing_is_sent_twice(
     error: str,
 ) -> None:
@@ -86,6 +86,7 @@ async def test_a_verdict_that_finds_no_room_is_kept_and_written_when_there_is_an
                 await service.logged("delivery.record_failed", message_id=id_)
                 assert (await service.message(id_))["state"] == "sending"
                 assert (await service.send()).status_code == 503
+                assert (await service.http.get("/readyz")).status_code == 503
             await service.logged("delivery.sent", message_id=id_)
             found = await service.message(id_)
             assert (found["state"], len(found["attempts"])) == ("sent", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner, Result
 
+from app import __version__
 from app.cli import commands
 from app.mail.codes import CODE_OF, ErrorCode, Reason
 from app.mail.explain import CODES, EXPLANATIONS, NODEMAILER, cure, reasons_of
@@ -12,6 +13,11 @@ from app.mail.explain import CODES, EXPLANATIONS, NODEMAILER, cure, reasons_of
 
 def errors(*words: str) -> Result:
     return CliRunner().invoke(commands, ["errors", *words])
+
+
+def test_the_version_is_told() -> None:
+    said = CliRunner().invoke(commands, ["--version"])
+    assert (said.exit_code, said.stdout) == (0, f"mailchute {__version__}\n")
 
 
 def test_without_a_word_every_code_is_listed_with_its_meaning() -> None:
