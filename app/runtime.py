@@ -272,7 +272,9 @@ class Runtime:
         """Count what began before the restart: a rate is kept across it."""
         for name, meter in self.worker.meters().items():
             ago = (self.now() - at for at in await self.history.begun(name, since=self.now() - meter.period))
-            meter.remember(meter.clock() - seconds.total_seconds() for seconds in ago)
+            meter.remember(
+                meter.clock() - max(0.0, since.total_seconds()) for since in ago
+            )  # the clock may be put back
 
     async def _forget_now_and_then(self, keeping: Keeping) -> None:
         while True:

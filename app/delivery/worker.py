@@ -93,6 +93,8 @@ class Worker:
         self.reload(profiles, schedule, keep_transcripts=keep_transcripts)
         self._loops: list[asyncio.Task[None]] = []
         self._attempts: set[asyncio.Task[None]] = set()
+        self._reserved = 0  # places whose message is being appended
+        self._none_reserved = asyncio.Event()
         self._stopping = False
 
     def take_up(self, known: Mapping[str, ProfileState]) -> None:
@@ -176,6 +178,8 @@ class Worker:
         self.retire()
         await self._circuits.stop()
         await asyncio.gather(*self._loops, return_exceptions=True)  # what they had claimed has begun
+        if self._reserved:  # and so has what was being taken in: the store answers within its time-out
+            await self._none_reserved.wait()
         going = set(self._attempts)
         if going:
             over = asyncio.create_task(hurried.wait())
@@ -200,15 +204,23 @@ class Worker:
         if lane is None or self._stopping or not lane.room_for_fresh:
             return None
         lane.enter(is_fresh=True)
+        self._reserved += 1
         return self._lease()
 
     def give_up_place(self, profile: str) -> None:
         """Free a place whose message was not appended."""
         self._lanes[profile].leave(is_fresh=True, has_begun=False)
+        self._count_off()
 
     def hand_off(self, claim: Claim) -> None:
         """Begin the attempt of a message that was appended with a reserved lease."""
         self._begin(claim, self._lanes[claim.snapshot.profile], is_fresh=True)
+        self._count_off()
+
+    def _count_off(self) -> None:
+        self._reserved -= 1
+        if self._stopping and not self._reserved:
+            self._none_reserved.set()
 
     def nudge(self, profile: str) -> None:
         """Say that a message is due in the queue."""

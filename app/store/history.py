@@ -43,6 +43,7 @@ from app.store.records import (
 from app.store.search import SearchIndex
 
 _AFTER_ALL = UUID(int=(1 << 128) - 1)
+BEGUN_PAGE = 1000  # rows read at once
 _STATES_OF_THE_QUEUE = ("queued", "sending")
 
 
@@ -172,10 +173,12 @@ _LAST_SUCCESS = (
     .order_by(attempts.c.started_at.desc())
     .limit(1)
 )
+_begun_as: ColumnElement[int] = literal_column("attempts.rowid")
 _BEGUN = (
-    select(attempts.c.started_at)
-    .join(_LATEST_OF_PROFILE, attempts.c.message_id == _LATEST_OF_PROFILE.c.id)
-    .where(attempts.c.profile == bindparam("of_profile"), attempts.c.started_at > bindparam("since"))
+    select(_begun_as, attempts.c.started_at, attempts.c.profile)
+    .where(_begun_as < bindparam("before"))
+    .order_by(_begun_as.desc())
+    .limit(bindparam("at_most"))
 )
 _PROFILES_WAITING = select(messages.c.profile).where(messages.c.due_at.is_not(None)).distinct()
 
@@ -272,9 +275,15 @@ class History:
         return from_ms(rows[0][0]) if rows else None
 
     async def begun(self, profile: str, *, since: datetime) -> list[datetime]:
-        """When attempts through a profile began; looks at its latest thousand messages."""
-        rows = await self._reader.rows(_BEGUN, {"of_profile": profile, "since": to_ms(since)})
-        return [from_ms(at) for (at,) in rows]
+        """When attempts through a profile began since then."""
+        found: list[datetime] = []
+        before = 1 << 62
+        while rows := await self._reader.rows(_BEGUN, {"before": before, "at_most": BEGUN_PAGE}):
+            found += [from_ms(at) for _, at, through in rows if through == profile and at > to_ms(since)]
+            before, oldest, _ = rows[-1]
+            if oldest <= to_ms(since):
+                break
+        return found
 
     async def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
         whom = await self._reader.rows(RECIPIENTS_OF, {"of_message": row[0]})

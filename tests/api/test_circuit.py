@@ -473,5 +473,22 @@ async def test_a_rate_is_kept_exactly_under_concurrency(tmp_path: Path) -> None:
         for answer in answers:
             await until(found, flat(answer, status=202)["id"], "sent")
         assert len(begun) == 20
-        assert all(sum(at <= other < at + 0.99 for other in begun) <= 8 for at in begun)
-        assert 1.9 < clock() - began < 4  # and no slower than it must be
+        # The relay hears of them later, some by more than others; to the millisecond: tests/unit/delivery/test_flow.py.
+        assert all(sum(at <= other < at + 0.8 for other in begun) <= 8 for at in begun)
+        assert 1.9 < clock() - began < 6  # and no slower than it must be
+
+
+async def test_a_rate_counts_what_began_before_a_restart_however_much_waits(tmp_path: Path) -> None:
+    environ = {"MAILCHUTE_PROFILES__RELAY__RATE": "3/h"}
+    async with service(tmp_path, environ=environ) as found:
+        for n in range(7):
+            id_ = flat(await found.send(subject=f"no. {n}", prefer="respond-async"), status=202)["id"]
+            await until(found, id_, "sent" if n < 3 else "queued")
+    with patch("app.store.history.BEGUN_PAGE", 2):
+        async with service(tmp_path, environ=environ, keep=True) as found:
+            assert found.runtime.worker.meters()["relay"].free == 0
+            assert flat(await found.send(prefer="respond-async"), status=202)["state"] == "queued"
+    async with service(tmp_path, environ={"MAILCHUTE_PROFILES__RELAY__RATE": "4/h"}, keep=True) as found:
+        await found.relay.mail()
+        assert found.runtime.worker.meters()["relay"].free == 0
+        assert found.relay.subjects == ["no. 3"]

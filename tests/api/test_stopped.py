@@ -192,3 +192,18 @@ async def test_what_may_have_arrived_is_not_called_failed_after_a_retry_by_hand(
         found.relay.on("RCPT", "550 5.1.1 Nobody")
         again = (await found.client.post(f"/messages/{id_}/retry", headers={"Prefer": "wait=5"})).json()
         assert (again["state"], again["error_code"]) == ("in_doubt", "EINDOUBT")
+
+
+async def test_what_is_taken_in_the_moment_of_a_stop_burns_no_attempt(tmp_path: Path) -> None:
+    async with running(tmp_path) as found:
+        with locked(tmp_path):
+            asking = asyncio.create_task(found.send(prefer="respond-async"))
+            await holds(lambda: found.runtime.worker.standing("relay").under_way == 1)
+            stopping = asyncio.create_task(found.runtime.close())
+            for _ in range(50):  # turns of the loop in which all ends that does not wait for the store
+                await asyncio.sleep(0)
+        await stopping
+        id_ = flat(await asking, status=202)["id"]
+    assert rows(tmp_path, "SELECT state, attempts, lease_token FROM messages") == [("queued", 0, None)]
+    async with running(tmp_path, keep=True) as found:
+        assert [attempt["reason"] for attempt in (await found.settled(id_))["attempts"]] == [None]
