@@ -19,7 +19,7 @@ from app.compose.mime import compose
 from app.intake.callers import Caller
 from app.intake.room import Room
 from app.mail.address import Address
-from app.mail.errors import Fault, InvalidMessage, TooLarge
+from app.mail.errors import Fault, InvalidMessage, NoRoom, TooLarge
 from app.mail.message import Claim, Draft, Envelope, Lease, Message, Receipt, Repeat
 from app.mail.profile import Profile
 from app.mail.routing import Route, route
@@ -72,9 +72,16 @@ class Intake:
             NoRoom: the disk or the queue is full.
             StoreUnavailable: nothing was taken.
         """
-        message = self.prepare(draft, caller, id=id, now=now)
-        self._room.take(len(message.content))
         repeat = Repeat(key, fingerprint(draft)) if key is not None else None
+        try:
+            message = self.prepare(draft, caller, id=id, now=now)
+            self._room.take(len(message.content))
+        except (InvalidMessage, TooLarge, NoRoom):
+            # Whoever asks for what we have is not told that we have it not, whatever would be said of a new one.
+            known = None if repeat is None else await self._outbox.known(caller.name, repeat, now)
+            if known is None:
+                raise
+            return Receipt(known, is_replay=True)
         is_due = message.send_at is None or message.send_at <= now
         lease = self._worker.reserve(message.profile) if is_due else None
         claim = None

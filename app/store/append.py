@@ -58,16 +58,8 @@ def append_once(message: Message, lease: Lease | None, now: datetime, repeat: Re
     """Take a message in, or give the one that its caller's key stands for; raises `KeyReused` where that is another."""
     if repeat is None:
         return (yield from _append(message, lease, now))
-    of_key = {"of_caller": message.caller, "of_key": repeat.key, "now": to_ms(now)}
-    known = yield (_FIND_KEY, of_key)
-    for fingerprint, *row in known.rows:
-        if fingerprint != repeat.fingerprint:
-            raise KeyReused(
-                f"The idempotency key {repeat.key[:80]!r} was used for another message, less than 24 hours ago; use a "
-                "new key for a new message"
-            )
-        whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
-        said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
+    said = yield from find(message.caller, repeat, now)
+    if said is not None:
         has_expired = said.state is MessageState.FAILED and said.failure and said.failure.code is ErrorCode.EEXPIRED
         if has_expired:
             said = yield from revive(said, now=now, until=message.expires_at)
@@ -85,6 +77,20 @@ def append_once(message: Message, lease: Lease | None, now: datetime, repeat: Re
         },
     )
     return receipt
+
+
+def find(caller: str, repeat: Repeat, now: datetime) -> Operation[Snapshot | None]:
+    """Give the message that a caller's key stands for; raises `KeyReused` where that is another than is asked."""
+    known = yield (_FIND_KEY, {"of_caller": caller, "of_key": repeat.key, "now": to_ms(now)})
+    for fingerprint, *row in known.rows:
+        if fingerprint != repeat.fingerprint:
+            raise KeyReused(
+                f"The idempotency key {repeat.key[:80]!r} was used for another message, less than 24 hours ago; use a "
+                "new key for a new message"
+            )
+        whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
+        return snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
+    return None
 
 
 def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[Receipt]:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.api.shapes import flat, problem
@@ -78,3 +79,28 @@ async def test_a_log_that_grows_is_a_warning(tmp_path: Path, monkeypatch: pytest
         figures = (await service.client.get("/metrics")).text
         assert f"mailchute_store_log_bytes {float(check['observedValue'])}" in figures
         assert "mailchute_disk_free_bytes " in figures
+
+
+async def test_whoever_repeats_what_was_taken_is_given_it_although_a_new_one_would_be_refused(tmp_path: Path) -> None:
+    """503 and 422 say that we have it not: the caller would send it again under another key."""
+    keys = [{"Idempotency-Key": "sent"}, {"Idempotency-Key": "waits"}]
+    body = {"to": "ann@theirs.test", "subject": "x", "text": "x"}
+
+    async def post(service: Application, key: dict[str, str], **more: str) -> httpx2.Response:
+        return await service.client.post("/send", json={**body, **more}, headers={**key, "Prefer": "respond-async"})
+
+    async with running(
+        tmp_path, environ={"MAILCHUTE_MAX_QUEUED": "1", "MAILCHUTE_DEFAULT_FROM": "bot@ours.test"}
+    ) as service:
+        sent = flat(await post(service, keys[0]), status=202)["id"]
+        await service.settled(sent)
+        assert (await service.client.post("/profiles/relay/pause")).status_code == 200
+        waits = flat(await post(service, keys[1]), status=202)["id"]
+        for key, id_, status in ((keys[0], sent, 200), (keys[1], waits, 202)):
+            again = await post(service, key)
+            assert (flat(again, status=status)["id"], again.headers["idempotent-replayed"]) == (id_, "true")
+        problem(await post(service, keys[0], subject="another"), status=422)
+        problem(await post(service, {"Idempotency-Key": "new"}), status=503)
+    async with running(tmp_path, keep=True) as service:
+        assert flat(await post(service, keys[0]), status=200)["id"] == sent
+        problem(await post(service, {"Idempotency-Key": "new"}), status=422, at="/from")
