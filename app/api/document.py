@@ -137,7 +137,7 @@ _FIELDS = {
     "meaning": "what happened",
     "causes": "what it usually comes from",
     "reasons": "its fine grains",
-    "count_24h": "failed attempts of the last 24 hours",
+    "count_24h": "failed attempts of the last 24 hours; of `expired`, messages",
     "version": "of the service",
     "checks": "what was looked at",
     "stage": "resolve, connect, tls, greeting, ehlo, starttls, auth, mail, rcpt",

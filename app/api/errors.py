@@ -31,7 +31,7 @@ class ReasonExplained(BaseModel):
     meaning: str
     causes: list[str]
     cure: str = Field(description="as a profile of mailchute.toml gets it")
-    count_24h: int = Field(description="failed attempts of the last 24 hours")
+    count_24h: int = Field(description="failed attempts of the last 24 hours; of `expired`, messages")
 
 
 class ErrorExplained(BaseModel):

@@ -22,6 +22,7 @@ from app.delivery.recorder import Recorder
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreBroken, StoreUnavailable
+from app.mail.hints import hint
 from app.mail.message import Claim
 from app.mail.outcome import (
     Deferred,
@@ -281,7 +282,7 @@ class Carrier:
             content = claim.content or await self._outbox.content(claim.snapshot.id)
             if content is None:
                 raise RuntimeError("the content is not in the store")
-            return await carry_out(
+            outcomes, more = await carry_out(
                 claim,
                 content,
                 profile,
@@ -290,6 +291,15 @@ class Carrier:
                 before_handover=lambda: self._outbox.mark(claim),
                 begins=begins,
             )
+            if attempt.failure is not None:
+                outcomes = {
+                    whom: InDoubt(_saying_where(outcome.failure, claim, profile, attempt))
+                    if isinstance(outcome, InDoubt) and outcome.failure.reason is Reason.OUTCOME_UNKNOWN
+                    else outcome
+                    for whom, outcome in outcomes.items()
+                }
+                attempt.failure = first_failure(outcomes)
+            return outcomes, more
         except (LeaseLost, CircuitOpen):
             raise
         except StoreUnavailable as error:
@@ -318,7 +328,8 @@ class Carrier:
             await self._release(claim, trying.last)
 
     async def _left_in_doubt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
-        lost = attempt.failure = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
+        lost = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
+        lost = attempt.failure = _saying_where(lost, claim, profile, attempt)
         waiting = (one for one in claim.snapshot.recipients if one.state is RecipientState.PENDING)
         outcomes = {
             one.address: InDoubt(lost) if one.address in claim.pending else Deferred(one.failure or lost)
@@ -362,6 +373,14 @@ class Carrier:
 
     def _jitter(self) -> float:
         return LEAST_JITTER + (LONGEST_JITTER - LEAST_JITTER) * self._random_bits(20) / (1 << 20)
+
+
+def _saying_where(lost: Failure, claim: Claim, profile: Profile, attempt: Attempt) -> Failure:
+    """Have the hint of a verdict that was lost say what to look for, where, and from when on."""
+    facts = {"message_id": claim.snapshot.message_id, "since": f"{attempt.started_at:%Y-%m-%dT%H:%M:%SZ}"}
+    if _policy(claim, profile) is InDoubtPolicy.RETRY:
+        facts["again"] = "yes"
+    return replace(lost, hint=hint(Reason.OUTCOME_UNKNOWN, profile, facts))
 
 
 def _policy(claim: Claim, profile: Profile) -> InDoubtPolicy:

@@ -12,6 +12,7 @@ from typing import TypeAlias, assert_never
 
 from app.mail.circuit import Circuit, is_of_opening
 from app.mail.codes import ErrorCode, Reason
+from app.mail.hints import at_the_end
 from app.mail.message import Claim, Recipient, leading_failure
 from app.mail.outcome import (
     Deferred,
@@ -148,4 +149,5 @@ def expired(last: Failure) -> Failure:
         reason=Reason.EXPIRED,
         cls=FailureClass.PERMANENT,
         message=f"Given up after the last try failed ({last.code}/{last.reason}): {last.message}",
+        hint=at_the_end(last.hint),
     )

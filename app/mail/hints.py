@@ -14,10 +14,17 @@ from app.mail.profile import AuthMode, Profile, TlsMode, TlsVersion, is_loopback
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
 
+_NOT_IN_TIME = "The message was not taken in the time it had: mend what the last failure says, and send it again."
+
 
 def hint(reason: Reason, profile: Profile, facts: Facts | None = None) -> str:
     """Say in one sentence what to change so that this does not happen again."""
     return _HINTS[reason](profile, facts or {})
+
+
+def at_the_end(said: str) -> str:
+    """Give what to change where nothing is tried again any more: a hint that promises that gives way."""
+    return _NOT_IN_TIME if "it is tried again" in said else said
 
 
 def _host_port(p: Profile) -> str:
@@ -160,6 +167,20 @@ def _rate_limited(p: Profile, _: Facts) -> str:
     return (
         "The relay takes no more from us for now: it is tried again; if it happens often, open fewer connections at "
         f"once with {p.setting('max_connections', fewer)}."
+    )
+
+
+def _outcome_unknown(p: Profile, facts: Facts) -> str:
+    what = facts.get("message_id", "the Message-ID")
+    where = f"the log of {p.host} from {facts['since']} on" if facts.get("since") else "the relay's log at that time"
+    if facts.get("again"):
+        return (
+            f"The message was handed over and the relay's answer was lost: while there is time it is sent again, and "
+            f"may arrive twice; look for {what} in {where}."
+        )
+    return (
+        f"The message was handed over and the relay's answer was lost: look for {what} in {where} before you send it "
+        "again."
     )
 
 
@@ -324,10 +345,7 @@ _HINTS: Mapping[Reason, _Hint] = {
         "The relay refused the content, often as spam: its words say why; change the message."
     ),
     Reason.CONTENT_DEFERRED: _fixed("The relay does not take the message now: nothing to change; it is tried again."),
-    Reason.OUTCOME_UNKNOWN: _fixed(
-        "The message was handed over and the relay's answer was lost: look for the Message-ID in the relay's log at "
-        "that time before you send it again."
-    ),
+    Reason.OUTCOME_UNKNOWN: _outcome_unknown,
     Reason.REPLY_TIMEOUT: _reply_timeout,
     Reason.MALFORMED_REPLY: _malformed_reply,
     Reason.UNEXPECTED_REPLY: _with_host(
@@ -340,8 +358,6 @@ _HINTS: Mapping[Reason, _Hint] = {
         "Nothing was let go, and it is tried again; given up the fifth time in a row: the service's log, and the "
         "machine's, say what ended it."
     ),
-    Reason.EXPIRED: _fixed(
-        "The message was not taken in the time it had: mend what the last failure says, and send it again."
-    ),
+    Reason.EXPIRED: _fixed(_NOT_IN_TIME),
     Reason.UNEXPECTED: _fixed("Something happened that we do not know: it is tried again; the log has its name."),
 }

@@ -28,7 +28,7 @@ from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Repeat, Snapshot
 from app.mail.outcome import Failure, MessageState
-from app.store.append import append_once
+from app.store.append import append_once, find
 from app.store.census import Census
 from app.store.database import (
     COUNT_PERIOD,
@@ -200,6 +200,14 @@ class Outbox:
         """
         return await self._journal.commit(partial(append_once, message, lease, now, repeat), self._appended)
 
+    async def known(self, caller: str, repeat: Repeat, now: datetime) -> Snapshot | None:
+        """Give the message that the key stands for, None where it is new.
+
+        Raises:
+            KeyReused: the key stands for another message.
+        """
+        return await self._journal.commit(partial(find, caller, repeat, now))
+
     async def claim(
         self, profile: str, *, lease: Lease, at_most: int, now: datetime
     ) -> tuple[list[Claim], datetime | None]:
@@ -363,6 +371,8 @@ def _record(
         if attempt.failure is None and attempt.profile != profile:
             profile = attempt.profile
             yield (_SENT_THROUGH, {"of_message": id_, "through": profile})
+    if failure is not None and failure.reason is Reason.EXPIRED:  # which no attempt meets
+        yield from _count(Reason.EXPIRED, before.expires_at)
     return replace(
         before,
         state=state,
@@ -377,9 +387,13 @@ def _record(
 def _record_attempt(id_: bytes, attempt: Attempt) -> Operation[None]:
     yield (_RECORD_ATTEMPT, _attempt_params(id_, attempt))
     if attempt.failure is not None:
-        began = to_ms(attempt.started_at)
-        yield (_COUNT_FAILURE, {"at": began - began % COUNT_PERIOD, "cause": attempt.failure.reason.value})
-        yield (_FORGET_COUNTS, {"before": began - COUNT_PERIOD - COUNTS_KEPT})
+        yield from _count(attempt.failure.reason, attempt.started_at)
+
+
+def _count(reason: Reason, at: datetime) -> Operation[None]:
+    period = to_ms(at) - to_ms(at) % COUNT_PERIOD
+    yield (_COUNT_FAILURE, {"at": period, "cause": reason.value})
+    yield (_FORGET_COUNTS, {"before": period - COUNTS_KEPT})
 
 
 def _keep_part(claim: Claim, after: tuple[Recipient, ...]) -> Operation[Claim]:

@@ -27,7 +27,7 @@ BY_ADDRESS = [
     ("451", 202, "deferred", "EENVELOPE", "recipient_deferred", "temporary", 451, "4.3.0", "tried again"),
     ("421", 202, "deferred", "ECONNECTION", "service_unavailable", "temporary", 421, "4.3.2", "tried again"),
     ("552", 424, "failed", "ETOOLARGE", "message_too_large", "permanent", 552, "5.3.4", "send less"),
-    ("drop", 202, "in_doubt", "EINDOUBT", "outcome_unknown", "unknown", None, None, "the relay's log"),
+    ("drop", 202, "in_doubt", "EINDOUBT", "outcome_unknown", "unknown", None, None, "in the log of"),
 ]
 
 

@@ -59,11 +59,14 @@ async def test_what_expires_before_the_next_try_is_given_up_at_once(tmp_path: Pa
     async with running(tmp_path) as service:  # the next try would come in half a minute
         service.relay.on("RCPT", "450 4.2.0 Mailbox busy")
         said = flat(await service.send(expires_in=10), status=424)
+        counted = (await service.client.get("/errors/EEXPIRED")).json()["count_24h"]
+    assert counted == 1
     assert (said["state"], said["final"], said["will_retry"], said["attempts"]) == ("failed", True, False, 1)
     assert (said["error_code"], said["reason"], said["class"]) == ("EEXPIRED", "expired", "permanent")
     assert said["type"] == "/errors/EEXPIRED"
     assert "EENVELOPE/recipient_deferred" in said["message"]
     assert "450 4.2.0 Mailbox busy" in said["message"]
+    assert said["hint"].endswith("mend what the last failure says, and send it again.")
     assert [(r["address"], r["error_code"]) for r in said["rejected"]] == [("ann@theirs.test", "EEXPIRED")]
     assert said["next_attempt_at"] is None
 

@@ -156,7 +156,8 @@ async def test_a_lost_verdict_is_202_in_doubt_and_not_ok(service: Application) -
     assert (said["state"], said["ok"], said["final"], said["will_retry"]) == ("in_doubt", False, True, False)
     assert (said["error_code"], said["reason"], said["class"]) == ("EINDOUBT", "outcome_unknown", "unknown")
     assert (said["accepted"], said["rejected"], said["next_attempt_at"]) == ([], [], None)
-    assert said["hint"]
+    since = (await service.look_up(said["id"]))["attempts"][0]["started_at"][:19]
+    assert f"look for {said['message_id']} in the log of 127.0.0.1 from {since}Z on before you send" in said["hint"]
     assert answer.headers["location"] == f"/messages/{said['id']}"
     assert "retry-after" not in answer.headers
 

@@ -35,7 +35,7 @@ class TestAfterTheHandover:
                     assert (found["state"], found["final"], found["ok"]) == ("in_doubt", True, False)
                     assert (found["error_code"], found["reason"]) == ("EINDOUBT", "outcome_unknown")
                     assert found["class"] == "unknown"
-                    assert found["hint"]
+                    assert f"look for {found['message_id']} in the log of {relay.host} from 2" in found["hint"]
                     assert found["next_attempt_at"] is None
                     assert [recipient["state"] for recipient in found["recipients"]] == ["in_doubt"]
                     (attempt,) = found["attempts"]
