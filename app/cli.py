@@ -68,6 +68,8 @@ def serve(
     """Serve HTTP; settings come from the environment and mailchute.toml."""
     settings = good_settings()
     if check:
+        for warning in settings.warnings:
+            typer.echo(f"warning: {warning}", err=True)
         typer.echo(f"The settings are good: {_summary(settings)}")
         return
     _serve(settings, hold=hold)

@@ -41,7 +41,8 @@ def create_app(settings: Settings) -> App:
 def around(runtime: Runtime) -> App:
     """Build the whole application around a runtime; whoever runs it without a lifespan opens that first."""
     api = create_api(runtime)
-    body_limit = runtime.settings.max_message_bytes * 3 // 2 + 64 * 1024  # JSON's escapes, and what is not content
+    # Text that is all escapes (two bytes of UTF-8 as \uXXXX) is 2.2 times what it is when composed.
+    body_limit = runtime.settings.max_message_bytes * 9 // 4 + 64 * 1024
     return Gate(send.HotRoute(api, runtime), max_body=body_limit, metrics=runtime.metrics)
 
 

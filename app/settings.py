@@ -102,17 +102,31 @@ def load(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES)
     return _whole(written, sources)
 
 
+_IN_WORDS = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+}
+_ALSO_CALLED: dict[tuple[str, ...], list[str]] = {(name,): ["listen"] for name in ("port", "host", "bind", "address")}
+
+
 def _fault(error: Any, sources: Sources) -> str:
     """Say in one line which setting is wrong, how, and what would be right."""
     at = tuple(str(part) for part in error["loc"])
     where = sources.name(*at)
     if error["type"] == "extra_forbidden":
-        near = get_close_matches(at[-1], _known_keys(at[:-1]), n=1, cutoff=0.6)
+        near = _ALSO_CALLED.get(at) or get_close_matches(at[-1], _known_keys(at[:-1]), n=1, cutoff=0.6)
         spelt = at[-1].upper() if where.startswith(PREFIX) else at[-1]
         cure = f"; do you mean {near[0].upper() if where.startswith(PREFIX) else near[0]}?" if near else ""
         return f"{where}: {spelt} is not a setting{cure}"
     if error["type"] == "missing":
         return f"{where}: {at[-1]} is missing"
+    if error["type"] in _IN_WORDS:
+        return f"{where}: {str(error['input'])[:80]!r} is not {_IN_WORDS[error['type']]}"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
+from difflib import get_close_matches
 from typing import Any
 
 from app.mail.address import CONTROL
@@ -19,10 +20,13 @@ MAX_TYPE = 200  # characters
 
 _FIELDS = ("filename", "content", "content_type", "content_id", "disposition")
 # What other senders call it; all of them would make us fetch something (nodemailer, Resend, SendGrid).
-_ELSEWHERE = ("url", "href", "path", "file", "raw", "contentUrl", "fileUrl")
+_ELSEWHERE = ("url", "uri", "href", "link", "path", "file", "filepath", "raw", "contenturl", "fileurl")
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"  # RFC 4648 §4
 _FOREIGN = re.compile(rb"[^A-Za-z0-9+/]")
-_ELSEWHERE_VALUE = re.compile(r"(?:[a-z]{2,10}://|\.{0,2}/|[A-Za-z]:\\)[\w.]", re.ASCII)
+_ELSEWHERE_VALUE = re.compile(r"(?:[A-Za-z]{2,10}://|www\.|\.{0,2}/|[A-Za-z]:\\)[\w.]", re.ASCII)
+_NO_BASE64 = re.compile(r"[^A-Za-z0-9+/=\s]")  # each JPEG begins with /9j/, and may be padded or in lines
+_PATH = re.compile(r"/[a-z]+(?:/[a-z]+)+\Z")  # could be base64, and is not: no file's bytes are like that
+_FROM_ELSEWHERE = "this is a URL or a path; nothing is fetched from elsewhere: give the file's bytes in base64"
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]{1,100}"
 _TYPE = re.compile(rf'({_TOKEN})/({_TOKEN})((?:\s*;\s*{_TOKEN}=(?:{_TOKEN}|"[^"\\\x00-\x1f\x7f-\U0010ffff]*"))*)\Z')
 _CONTENT_ID = re.compile(r"[!-;=?-~]{1,255}\Z")
@@ -31,6 +35,8 @@ _KNOWN_TYPES = mimetypes.MimeTypes()  # the built-in ones: the same on every mac
 
 def read_attachment(value: object) -> tuple[Attachment | None, list[tuple[str, str]]]:
     """Read one attachment; the second value names its faults, (pointer below it, what is wrong)."""
+    if isinstance(value, str) and _ELSEWHERE_VALUE.match(value):
+        return None, [("", f'{_FROM_ELSEWHERE}, as {{"filename": …, "content": …}}')]
     if not isinstance(value, dict):
         return None, [("", 'an attachment is {"filename": …, "content": …} with the content in base64')]
     faults = [(f"/{escaped(_short(key))}", _unknown(key)) for key in value if key not in _FIELDS]
@@ -57,9 +63,11 @@ def read_attachment(value: object) -> tuple[Attachment | None, list[tuple[str, s
 
 
 def _unknown(key: str) -> str:
-    if key in _ELSEWHERE:
+    if key.lower().replace("_", "") in _ELSEWHERE:
         return f"{_short(key)!r} is not taken: nothing is fetched from elsewhere; put the content in, as base64"
-    return f"{_short(key)!r} is not a field of an attachment; known are: {', '.join(_FIELDS)}"
+    near = get_close_matches(key.lower(), _FIELDS, n=1)
+    cure = f"do you mean {near[0]!r}?" if near else f"known are: {', '.join(_FIELDS)}"
+    return f"{_short(key)!r} is not a field of an attachment; {cure}"
 
 
 def _filename(value: object) -> tuple[str, str]:
@@ -77,8 +85,8 @@ def _content(value: object) -> tuple[bytes, str]:
         return b"", "content is missing; give the file's bytes in base64, as a string"
     if value.startswith("data:"):
         return b"", "this is a data: URL; give only what stands behind its comma, the base64"
-    if _ELSEWHERE_VALUE.match(value) and _FOREIGN.search(value[:200].encode()):
-        return b"", "this is a URL or a path; nothing is fetched from elsewhere: give the file's bytes in base64"
+    if (_ELSEWHERE_VALUE.match(value) and _NO_BASE64.search(value[:200])) or _PATH.match(value[:200]):
+        return b"", _FROM_ELSEWHERE
     # Bytes and their tables: a 25 MB content is looked through in milliseconds.
     flat = value.encode("utf-8", "replace").translate(None, b" \t\r\n")
     bare = flat.rstrip(b"=")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic_core import from_json
 
 from app.api.attachments import SCHEMA as ATTACHMENTS_SCHEMA
 from app.api.fields import (
@@ -210,10 +211,10 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
     try:
         said = _parse(body)
     except ValidationError as error:
-        raise _refusal(body, error) from None
+        raise _refusal(body, error, of=None if lenient else SendRequest) from None
     warnings: tuple[str, ...] = ()
     if said.model_extra:
-        unknown = _unknown_in(said, said.model_extra)
+        unknown = _unknown_in(SendRequest, said.model_extra)
         if not lenient:
             raise InvalidMessage.of(unknown)
         warnings = tuple(fault.detail for fault in unknown)
@@ -304,9 +305,9 @@ def small_of(model: type[_Small], body: bytes) -> _Small:
     try:
         said = model.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(body, error) from None
+        raise _refusal(body, error, of=model) from None
     if said.model_extra:
-        raise InvalidMessage.of(_unknown_in(said, said.model_extra))
+        raise InvalidMessage.of(_unknown_in(model, said.model_extra))
     return said
 
 
@@ -320,7 +321,8 @@ def json_fault(body: bytes) -> InvalidMessage | None:
     return None
 
 
-def _refusal(body: bytes, error: ValidationError) -> InvalidMessage:
+def _refusal(body: bytes, error: ValidationError, *, of: type[BaseModel] | None = None) -> InvalidMessage:
+    """Name every fault; with `of` the fields that it does not have too, since one may be what is missing, misspelt."""
     faults: list[Fault] = []
     for said in error.errors(include_url=False, include_input=False):
         if said["type"] == "json_invalid":
@@ -332,6 +334,8 @@ def _refusal(body: bytes, error: ValidationError) -> InvalidMessage:
             return InvalidMessage.of([Fault("", 'the body is a JSON object such as {"to": …, "text": …}')])
         at = f"/{said['loc'][0]}"
         faults.extend(Fault(at + below, detail) for below, detail in said["ctx"]["faults"])
+    if of is not None:
+        faults += _unknown_in(of, from_json(body).keys() - _names(of))
     return InvalidMessage.of(faults[:MAX_FAULTS])
 
 
@@ -344,9 +348,12 @@ def _not_json(body: bytes, why: str) -> str:
     )
 
 
-def _unknown_in(said: BaseModel, extra: Iterable[str]) -> list[Fault]:
-    known = [field.alias or name for name, field in type(said).model_fields.items()]
-    return [_unknown(name, known) for name in list(extra)[:MAX_FAULTS]]
+def _unknown_in(model: type[BaseModel], extra: Iterable[str]) -> list[Fault]:
+    return [_unknown(name, _names(model)) for name in list(extra)[:MAX_FAULTS]]
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _unknown(name: str, known: Sequence[str]) -> Fault:

@@ -211,8 +211,8 @@ def answer_to(error: MailError, headers: Headers) -> Answer:
     """Answer a refusal at the door: nothing was taken."""
     door = next(door for door in DOORS if isinstance(error, door.kind))
     status = door.status
-    faults: Iterable[Fault] = error.faults if isinstance(error, Refused) else ()
     detail = error.detail if isinstance(error, Refused) else door.title
+    faults = (error.faults if isinstance(error, Refused) else ()) or (Fault("", detail),)
     shape = {
         "type": f"/errors/{door.code}",
         "title": door.title,

@@ -13,7 +13,7 @@ from tests.api.shapes import flat, pointers, problem
 from tests.support.app import MESSAGE, Application, running
 
 LIMIT = 2048  # bytes composed
-BODY_LIMIT = LIMIT * 3 // 2 + 64 * 1024
+BODY_LIMIT = LIMIT * 9 // 4 + 64 * 1024
 
 
 # --- 422 -----------------------------------------------------------------------------------------------------
@@ -137,6 +137,51 @@ async def test_an_unknown_field_is_refused_with_the_nearest_known_name(
     assert repr(name) in said["detail"]
     assert cure in said["detail"]
     await nothing_was_taken(service)
+
+
+async def test_a_misspelt_field_is_named_beside_what_it_leaves_missing(service: Application) -> None:
+    said = problem(await service.send(subjet="x", text=5), status=422)
+    assert {fault["pointer"] for fault in said["errors"]} == {"/subjet", "/text"}
+    erasing = problem(await service.client.post("/erase", json={"addres": "a@x.test"}), status=422)
+    assert [fault["pointer"] for fault in erasing["errors"]] == ["/address", "/addres"]
+    assert "do you mean 'address'?" in erasing["errors"][1]["detail"]
+
+
+@pytest.mark.parametrize(
+    "attachment",
+    [
+        "https://x.test/a.pdf",
+        {"filename": "a.pdf", "content": "HTTPS://x.test/a"},
+        {"filename": "a.pdf", "content": "www.x.test/a.pdf"},
+        {"filename": "a.pdf", "content": "/etc/passwd"},
+        {"filename": "a.pdf", "content": "/mnt/files/invoice"},
+        {"filename": "a.pdf", "content_url": "https://x.test/a.pdf"},
+        {"filename": "a.pdf", "link": "https://x.test/a.pdf"},
+    ],
+    ids=str,
+)
+async def test_an_attachment_that_is_elsewhere_is_told_that_nothing_is_fetched(
+    attachment: object, service: Application
+) -> None:
+    said = problem(await post(service, {**MESSAGE, "attachments": [attachment]}), status=422)
+    assert any("nothing is fetched from elsewhere" in fault["detail"] for fault in said["errors"])
+
+
+@pytest.mark.parametrize("content", ["/9j/4AAQSkZJRgABAQ==", "/9j/4AAQSkZJ\r\nRgABAQEA", "/9j/4AAQSkZJRgABAQEA"])
+async def test_a_jpeg_is_not_taken_for_a_path(content: str, service: Application) -> None:
+    flat(await service.send(attachments=[{"filename": "a.jpg", "content": content}]), status=200)
+
+
+async def test_a_misspelt_field_of_an_attachment_is_named_with_the_known_one(service: Application) -> None:
+    attachment = {"filename": "a.pdf", "content": "AAAA", "contentType": "application/pdf"}
+    said = problem(await post(service, {**MESSAGE, "attachments": [attachment]}), status=422)
+    assert "do you mean 'content_type'?" in said["detail"]
+
+
+async def test_every_refusal_lists_what_is_wrong(service: Application) -> None:
+    for answer in (await service.client.get("/nowhere"), await service.client.delete("/send")):
+        said = problem(answer, status=answer.status_code)
+        assert said["errors"] == [{"detail": said["detail"], "pointer": ""}]
 
 
 async def test_every_unknown_field_is_named(service: Application) -> None:
@@ -315,6 +360,14 @@ async def test_a_message_too_large_is_413_with_both_numbers(tmp_path: Path) -> N
         assert str(LIMIT) in said["detail"]
         assert str(LIMIT + 1) in said["detail"]
         flat(await service.send(text=lines(fits)), status=200)
+
+
+async def test_text_that_is_all_escapes_fits_where_it_fits_when_composed(tmp_path: Path) -> None:
+    limit = 100_000
+    async with running(tmp_path, environ={"MAILCHUTE_MAX_MESSAGE_BYTES": str(limit)}) as service:
+        body = json.dumps({**MESSAGE, "text": "ж" * 36_000})
+        assert len(body) > 2 * limit
+        flat(await post(service, body.encode()), status=200)
 
 
 @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "announced"])

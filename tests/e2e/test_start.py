@@ -285,6 +285,9 @@ class TestRefusals:
 
 class TestCommands:
     async def test_a_check_of_good_settings_makes_nothing(self, tmp_path: Path) -> None:
+        doubtful = {**RELAY, "SMTP_AUTH_DISABLED": "true"}
+        warned = await run(MAILCHUTE, "serve", "--check", folder=tmp_path, settings=doubtful)
+        assert (warned.code, "SMTP_AUTH=none" in warned.err) == (0, True)
         ended = await run(MAILCHUTE, "serve", "--check", folder=tmp_path, settings=RELAY)
         assert (ended.code, ended.err) == (0, "")
         assert "127.0.0.1:2525" in ended.out
