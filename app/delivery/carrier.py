@@ -95,7 +95,9 @@ class Carrier:
         """Carry a claim to its end, and free its place; cancelled, it lets the message go as far as that is right."""
         trying = _Try(claim, lane, lane.profile.name)
         try:
-            if (no_use := self._of_no_use(claim, lane)) is not None:
+            if lane.paused_at is not None and lane.is_known:  # since it was claimed, or taken in
+                await self._release(claim, None)
+            elif (no_use := self._of_no_use(claim, lane)) is not None:
                 await self._defer(claim, *no_use)
             else:
                 await self._try(trying)
@@ -165,7 +167,8 @@ class Carrier:
             return claim.snapshot.failure or never, GiveUp()
         if not lane.is_known:
             gone = self._failure(lane.profile, Reason.PROFILE_UNKNOWN, FailureClass.CONFIGURATION)
-            return gone, RetryAt(self._now() + timedelta(seconds=self.schedule.waits[-1]))
+            again = self._now() + timedelta(seconds=self.schedule.waits[-1])
+            return gone, RetryAt(min(again, claim.snapshot.expires_at))
         return None
 
     def _next_usable(self, left: list[str], *, home: Lane) -> Profile | None:
@@ -224,7 +227,7 @@ class Carrier:
         self._circuits.begin(attempt)
         ended = False
         try:
-            outcomes, more = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying.begun))
+            outcomes, more = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying))
             while more and await self._keeps_part(trying, attempt, outcomes, more):
                 try:
                     others, more = await self._transact(trying.claim, profile, attempt)
@@ -399,8 +402,10 @@ async def _end_of(writing: asyncio.Future[Claim]) -> asyncio.CancelledError | No
     return stopped
 
 
-def _begin_in(lane: Lane, begun: set[str]) -> None:
-    begun.add(lane.profile.name)
+def _begin_in(lane: Lane, trying: _Try) -> None:
+    if lane is trying.lane and lane.profile.name not in trying.begun:
+        lane.begun += 1
+    trying.begun.add(lane.profile.name)
     if lane.meter is not None:
         lane.meter.use()
 

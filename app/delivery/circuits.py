@@ -249,13 +249,17 @@ class Circuits:
             way.watcher = asyncio.create_task(self._try_at_its_pace(name, way))
 
     async def _try_at_its_pace(self, name: str, way: _Way) -> None:
+        seen, ends = None, 0.0
         while (circuit := way.circuit) is not None:
             wait = LOOK_EVERY
+            if circuit is not seen:  # from here on by the monotonic clock too: the other may be put back
+                left = min(circuit.next_trial_at - self._now(), SLOWEST_PACE * 6).total_seconds()
+                seen, ends = circuit, self._clock() + left
             try:
                 if await self._close_if_changed(name, way):
                     return
                 # However the clock was set meanwhile.
-                wait = min(circuit.next_trial_at - self._now(), SLOWEST_PACE * 6).total_seconds()
+                wait = min((circuit.next_trial_at - self._now()).total_seconds(), ends - self._clock())
                 if wait <= 0:
                     await self._let_something_try(name, way, circuit)
             except StoreUnavailable as error:
@@ -270,7 +274,7 @@ class Circuits:
         profile = self._profiles.get(name)
         if circuit.is_probed and profile is not None:
             await self._probe(way, profile)
-        elif not way.may_try and way.trial is None:
+        elif way.trial is None:
             way.may_try = True
             await self._let_try(name)
 
@@ -288,14 +292,17 @@ class Circuits:
 
     async def _probe(self, way: _Way, profile: Profile) -> None:
         """Walk as far as EHLO, under TLS where that is set; no login."""
+        circuit = way.circuit
         attempt = Attempt(0, profile.name, self._now(), self._clock, keeps_transcript=False)
         try:
             session = await self._open_session(replace(profile, auth=AuthMode.NONE), attempt)
         except TransactionError as error:
-            if way.circuit is not None:
+            if way.circuit is circuit:
                 self._failed(way, profile.name, error.failure, is_trial=True)
             return
         session.close()
+        if way.circuit is not circuit:
+            return
         await self._close(profile.name, way, "the relay answers")
 
     def _show(self, name: str, circuit: Circuit) -> None:

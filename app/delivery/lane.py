@@ -29,6 +29,7 @@ class Lane:
     meter: Meter | None = field(init=False, default=None)  # None = no rate
     under_way: int = 0  # attempts
     claiming: int = 0  # places held while a claim is under way
+    begun: int = 0  # of those under way, whose transaction has begun
     fresh: int = 0  # of those under way, what this process had just accepted
     last_success: datetime | None = None  # of this process
     backlog: bool = False  # something waits in the store that could go now
@@ -47,7 +48,7 @@ class Lane:
         if profile.rate is None:
             self.meter = None
         elif self.meter is None:
-            self.meter = Meter(profile.rate, self.clock, reserved=self.under_way)
+            self.meter = Meter(profile.rate, self.clock, reserved=self.under_way - self.begun)
         else:
             self.meter.rate = profile.rate
 
@@ -85,6 +86,7 @@ class Lane:
         """Give it up; `has_begun` = its transaction did, which used the place in the rate."""
         self.under_way -= 1
         self.fresh -= is_fresh
+        self.begun -= has_begun
         if self.meter is not None and not has_begun:
             self.meter.release()
         if self.backlog:

@@ -90,7 +90,7 @@ def next_step(
     if not again:
         return Done()
     deferred = [outcome.failure for outcome in again if isinstance(outcome, Deferred)]
-    if may_fall_back and len(deferred) == len(again) and (circuit or all(map(is_of_opening, deferred))):
+    if may_fall_back and _nobody_was_answered(claim, outcomes, circuit):
         return FallBack()
     if circuit is not None:
         return RetryAt(min(circuit.next_trial_at, claim.snapshot.expires_at))
@@ -98,6 +98,19 @@ def next_step(
     asked = max((wait_asked_for(failure.reply) for failure in deferred if failure.reply), default=0.0)
     at = now + timedelta(seconds=max(wait, asked))
     return RetryAt(at) if at < claim.snapshot.expires_at else GiveUp()
+
+
+def _nobody_was_answered(claim: Claim, outcomes: Mapping[str, Outcome], circuit: Circuit | None) -> bool:
+    """Whether the profile's own failure deferred all who are pending: the relay has said nothing of anybody."""
+    pending = [outcomes.get(r.address) for r in claim.snapshot.recipients if r.state is RecipientState.PENDING]
+    return all(
+        isinstance(outcome, Deferred)
+        and (
+            is_of_opening(outcome.failure)
+            or (circuit is not None and outcome.failure.cls is FailureClass.CONFIGURATION)
+        )
+        for outcome in pending
+    )
 
 
 def _is_sent_again(outcome: Outcome, in_doubt: InDoubtPolicy) -> bool:

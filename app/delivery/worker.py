@@ -11,10 +11,11 @@ What becomes of a claim is `carrier`'s.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -129,8 +130,11 @@ class Worker:
         for name in profiles:
             self._lane(name)
         for name, lane in self._lanes.items():
+            is_back = not lane.is_known and name in profiles and self._is_claiming
             lane.change(profiles.get(name))
             lane.wake.set()
+            if is_back:  # what found it gone waits for longer than it need
+                self._keep(self._make_due(name))
         self._circuits.settings_changed()
 
     def pause(self, profile: str, since: datetime) -> None:
@@ -299,7 +303,10 @@ class Worker:
         return Lease(self._random_bits(63), self._now() + LEASE)
 
     def _begin(self, claim: Claim, lane: Lane, *, is_fresh: bool) -> None:
-        task = asyncio.create_task(self._carrier.carry(claim, lane, is_fresh=is_fresh))
+        self._keep(self._carrier.carry(claim, lane, is_fresh=is_fresh))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
 
@@ -310,12 +317,20 @@ class Worker:
         if (lane := self._lanes.get(profile)) is not None:  # else it is in the settings no more
             lane.flow.ramp()
             self._pool.limit(lane.profile, lane.flow.limit)
-        for name, other in list(self._lanes.items()):
-            if name == profile or (profile in other.profile.fallback and self._circuits.of(name) is not None):
-                make_due = partial(self._outbox.make_due, name, now=self._now())
-                await until_written(make_due, "circuit.not_released", profile=name)
-                self.nudge(name)
+        for name in self._waiting_for(profile):
+            await self._make_due(name)
+
+    async def _make_due(self, profile: str) -> None:
+        make_due = partial(self._outbox.make_due, profile, now=self._now())
+        await until_written(make_due, "delivery.not_made_due", profile=profile)
+        self.nudge(profile)
 
     async def _let_one_try(self, profile: str) -> None:
-        await self._outbox.make_one_due(profile, now=self._now())
-        self.nudge(profile)
+        for name in self._waiting_for(profile):
+            await self._outbox.make_one_due(name, now=self._now())
+            self.nudge(name)
+
+    def _waiting_for(self, profile: str) -> list[str]:
+        """Name the profiles whose mail waits for this one's circuit: itself, and those that could fall back to it."""
+        falling_back = (name for name, lane in self._lanes.items() if profile in lane.profile.fallback)
+        return [profile, *(name for name in falling_back if self._circuits.of(name) is not None)]

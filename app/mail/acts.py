@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 
+from app.mail.codes import ErrorCode
 from app.mail.errors import Conflict
 from app.mail.message import Recipient, Snapshot
 from app.mail.outcome import Failure, MessageState, RecipientState
@@ -58,7 +59,14 @@ def after(act: Act, said: Snapshot) -> tuple[Recipient, ...]:
 
 
 def _changed(said: Snapshot, from_: tuple[RecipientState, ...], to: RecipientState) -> tuple[Recipient, ...]:
-    return tuple(replace(r, state=to, failure=_kept(r, to)) if r.state in from_ else r for r in said.recipients)
+    return tuple(_moved(r, to) if r.state in from_ else r for r in said.recipients)
+
+
+def _moved(recipient: Recipient, to: RecipientState) -> Recipient:
+    may_have_it = recipient.failure is not None and recipient.failure.code is ErrorCode.EINDOUBT
+    if to is RecipientState.CANCELLED and may_have_it:  # it was to be sent again; that is what is cancelled
+        return replace(recipient, state=RecipientState.IN_DOUBT)
+    return replace(recipient, state=to, failure=_kept(recipient, to))
 
 
 def _kept(recipient: Recipient, to: RecipientState) -> Failure | None:

@@ -173,15 +173,8 @@ def _rate_limited(p: Profile, _: Facts) -> str:
 def _outcome_unknown(p: Profile, facts: Facts) -> str:
     what = facts.get("message_id", "the Message-ID")
     where = f"the log of {p.host} from {facts['since']} on" if facts.get("since") else "the relay's log at that time"
-    if facts.get("again"):
-        return (
-            f"The message was handed over and the relay's answer was lost: while there is time it is sent again, and "
-            f"may arrive twice; look for {what} in {where}."
-        )
-    return (
-        f"The message was handed over and the relay's answer was lost: look for {what} in {where} before you send it "
-        "again."
-    )
+    then = "; sent again, it may arrive twice." if facts.get("again") else " before you send it again."
+    return f"The message was handed over and the relay's answer was lost: look for {what} in {where}{then}"
 
 
 def _file_unreadable(_: Profile, facts: Facts) -> str:

@@ -90,6 +90,9 @@ def _do(act: Act, message_id: UUID, now: datetime, until: datetime) -> Operation
     then = after(act, said)
     if act is Act.RETRY and not (yield from _has_content(said)):
         raise Conflict("The message's content is not kept any more, so it cannot be sent again")
+    if act in (Act.RESOLVE_AS_SENT, Act.RESOLVE_AS_FAILED) and said.next_attempt_at is not None:
+        # Of somebody else, who goes on waiting as before.
+        return said.state, (yield from _write(said, then, said.state, due=said.next_attempt_at, until=said.expires_at))
     return said.state, (yield from _settle(said, then, now=now, until=until))
 
 
@@ -119,14 +122,21 @@ def _settle(said: Snapshot, then: tuple[Recipient, ...], *, now: datetime, until
     """Write everybody's state after an act, and what that makes of the message."""
     state = message_state((r.state for r in then), while_pending=MessageState.QUEUED)
     is_queued = state is MessageState.QUEUED
-    failure = None if is_queued else leading_failure(then)
+    due, until = (now, until) if is_queued else (None, said.expires_at)
+    return (yield from _write(said, then, state, due=due, until=until))
+
+
+def _write(
+    said: Snapshot, then: tuple[Recipient, ...], state: MessageState, *, due: datetime | None, until: datetime
+) -> Operation[Snapshot]:
+    failure = None if state is MessageState.QUEUED else leading_failure(then)
     yield (
         _SETTLE,
         {
             "of_message": said.id.bytes,
             "new_state": state.value,
-            "due": to_ms(now) if is_queued else None,
-            "until": to_ms(until if is_queued else said.expires_at),
+            "due": to_ms(due) if due else None,
+            "until": to_ms(until),
             "code": failure.code.value if failure else None,
             "why": failure_text(failure),
             "in_doubt": state is MessageState.IN_DOUBT,
@@ -140,6 +150,6 @@ def _settle(said: Snapshot, then: tuple[Recipient, ...], *, now: datetime, until
         state=state,
         recipients=then,
         failure=failure,
-        next_attempt_at=now if is_queued else None,
-        expires_at=until if is_queued else said.expires_at,
+        next_attempt_at=due,
+        expires_at=until,
     )

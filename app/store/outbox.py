@@ -393,7 +393,7 @@ def _record_attempt(id_: bytes, attempt: Attempt) -> Operation[None]:
 def _count(reason: Reason, at: datetime) -> Operation[None]:
     period = to_ms(at) - to_ms(at) % COUNT_PERIOD
     yield (_COUNT_FAILURE, {"at": period, "cause": reason.value})
-    yield (_FORGET_COUNTS, {"before": period - COUNTS_KEPT})
+    yield (_FORGET_COUNTS, {"before": period - COUNT_PERIOD - COUNTS_KEPT})
 
 
 def _keep_part(claim: Claim, after: tuple[Recipient, ...]) -> Operation[Claim]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID
+from weakref import WeakSet
 
 from app.mail.message import Snapshot
 
@@ -16,7 +17,7 @@ class Verdicts:
 
     def __init__(self) -> None:
         self._waiters: dict[UUID, list[asyncio.Future[Snapshot | None]]] = {}
-        self._followers: set[asyncio.Queue[Snapshot | None]] = set()
+        self._followers: WeakSet[asyncio.Queue[Snapshot | None]] = WeakSet()  # whoever goes before the first is gone
         self._is_closing = False
 
     def expect(self, message_id: UUID) -> asyncio.Future[Snapshot | None]:

@@ -420,6 +420,7 @@ class TestInDoubt:
             assert (answered["state"], answered["error_code"], answered["class"]) == ("deferred", "EINDOUBT", "unknown")
             assert answered["will_retry"] is True
             assert "may arrive twice" in answered["message"]
+            assert answered["hint"].endswith("; sent again, it may arrive twice.")
             ended = await until(found, answered["id"], "sent")
             assert [attempt["handover"] for attempt in ended["attempts"]] == [True, True, True]
             once, twice, thrice = (mail.content for mail in found.relay.mails)
