@@ -234,6 +234,7 @@ def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
         max_messages_per_connection=said.max_messages_per_connection,
         idle_timeout=said.idle_timeout,
         rate=said.rate,
+        max_message_bytes=said.max_message_bytes,
         fallback=tuple(said.fallback),
         in_doubt=said.in_doubt,
         timeouts=Timeouts(**said.timeouts.model_dump(exclude_none=True)),

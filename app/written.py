@@ -150,6 +150,9 @@ class ProfileSettings(_Strict):
     rate: Annotated[Rate, BeforeValidator(_rate)] | None = _said(
         None, "messages at most, such as `30/m`; `s`, `m`, `h` or `d`", shown="no bound"
     )
+    max_message_bytes: Annotated[int, Field(ge=1024, le=200 * 1024 * 1024)] | None = _said(
+        None, "composed; no more than the service's own", shown="the service's"
+    )
     fallback: Annotated[list[str], BeforeValidator(_names)] = _said(
         [], "profiles that take over at once where this one's relay cannot be used", shown="none"
     )

@@ -109,9 +109,10 @@ class Intake:
         message_id = f"<{id}@{sender.domain}>"
         begins = max(now, draft.send_at or now)
         content = compose(draft, sender=sender, message_id=message_id, date=begins, boundary=f"=_{id.hex}")
-        limit = self.policy.max_message_bytes
+        limit = min(self.policy.max_message_bytes, profile.max_message_bytes or self.policy.max_message_bytes)
         if len(content) > limit:
-            raise TooLarge(f"The message has {len(content)} bytes when composed; at most {limit} are taken")
+            where = "" if limit == self.policy.max_message_bytes else f" through {profile.name}"
+            raise TooLarge(f"The message has {len(content)} bytes when composed; at most {limit} are taken{where}")
         envelope_sender = profile.envelope_from or sender.addr_spec
         shown = (sender, *draft.to, *draft.cc, *draft.reply_to)
         return Message(

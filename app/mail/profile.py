@@ -126,6 +126,7 @@ class Profile:
     max_messages_per_connection: int | None = None  # 0 = no bound; None = by the relay (smtp.session)
     idle_timeout: float = 30.0  # seconds; 0 closes after each transaction
     rate: Rate | None = None  # of messages; None = no bound
+    max_message_bytes: int | None = None  # composed; None = what the service takes
     fallback: tuple[str, ...] = ()  # profiles that take over, in this order
     in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
     timeouts: Timeouts = Timeouts()
@@ -194,6 +195,7 @@ class ProfileFacts:
     max_messages_per_connection: int | None = None
     idle_timeout: float = 30.0
     rate: Rate | None = None
+    max_message_bytes: int | None = None
     fallback: tuple[str, ...] = ()
     in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
     timeouts: Timeouts = Timeouts()
@@ -247,6 +249,7 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         max_messages_per_connection=said.max_messages_per_connection,
         idle_timeout=said.idle_timeout,
         rate=said.rate,
+        max_message_bytes=said.max_message_bytes,
         fallback=said.fallback,
         in_doubt=said.in_doubt,
         timeouts=said.timeouts,

@@ -362,6 +362,13 @@ async def test_a_message_too_large_is_413_with_both_numbers(tmp_path: Path) -> N
         flat(await service.send(text=lines(fits)), status=200)
 
 
+async def test_a_profile_may_take_less_than_the_service(tmp_path: Path) -> None:
+    async with running(tmp_path, environ={"MAILCHUTE_PROFILES__RELAY__MAX_MESSAGE_BYTES": str(LIMIT)}) as service:
+        said = problem(await service.send(text=lines(2 * LIMIT)), status=413)
+        assert said["detail"].endswith(f"at most {LIMIT} are taken through relay")
+        flat(await service.send(text=lines(1000)), status=200)
+
+
 async def test_text_that_is_all_escapes_fits_where_it_fits_when_composed(tmp_path: Path) -> None:
     limit = 100_000
     async with running(tmp_path, environ={"MAILCHUTE_MAX_MESSAGE_BYTES": str(limit)}) as service:

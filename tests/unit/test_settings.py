@@ -458,6 +458,7 @@ def test_the_file_of_the_documentation_is_read(toml: Path) -> None:
         idle_timeout = "1m"
         helo_name = "bots.corp.example"
         envelope_from = "bounces@corp.example"
+        max_message_bytes = 1000000
         [profiles.cloud.timeouts]
         connect = "3s"
         content = 900
@@ -484,6 +485,7 @@ def test_the_file_of_the_documentation_is_read(toml: Path) -> None:
     assert (cloud.fallback, cloud.rate, cloud.in_doubt) == (("intranet",), Rate(30, 60), InDoubtPolicy.RETRY)
     assert (intranet.fallback, intranet.rate, intranet.in_doubt) == ((), None, InDoubtPolicy.HOLD)
     assert (cloud.helo_name, cloud.envelope_from) == ("bots.corp.example", "bounces@corp.example")
+    assert (cloud.max_message_bytes, intranet.max_message_bytes) == (1_000_000, None)
     assert (cloud.timeouts.connect, cloud.timeouts.content, cloud.timeouts.mail) == (3, 900, 300)
     assert intranet.dialect is cloud.dialect is Dialect.FILE
 
