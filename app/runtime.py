@@ -272,9 +272,8 @@ class Runtime:
         """Count what began before the restart: a rate is kept across it."""
         for name, meter in self.worker.meters().items():
             ago = (self.now() - at for at in await self.history.begun(name, since=self.now() - meter.period))
-            meter.remember(
-                meter.clock() - max(0.0, since.total_seconds()) for since in ago
-            )  # the clock may be put back
+            # Nothing began in the future, though the clock may have been put back.
+            meter.remember(meter.clock() - max(0.0, since.total_seconds()) for since in ago)
 
     async def _forget_now_and_then(self, keeping: Keeping) -> None:
         while True:

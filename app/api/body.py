@@ -335,7 +335,7 @@ def _refusal(body: bytes, error: ValidationError, *, of: type[BaseModel] | None 
         at = f"/{said['loc'][0]}"
         faults.extend(Fault(at + below, detail) for below, detail in said["ctx"]["faults"])
     if of is not None:
-        faults += _unknown_in(of, from_json(body).keys() - _names(of))
+        faults += _unknown_in(of, (name for name in from_json(body) if name not in _names(of)))
     return InvalidMessage.of(faults[:MAX_FAULTS])
 
 

@@ -140,10 +140,10 @@ async def test_an_unknown_field_is_refused_with_the_nearest_known_name(
 
 
 async def test_a_misspelt_field_is_named_beside_what_it_leaves_missing(service: Application) -> None:
-    said = problem(await service.send(subjet="x", text=5), status=422)
-    assert {fault["pointer"] for fault in said["errors"]} == {"/subjet", "/text"}
-    erasing = problem(await service.client.post("/erase", json={"addres": "a@x.test"}), status=422)
-    assert [fault["pointer"] for fault in erasing["errors"]] == ["/address", "/addres"]
+    said = problem(await service.send(subjekt="x", text=5), status=422)
+    assert {fault["pointer"] for fault in said["errors"]} == {"/subjekt", "/text"}
+    erasing = problem(await service.client.post("/erase", json={"addressx": "a@x.test"}), status=422)
+    assert [fault["pointer"] for fault in erasing["errors"]] == ["/address", "/addressx"]
     assert "do you mean 'address'?" in erasing["errors"][1]["detail"]
 
 
