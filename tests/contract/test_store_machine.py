@@ -332,6 +332,12 @@ class StoreMachine(RuleBasedStateMachine):
         }[act]
         waits = P in model.people
         people = [turned.get(one, one) if not (act is Act.RETRY and waits) else one for one in model.people]
+        if act is Act.CANCEL:  # who may have it already stays in doubt
+            said = self.run(self.history.find(id_))
+            assert said is not None
+            doubtful = [one.failure is not None and one.failure.code is ErrorCode.EINDOUBT for one in said.recipients]
+            was = zip(model.people, people, doubtful, strict=True)
+            people = [D if before is P and doubt else after for before, after, doubt in was]
         doing = self.acts.do(act, id_, now=self.now, until=self.now + 100 * LIFE)
         if model.token or (people == model.people and not (act is Act.RETRY and waits)):
             with pytest.raises(Conflict):
@@ -339,11 +345,10 @@ class StoreMachine(RuleBasedStateMachine):
             return
         self.run(doing)
         model.people = people
-        if P in people:
-            # Settled beside somebody who is pending, it is due now, as after a retry.
-            model.due, model.waits_as = self.now, MessageState.QUEUED
-        else:
+        if P not in people:
             model.due = None
+        elif act is Act.RETRY:  # beside whoever is settled, the others wait as before
+            model.due, model.waits_as = self.now, MessageState.QUEUED
 
     @rule(profile=st.sampled_from(PROFILES))
     def make_due(self, profile: str) -> None:
