@@ -48,7 +48,7 @@ def _version(*, asked: bool) -> None:
 
 
 @commands.callback()
-def whichever(
+def options_of_all(
     *,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -335,7 +336,7 @@ def _refusal(body: bytes, error: ValidationError, *, of: type[BaseModel] | None 
         at = f"/{said['loc'][0]}"
         faults.extend(Fault(at + below, detail) for below, detail in said["ctx"]["faults"])
     if of is not None:
-        faults += _unknown_in(of, (name for name in from_json(body) if name not in _names(of)))
+        faults += _unknown_in(of, from_json(body))
     return InvalidMessage.of(faults[:MAX_FAULTS])
 
 
@@ -348,12 +349,9 @@ def _not_json(body: bytes, why: str) -> str:
     )
 
 
-def _unknown_in(model: type[BaseModel], extra: Iterable[str]) -> list[Fault]:
-    return [_unknown(name, _names(model)) for name in list(extra)[:MAX_FAULTS]]
-
-
-def _names(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _unknown_in(model: type[BaseModel], names: Iterable[str]) -> list[Fault]:
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    return [_unknown(name, known) for name in islice((name for name in names if name not in known), MAX_FAULTS)]
 
 
 def _unknown(name: str, known: Sequence[str]) -> Fault:

@@ -93,7 +93,7 @@ class Worker:
         self._is_claiming = False
         self.reload(profiles, schedule, keep_transcripts=keep_transcripts)
         self._loops: list[asyncio.Task[None]] = []
-        self._attempts: set[asyncio.Task[None]] = set()
+        self._attempts: set[asyncio.Task[None]] = set()  # and the rest that a stop waits for as long, and then ends
         self._reserved = 0  # places whose message is being appended
         self._none_reserved = asyncio.Event()
         self._stopping = False

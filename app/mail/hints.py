@@ -23,7 +23,8 @@ def hint(reason: Reason, profile: Profile, facts: Facts | None = None) -> str:
 
 
 def at_the_end(said: str) -> str:
-    """Give what to change where nothing is tried again any more: a hint that promises that gives way."""
+    """Give what to change where nothing is tried again any more: the promise goes, and what says nothing else."""
+    said = said.replace(": it is tried again; ", ": ")
     return _NOT_IN_TIME if "it is tried again" in said else said
 
 

@@ -58,7 +58,7 @@ def append_once(message: Message, lease: Lease | None, now: datetime, repeat: Re
     """Take a message in, or give the one that its caller's key stands for; raises `KeyReused` where that is another."""
     if repeat is None:
         return (yield from _append(message, lease, now))
-    said = yield from find(message.caller, repeat, now)
+    said = yield from find_known(message.caller, repeat, now)
     if said is not None:
         has_expired = said.state is MessageState.FAILED and said.failure and said.failure.code is ErrorCode.EEXPIRED
         if has_expired:
@@ -79,7 +79,7 @@ def append_once(message: Message, lease: Lease | None, now: datetime, repeat: Re
     return receipt
 
 
-def find(caller: str, repeat: Repeat, now: datetime) -> Operation[Snapshot | None]:
+def find_known(caller: str, repeat: Repeat, now: datetime) -> Operation[Snapshot | None]:
     """Give the message that a caller's key stands for; raises `KeyReused` where that is another than is asked."""
     known = yield (_FIND_KEY, {"of_caller": caller, "of_key": repeat.key, "now": to_ms(now)})
     for fingerprint, *row in known.rows:

@@ -28,7 +28,7 @@ from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreUnavailable
 from app.mail.message import Claim, Lease, Message, Receipt, Recipient, Repeat, Snapshot
 from app.mail.outcome import Failure, MessageState
-from app.store.append import append_once, find
+from app.store.append import append_once, find_known
 from app.store.census import Census
 from app.store.database import (
     COUNT_PERIOD,
@@ -206,7 +206,7 @@ class Outbox:
         Raises:
             KeyReused: the key stands for another message.
         """
-        return await self._journal.commit(partial(find, caller, repeat, now))
+        return await self._journal.commit(partial(find_known, caller, repeat, now))
 
     async def claim(
         self, profile: str, *, lease: Lease, at_most: int, now: datetime

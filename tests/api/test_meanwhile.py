@@ -6,7 +6,7 @@ clock that is put back: each while something is under way that began before it.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ from app.store.catalog import ProfileState
 from tests.api.shapes import flat
 from tests.api.test_circuit import LOGIN, SOON, circuit, logins, service, until, wants_login
 from tests.api.test_more_recipients import EVERYBODY, Bounded
-from tests.api.test_stopped import rows, with_another
+from tests.api.test_stopped import holds, rows, with_another
 from tests.support.app import PATIENCE, Application, falling_back_to, locked, running
 from tests.support.factories import refused_port
 from tests.support.relay import Close, Relay, Wait
@@ -30,12 +30,6 @@ from tests.support.relay import Close, Relay, Wait
 HOUR = timedelta(hours=1)
 WITHOUT_A_TIME = """SELECT address FROM recipients JOIN messages ON id = recipients.message_id
     WHERE recipients.state = 'pending' AND due_at IS NULL"""
-
-
-async def holds(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def opens(found: Application, reason: str) -> None:

@@ -1,16 +1,5 @@
-"""Fixtures of the tests of the whole program: a real Postfix, started once a session (with xdist: once a worker)."""
+"""Fixtures of the tests of the whole program."""
 
-from collections.abc import Iterator
+from tests.support.postfix import postfix
 
-import pytest
-
-from tests.support.postfix import Postfix, missing
-
-
-@pytest.fixture(scope="session")
-def postfix() -> Iterator[Postfix]:
-    """Run Postfix for the session; the tests that want it are skipped where it cannot run."""
-    if reason := missing():
-        pytest.skip(reason)
-    with Postfix() as running:
-        yield running
+__all__ = ["postfix"]

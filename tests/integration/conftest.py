@@ -9,16 +9,9 @@ from tests.support import jail
 from tests.support import opensmtpd as opensmtpds
 from tests.support.exim import Exim
 from tests.support.opensmtpd import OpenSMTPD
-from tests.support.postfix import Postfix, missing
+from tests.support.postfix import postfix
 
-
-@pytest.fixture(scope="session")
-def postfix() -> Iterator[Postfix]:
-    """Run Postfix for the session; the tests that want it are skipped where it cannot run."""
-    if reason := missing():
-        pytest.skip(reason)
-    with Postfix() as running:
-        yield running
+__all__ = ["postfix"]
 
 
 @pytest.fixture(scope="session")

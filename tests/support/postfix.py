@@ -16,11 +16,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+import pytest
 import trustme
 
 from tests.support.server import Listener, Mailbox, Processes, greets, take_ports, until
@@ -249,3 +250,16 @@ class Postfix:
 
 def _matches(mail: bytes, wanted: str | Callable[[bytes], object]) -> bool:
     return wanted.encode() in mail.partition(b"\n\n")[0] if isinstance(wanted, str) else bool(wanted(mail))
+
+
+@pytest.fixture(scope="session")
+def postfix() -> Iterator[Postfix]:
+    """Run Postfix for the session (with xdist: a worker's); the tests that want it are skipped where it cannot run.
+
+    Each conftest.py that imports it gets an instance of its own: mailboxes are looked through whole, and a crash loop
+    leaves thousands of mails in one.
+    """
+    if reason := missing():
+        pytest.skip(reason)
+    with Postfix() as running:
+        yield running

@@ -11,7 +11,8 @@ import pytest
 
 from app.mail.codes import CODE_OF, ErrorCode, Reason
 from app.mail.errors import ConfigError
-from app.mail.hints import hint
+from app.mail.explain import cure
+from app.mail.hints import at_the_end, hint
 from app.mail.profile import Dialect, Profile, ProfileFacts, TlsMode, resolve_profile, stand_in
 from app.settings import load
 from app.smtp.relays import _KNOWN, Known
@@ -229,3 +230,15 @@ def test_a_hint_can_be_given_for_a_profile_that_is_there_no_more(reason: Reason)
 def test_every_reason_has_one_code_and_every_code_a_reason() -> None:
     assert CODE_OF.keys() == set(Reason)
     assert set(CODE_OF.values()) == set(ErrorCode)
+
+
+def test_a_hint_keeps_its_cure_and_loses_its_promise_where_nothing_is_tried_again_any_more() -> None:
+    slow = at_the_end("The relay was too slow: it is tried again; if it always is, raise timeouts.")
+    assert slow == "The relay was too slow: if it always is, raise timeouts."
+    assert at_the_end("The relay is busy: nothing to change; it is tried again.").endswith("and send it again.")
+    assert at_the_end("The relay knows no such mailbox: check the address.").endswith("check the address.")
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_no_hint_promises_another_try_at_the_end(reason: Reason) -> None:
+    assert "tried again" not in at_the_end(cure(reason))
