@@ -26,10 +26,12 @@ import structlog
 
 from app import __version__
 from app.delivery.circuits import Circuits
+from app.delivery.contents import Contents
 from app.delivery.control import Control
 from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
+from app.intake.in_flight import BytesInFlight
 from app.intake.room import Room
 from app.mail.attempt import Attempt
 from app.mail.errors import ConfigError, StoreUnavailable
@@ -80,6 +82,7 @@ class Runtime:
     census: Census
     outbox: Outbox
     pool: Pool
+    contents: Contents
     worker: Worker
     control: Control
     room: Room
@@ -93,6 +96,7 @@ class Runtime:
         self.profiles = dict(settings.profiles)
         self.metrics = Metrics(__version__)
         self.callers = Callers(settings.api_key)
+        self.in_flight = BytesInFlight(settings.max_in_flight_bytes)
         self.doctor = Doctor(
             open_session=self._open_session,
             resolve=resolve,
@@ -138,6 +142,8 @@ class Runtime:
         self.profiles.clear()
         self.profiles.update(built_in, **settings.profiles)
         self.callers.change_key(settings.api_key)
+        self.in_flight.bound(settings.max_in_flight_bytes)
+        self.contents.bound(settings.max_in_flight_bytes // 2)
         self.doctor.default_from = settings.default_from
         self.worker.reload(self.profiles, settings.schedule, keep_transcripts=settings.transcripts)
         self.room.bound(max_queued=settings.max_queued, min_free_bytes=settings.min_free_bytes)
@@ -217,10 +223,12 @@ class Runtime:
         )
         self.pool = pool = Pool(circuits.open_session)
         self._closes(pool.close)
+        self.contents = Contents(self.outbox.content, settings.max_in_flight_bytes // 2)
         self.worker = Worker(
             profiles=self.profiles,
             schedule=settings.schedule,
             outbox=self.outbox,
+            contents=self.contents,
             pool=pool,
             circuits=circuits,
             verdicts=self.verdicts,

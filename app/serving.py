@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,7 @@ import uvicorn
 
 from app import __version__
 from app.api.body import example
+from app.http1.connection import HttpProtocol, Limits
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.main import around
 from app.operator import socket_path
@@ -45,6 +47,9 @@ BACKLOG = 2048  # connections that wait to be taken
 # nginx and ALB 60, Go 90, Caddy 120), and a request that meets its end is lost: they must be the first to close.
 KEEP_ALIVE = 130
 FILES = 100  # descriptors for the store, the listeners and some callers
+MOST_CONNECTIONS = 1024  # of callers; each may hold some 64 kB of a head, or a small body
+FEWEST_CONNECTIONS = 16
+EXPIRE_EVERY = 1.0  # seconds between two looks at the connections' deadlines
 _LONGEST_PATH = 107  # bytes of a Unix socket's path, sun_path less its NUL
 
 log = structlog.get_logger()
@@ -66,7 +71,7 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
     config = uvicorn.Config(
         around(runtime := Runtime(settings)),
         loop="uvloop",
-        http="httptools",
+        http=partial(HttpProtocol, limits=Limits(connections=_most_connections(settings))),  # type: ignore[arg-type]
         lifespan="off",  # the runtime is opened below, where its refusals can be told in plain words
         log_config=None,
         access_log=False,
@@ -97,6 +102,13 @@ def _too_few_files(settings: Settings) -> Iterator[str]:
             f"no more than {allowed} files and connections may be open at once, and {wanted} are wanted ({FILES} for "
             "our own and for callers, and each profile's max_connections): raise it with ulimit -n or LimitNOFILE="
         )
+
+
+def _most_connections(settings: Settings) -> int:
+    """Return how many callers may be connected, so that a descriptor is left for the store and for each relay."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = FILES + sum(profile.max_connections for profile in settings.profiles.values())
+    return max(FEWEST_CONNECTIONS, min(MOST_CONNECTIONS, allowed - others))
 
 
 def _migrate_apart(settings: Settings) -> None:
@@ -132,6 +144,7 @@ class _Server(uvicorn.Server):
         self._has_terminal = sys.stdin.isatty()
         self._opening: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._expiring: asyncio.Task[None] | None = None
         self._first_signal = 0
         self.failure: ConfigError | StoreUnavailable | None = None
 
@@ -151,6 +164,7 @@ class _Server(uvicorn.Server):
                 raise
             return  # stopped while it waited for the store
         self._watching = asyncio.create_task(self._end_with_the_store())
+        self._expiring = asyncio.create_task(self._expire_connections())
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         self._announce()
 
@@ -159,6 +173,14 @@ class _Server(uvicorn.Server):
         log.critical("store.broken", error=self._runtime.journal.fault)
         self.failure = StoreUnavailable(f"{self._runtime.journal.fault}; start it again: the file tells what was kept")
         self._end_now()
+
+    async def _expire_connections(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(EXPIRE_EVERY)
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, HttpProtocol):
+                    connection.expire(loop.time())
 
     def _hang_up(self) -> None:
         """SIGHUP: read the settings again, or end with the terminal that was closed."""
@@ -195,10 +217,10 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         self._operator_path.unlink(missing_ok=True)
         await self._runtime.close()
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in filter(None, (self._watching, self._expiring)):
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watching
+                await task
 
     async def _serve_on(self, seconds: float) -> None:
         """Let others notice that we stop, before they are turned away."""

@@ -72,6 +72,7 @@ class Settings:
     default_from: Address | None
     default_wait: float  # seconds
     max_message_bytes: int
+    max_in_flight_bytes: int
     max_queued: int  # messages; 0 = no bound
     min_free_bytes: int | None  # None = by the size of the disk; 0 = no bound
     drain_delay: float  # seconds
@@ -182,6 +183,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         default_from=written.default_from,
         default_wait=written.default_wait,
         max_message_bytes=written.max_message_bytes,
+        max_in_flight_bytes=written.max_in_flight_bytes,
         max_queued=written.max_queued,
         min_free_bytes=written.min_free_bytes,
         drain_delay=written.drain_delay,

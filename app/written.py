@@ -223,6 +223,11 @@ class Written(_Strict):
         8.0, "seconds that `POST /send` waits for a verdict, 0 to 30"
     )
     max_message_bytes: Annotated[int, Field(ge=1024, le=200 * 1024 * 1024)] = _said(25 * 1024 * 1024, "composed")
+    max_in_flight_bytes: Annotated[int, Field(ge=1024 * 1024)] = _said(
+        48 * 1024 * 1024,
+        "of request bodies in memory at once; over it a request is 503 before its body is read. Half as much again may "
+        "be content on its way to relays. Each byte takes up to five of memory: 48 MiB fit under a limit of 512 MiB",
+    )
     max_queued: Annotated[int, Field(ge=0)] = _said(
         100_000, "messages that may wait; over it `POST /send` is 503. 0 = no bound"
     )

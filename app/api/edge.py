@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -24,11 +25,12 @@ from pydantic_core import to_json
 from app.api.answers import flat
 from app.api.problems import DOORS, MethodNotAllowed
 from app.intake.callers import Visit
+from app.intake.in_flight import BytesInFlight, Hold
 from app.mail.errors import (
     Fault,
-    InvalidMessage,
     MailError,
     NoRoom,
+    Overloaded,
     RateLimited,
     Refused,
     TooLarge,
@@ -45,9 +47,9 @@ Send: TypeAlias = Callable[[Event], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = Mapping[bytes, bytes]
 
-BODY_SECONDS = 30.0  # in which a request's body must have arrived
 JSON = (b"content-type", b"application/json")
 RETRY_AFTER_STORE = b"5"
+RETRY_AFTER_OVERLOAD = b"2"
 RETRY_AFTER_NO_ROOM = b"30"  # an operator makes room, or a queue shrinks: neither is done in a moment
 
 log = structlog.get_logger()
@@ -73,13 +75,27 @@ def headers_of(scope: Scope) -> Headers:
     return headers
 
 
+def hold_of(scope: Scope) -> Hold:
+    """Return what the request holds of the bytes in flight; the Gate gives it back when the answer has been read."""
+    hold: Hold = scope["mailchute.hold"]
+    return hold
+
+
 def began_at(scope: Scope) -> float:
     """Give the loop's time of the request's first byte; now, where no Gate stands in front."""
     began: float = scope.get("mailchute.began") or asyncio.get_running_loop().time()
     return began
 
 
-_FORWARDED = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via")
+# Header fields by which proxies, balancers and CDNs tell for whom they ask: Forwarded (RFC 7239), Via (RFC 9110 §7.6.3)
+# and their many older kin, such as X-Real-IP, True-Client-IP, WL-Proxy-Client-IP, X-ProxyUser-Ip, X-Remote-Addr.
+_FORWARDING = re.compile(
+    rb"(?:forwarded|via|max-forwards|x-host)\Z"
+    rb"|(?:x-forwarded|x-original-|x-envoy-|x-azure-|x-amzn-|x-amz-cf-|x-arr-|x-cloud-trace|x-sucuri-|x-vercel-|x-nf-"
+    rb"|cf-|cdn-|cloudfront-|fastly-|akamai-|fly-|do-|ali-)"
+    rb"|.*(?:client|connecting|real|remote|user|source|origin|originating|peer|visitor)[-_]?(?:ip|addr|address)\Z"
+)
+_LONGEST_NAME = 64  # bytes of a header's name that are looked at
 
 
 def visit_of(scope: Scope, headers: Headers) -> Visit:
@@ -95,8 +111,13 @@ def visit_of(scope: Scope, headers: Headers) -> Visit:
         origin=_text(headers.get(b"origin")),
         fetch_site=_text(headers.get(b"sec-fetch-site")),
         credential=key.strip() if key else None,
-        forwarded=any(name.startswith(_FORWARDED) for name in headers),
+        forwarded=scope.get("http_version") == "1.0" or any(_is_forwarding(name[:_LONGEST_NAME]) for name in headers),
     )
+
+
+@lru_cache(maxsize=256)
+def _is_forwarding(name: bytes) -> bool:
+    return _FORWARDING.match(name) is not None
 
 
 def _text(value: bytes | None) -> str | None:
@@ -225,12 +246,22 @@ def answer_to(error: MailError, headers: Headers) -> Answer:
     if status == 401:
         extra.append((b"www-authenticate", b'Bearer realm="mailchute"'))
     if status == 503:
-        extra.append((b"retry-after", RETRY_AFTER_NO_ROOM if isinstance(error, NoRoom) else RETRY_AFTER_STORE))
+        extra.append((b"retry-after", _retry_after(error)))
     if isinstance(error, RateLimited):
         extra.append((b"retry-after", str(max(1, ceil(error.retry_after))).encode()))
     if isinstance(error, MethodNotAllowed):
         extra.append((b"allow", error.allow.encode()))
     return Answer(status, to_json(shape), (_problem_type(headers), *extra))
+
+
+def _retry_after(error: MailError) -> bytes:
+    match error:
+        case NoRoom():
+            return RETRY_AFTER_NO_ROOM
+        case Overloaded():
+            return RETRY_AFTER_OVERLOAD
+        case _:
+            return RETRY_AFTER_STORE
 
 
 def _problem_type(headers: Headers) -> tuple[bytes, bytes]:
@@ -274,12 +305,14 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
 class Gate:
     """Outside of everything: request id, security headers, the body's bounds, and the time it took.
 
-    `max_body` in bytes. A body over it is refused while it streams, whatever Content-Length said.
+    `max_body` in bytes. A body over it is refused, before it is read where its length is announced and while it
+    arrives where not; so is one for which `in_flight` has no room.
     """
 
-    def __init__(self, inner: App, *, max_body: int, metrics: Metrics) -> None:
+    def __init__(self, inner: App, *, max_body: int, in_flight: BytesInFlight, metrics: Metrics) -> None:
         self._inner = inner
         self._max_body = max_body
+        self._in_flight = in_flight
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -292,6 +325,7 @@ class Gate:
         began = perf_counter()
         headers = scope["mailchute.headers"] = headers_of(scope)
         scope["mailchute.began"] = asyncio.get_running_loop().time()
+        hold = scope["mailchute.hold"] = self._in_flight.hold()
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8).encode()
         status = 0
@@ -304,7 +338,7 @@ class Gate:
             await send(event)
 
         try:
-            await self._inner(scope, self._bounded(receive, headers), answer)
+            await self._inner(scope, self._bounded(receive, headers, hold), answer)
         except MailError as error:
             if status:
                 raise
@@ -314,6 +348,7 @@ class Gate:
             if not status:
                 await send_answer(answer_to(MailError(), headers), answer)
         finally:
+            hold.release()
             route = scope.get("route")
             label = scope.get("mailchute.route") or getattr(route, "path", "other")
             self._metrics.http_request(label, str(status)).observe(perf_counter() - began)
@@ -324,29 +359,26 @@ class Gate:
         whole.extend(header for header in (*_SECURITY, _CLOSED_POLICY) if header[0] not in names)
         return whole
 
-    def _bounded(self, receive: Receive, headers: Headers) -> Receive:
+    def _bounded(self, receive: Receive, headers: Headers, hold: Hold) -> Receive:
         limit = self._max_body
         length = headers.get(b"content-length", b"")
         announced = int(length) if length.isdigit() else 0
-        ends = asyncio.get_running_loop().time() + BODY_SECONDS
         taken = 0
         is_whole = False
 
         async def bounded() -> Event:
             nonlocal taken, is_whole
-            if announced > limit:
-                raise TooLarge(f"The body has {announced} bytes; at most {limit} are taken")
             if is_whole:
                 return await receive()  # nothing more comes but the disconnect
-            try:
-                async with asyncio.timeout_at(ends):
-                    event = await receive()
-            except TimeoutError as error:
-                raise InvalidMessage(f"The body did not arrive within {BODY_SECONDS:g} s") from error
+            if announced > limit:
+                raise TooLarge(f"The body has {announced} bytes; at most {limit} are taken")
+            hold.grow_to(max(announced, taken))
+            event = await receive()
             is_whole = not event.get("more_body")
             taken += len(event.get("body", b""))
             if taken > limit:
                 raise TooLarge(f"The body has more than {limit} bytes; at most {limit} are taken")
+            hold.grow_to(max(announced, taken))
             return event
 
         return bounded

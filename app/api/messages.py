@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from app.api import answers
@@ -118,10 +120,22 @@ async def get_message(request: Request, id: str) -> Response:
 )
 async def get_message_source(request: Request, id: str) -> Response:
     """Give the very bytes that every attempt sends (RFC 5322)."""
-    content = await runtime_of(request).outbox.content(id_of(id))
-    if content is None:
+    runtime, message_id = runtime_of(request), id_of(id)
+    snapshot = await runtime.history.find(message_id)
+    parts = runtime.outbox.parts(message_id)
+    first = await anext(parts, None)
+    if snapshot is None or first is None:
         raise NotFound(f"There is no message {id[:80]}, or its content is not kept any more")
-    return to_response(Answer(200, content, ((b"content-type", b"message/rfc822"),)))
+    # Read part by part as the caller takes it: a caller that is slow holds one part, and not the whole.
+    source = StreamingResponse(_behind(first, parts), media_type="message/rfc822")
+    source.headers["content-length"] = str(snapshot.size)
+    return source
+
+
+async def _behind(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in parts:
+        yield part
 
 
 def _page(request: Request, data: list[dict[str, Any]], next_cursor: str | None) -> Response:

@@ -6,10 +6,14 @@ OpenAPI and for whoever mounts the app without the hot route. Both call `respond
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 
 from app.api.answers import DryRunAnswer, MessageAnswer, MessageNotSent
-from app.api.body import SendRequest, asked_of, examples, key_of
+from app.api.body import Asked, SendRequest, asked_of, examples, key_of
 from app.api.document import KEYS, about_a_message, in_both_types, problems
 from app.api.edge import (
     Answer,
@@ -24,6 +28,7 @@ from app.api.edge import (
     began_at,
     body_of,
     headers_of,
+    hold_of,
     preference_of,
     send_answer,
     visit_of,
@@ -36,6 +41,7 @@ from app.runtime import Runtime
 from app.store.verdicts import in_time
 
 PATH = "/send"
+LARGE = 256 * 1024  # bytes of a body that is read beside the event loop
 
 router = APIRouter(tags=["messages"])
 
@@ -52,7 +58,7 @@ class HotRoute:
             await self._inner(scope, receive, send)
             return
         scope["mailchute.route"] = PATH
-        answer = await respond(self._runtime, scope, await body_of(receive))
+        answer = await respond(self._runtime, scope, partial(body_of, receive))
         await send_answer(answer, send)
 
 
@@ -100,18 +106,17 @@ async def post_send(request: Request) -> Response:
     The answer waits for the first verdict (`Prefer: wait=N`, 8 seconds by default). **2xx = we have it, never send
     it again (look at `ok`); 4xx = change something; 5xx and no answer = we do not have it, send it again.**
     """
-    return to_response(await respond(runtime_of(request), request.scope, await request.body()))
+    return to_response(await respond(runtime_of(request), request.scope, request.body))
 
 
-async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
+async def respond(runtime: Runtime, scope: Scope, read_body: Callable[[], Awaitable[bytes]]) -> Answer:
     """Take one message; the answer follows the commit it reports."""
     began = began_at(scope)
     headers: Headers = scope.get("mailchute.headers") or headers_of(scope)
     try:
         caller = runtime.callers.identify(visit_of(scope, headers))
-        check_media_type(headers, body)
         preference = preference_of(headers)
-        asked = asked_of(body, lenient=preference.lenient)
+        asked = await _read(headers, read_body, lenient=preference.lenient)
         key = key_of(headers, asked.key)
         wait = preference.seconds(runtime.settings.default_wait)
         id_ = runtime.new_id()
@@ -120,6 +125,8 @@ async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
         verdict = runtime.verdicts.expect(id_) if wait > 0 else None
         try:
             receipt = await runtime.intake.accept(asked.draft, caller, id=id_, now=runtime.now(), key=key)
+            del asked  # what may be large is not held while the caller waits
+            hold_of(scope).release()
             snapshot = receipt.snapshot
             if receipt.is_replay and verdict is not None:
                 verdict.cancel()
@@ -134,6 +141,15 @@ async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
     except MailError as error:
         return answer_to(error, headers)
     return answer_to_post(snapshot, runtime, headers, applied=preference.applied, is_replay=receipt.is_replay)
+
+
+async def _read(headers: Headers, read_body: Callable[[], Awaitable[bytes]], *, lenient: bool) -> Asked:
+    """Read the body and what it asks for; a large one beside the event loop."""
+    body = await read_body()
+    check_media_type(headers, body)
+    if len(body) > LARGE:
+        return await asyncio.to_thread(asked_of, body, lenient=lenient)
+    return asked_of(body, lenient=lenient)
 
 
 def _dry_run(draft: Draft, message: Message) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import assert_never
 
+from app.delivery.contents import Contents
 from app.mail.attempt import Attempt
 from app.mail.errors import TransactionError
 from app.mail.message import Claim
@@ -19,7 +20,7 @@ from app.smtp.transaction import BeforeHandover, Report, StaleSession, deliver
 
 async def carry_out(
     claim: Claim,
-    content: bytes,
+    contents: Contents,
     profile: Profile,
     attempt: Attempt,
     *,
@@ -34,7 +35,7 @@ async def carry_out(
 
     Raises:
         CircuitOpen: from the pool's way of opening sessions; there was none.
-        LeaseLost, StoreUnavailable: from `before_handover`; no content was let go.
+        LeaseLost, StoreUnavailable: from `before_handover`, or the content cannot be read; no content was let go.
     """
     our_address = ""
     try:
@@ -45,7 +46,8 @@ async def carry_out(
             if not fresh:
                 begins()
             try:
-                report = await deliver(session, claim.envelope, content, attempt, before_handover=before_handover)
+                async with contents.of(claim) as content:
+                    report = await deliver(session, claim.envelope, content, attempt, before_handover=before_handover)
                 break
             except StaleSession:
                 if fresh:

@@ -16,6 +16,7 @@ import structlog
 
 from app.delivery.attempt import carry_out, first_failure
 from app.delivery.circuits import CircuitOpen, Circuits
+from app.delivery.contents import Contents
 from app.delivery.lane import Lane
 from app.delivery.plan import Done, Ending, FallBack, GiveUp, RetryAt, Step, ending, next_step
 from app.delivery.recorder import Recorder
@@ -74,6 +75,7 @@ class Carrier:
         lanes: Mapping[str, Lane],
         *,
         outbox: Outbox,
+        contents: Contents,
         pool: Pool,
         circuits: Circuits,
         verdicts: Verdicts,
@@ -84,6 +86,7 @@ class Carrier:
     ) -> None:
         self._lanes = lanes
         self._outbox = outbox
+        self._contents = contents
         self._pool = pool
         self._circuits = circuits
         self._recorder = Recorder(lanes, outbox=outbox, verdicts=verdicts, metrics=metrics)
@@ -282,12 +285,9 @@ class Carrier:
     ) -> tuple[Mapping[str, Outcome], frozenset[str]]:
         """Carry a transaction out; gives everybody's outcome, and who may follow at once in another one."""
         try:
-            content = claim.content or await self._outbox.content(claim.snapshot.id)
-            if content is None:
-                raise RuntimeError("the content is not in the store")
             outcomes, more = await carry_out(
                 claim,
-                content,
+                self._contents,
                 profile,
                 attempt,
                 pool=self._pool,

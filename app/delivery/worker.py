@@ -21,6 +21,7 @@ import structlog
 
 from app.delivery.carrier import LONGEST_JITTER, Carrier
 from app.delivery.circuits import Circuits
+from app.delivery.contents import Contents
 from app.delivery.flow import Meter
 from app.delivery.lane import Lane
 from app.delivery.recorder import PAUSE_WITHOUT_STORE, until_written
@@ -63,6 +64,7 @@ class Worker:
         profiles: Mapping[str, Profile],
         schedule: Schedule,
         outbox: Outbox,
+        contents: Contents,
         pool: Pool,
         circuits: Circuits,
         verdicts: Verdicts,
@@ -82,6 +84,7 @@ class Worker:
         self._carrier = Carrier(
             self._lanes,
             outbox=outbox,
+            contents=contents,
             pool=pool,
             circuits=circuits,
             verdicts=verdicts,

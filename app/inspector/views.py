@@ -18,7 +18,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.answers import details, instant
-from app.api.edge import Answer
+from app.api.edge import Answer, hold_of
 from app.api.routes import caller_of, runtime_of, to_response
 from app.inspector.reading import read, shown
 from app.mail.errors import NotFound
@@ -114,7 +114,10 @@ async def sandbox_part(request: Request, id: str, number: int) -> Response:
 async def _found(request: Request, id: str) -> tuple[Snapshot, bytes]:
     runtime, message_id = runtime_of(request), _id(id)
     snapshot = await runtime.history.find(message_id)
-    content = await runtime.outbox.content(message_id)
+    content = None
+    if snapshot is not None:
+        hold_of(request.scope).grow_to(snapshot.size)  # until the answer has been read
+        content = await runtime.outbox.content(message_id)
     if snapshot is None or content is None or not snapshot.sandbox:
         raise NotFound(f"The sandbox has no message {id[:80]}, or its content is not kept any more")
     return snapshot, content

@@ -6,11 +6,14 @@ Nothing of this room knows HTTP, SQL or SMTP. RFC 5321 §6.1 (accepting means no
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
+from functools import partial
 from hashlib import sha256
+from typing import TypeVar
 from uuid import UUID
 
 from pydantic_core import to_json
@@ -26,7 +29,10 @@ from app.mail.routing import Route, route
 from app.store.outbox import Outbox
 
 MAX_RECIPIENTS = 1000
+LARGE = 256 * 1024  # characters of text, HTML and files; more of them is composed beside the event loop
 LATEST = timedelta(days=366)  # that a message may be scheduled ahead
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,9 @@ class Intake:
             NoRoom: the disk or the queue is full.
             StoreUnavailable: nothing was taken.
         """
-        repeat = Repeat(key, fingerprint(draft)) if key is not None else None
+        repeat = Repeat(key, await _beside(draft, partial(fingerprint, draft))) if key is not None else None
         try:
-            message = self.prepare(draft, caller, id=id, now=now)
+            message = await _beside(draft, partial(self.prepare, draft, caller, id=id, now=now))
             self._room.take(len(message.content))
         except (InvalidMessage, TooLarge, NoRoom):
             # Whoever asks for what we have is not told that we have it not, whatever would be said of a new one.
@@ -165,6 +171,12 @@ class Intake:
             cure = "give it, or set a default (SMTP_FROM, or default_from in the file)"
             faults.insert(0, Fault("/from", f"from is missing: {cure}"))
         return faults
+
+
+async def _beside(draft: Draft, work: Callable[[], _T]) -> _T:
+    """Do pure work on a draft; beside the event loop where it is large."""
+    size = len(draft.text or "") + len(draft.html or "") + sum(len(file.base64) for file in draft.attachments)
+    return await asyncio.to_thread(work) if size > LARGE else work()
 
 
 def fingerprint(draft: Draft) -> bytes:

@@ -25,7 +25,7 @@ class Visit:
     origin: str | None = None
     fetch_site: str | None = None
     credential: bytes | None = None
-    forwarded: bool = False  # a proxy's header is there
+    forwarded: bool = False  # a proxy is in between: one of its headers, or HTTP/1.0 (nginx to its upstreams)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── RateLimited            429, with the seconds to wait
-    │   └── NoRoom                 503: the disk or the queue is full
+    │   ├── NoRoom                 503: the disk or the queue is full
+    │   └── Overloaded             503: more arrives at once than is held in memory
     ├── TransactionError(failure)  a relay gave no verdict: the phase and the cause say what that means
     ├── StoreUnavailable           503: nothing was taken
     │   └── StoreBroken            nor will anything be, until the service is started again
@@ -101,6 +102,10 @@ class RateLimited(Refused):
 
 class NoRoom(Refused):
     """The disk or the queue has no room for another message."""
+
+
+class Overloaded(Refused):
+    """More arrives at once than may be held in memory; the same request can be served a moment later."""
 
 
 class TransactionError(MailError):

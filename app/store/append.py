@@ -27,6 +27,7 @@ from app.store.records import (
     to_ms,
 )
 
+LARGE = PART_BYTES  # bytes; a larger content is read back when it is sent, so that what waits for that holds no memory
 KEY_LIFE = timedelta(hours=24)  # of an idempotency key
 
 _INSERT_MESSAGE = insert(messages).values(
@@ -162,4 +163,5 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
         metadata=message.metadata,
         warnings=message.warnings,
     )
-    return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, content))
+    carried = content if len(content) <= LARGE else None
+    return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, carried))

@@ -12,7 +12,7 @@ RFC 5321 §4.2.5 (responsibility begins with the answer), RFC 1047 (the mark).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -33,6 +33,7 @@ from app.store.census import Census
 from app.store.database import (
     COUNT_PERIOD,
     COUNTS_KEPT,
+    PART_BYTES,
     SCHEMA,
     attempts,
     bodies,
@@ -160,6 +161,9 @@ _CRASHES = (
     .limit(bindparam("at_most"))
 )
 _CONTENT = select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
+_PART = select(bodies.c.bytes).where(
+    bodies.c.message_id == bindparam("of_message"), bodies.c.part == bindparam("number")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +295,16 @@ class Outbox:
         """Read a message's bytes; None where they are not kept any more."""
         parts = await self._reader.rows(_CONTENT, {"of_message": message_id.bytes})
         return b"".join(part for (part,) in parts) if parts else None
+
+    async def parts(self, message_id: UUID) -> AsyncIterator[bytes]:
+        """Read a message's bytes part by part, `PART_BYTES` each but the last; none where they are not kept."""
+        part, number = b"", 0
+        while number == 0 or len(part) == PART_BYTES:
+            rows = await self._reader.rows(_PART, {"of_message": message_id.bytes, "number": number})
+            if not rows:
+                return
+            part, number = rows[0][0], number + 1
+            yield part
 
     def _appended(self, receipt: Receipt) -> None:
         if not receipt.is_replay:

@@ -9,18 +9,20 @@ import asyncio
 import functools
 import inspect
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, Unpack, assert_never, cast
+from uuid import UUID
 
 import pytest
 import uvloop
 
 from app.delivery.attempt import carry_out
+from app.delivery.contents import Contents
 from app.delivery.plan import Ending
 from app.mail.attempt import Attempt
 from app.mail.ids import uuid7
@@ -235,12 +237,18 @@ class Deliveries:
         """Carry one attempt out; give `attempt` to look at it while it runs."""
         claim = claim or make_claim()
         attempt = attempt or make_attempt(profile, claim)
-        content = claim.content or b""
-        outcomes, _ = await carry_out(claim, content, profile, attempt, pool=self.pool, before_handover=before_handover)
+        contents = Contents(_nothing_stored, most=1 << 30)
+        outcomes, _ = await carry_out(
+            claim, contents, profile, attempt, pool=self.pool, before_handover=before_handover
+        )
         return Tried(outcomes, attempt)
 
     async def _name(self) -> str | None:
         return self._own_name
+
+
+async def _nothing_stored(_: UUID) -> None:
+    return None
 
 
 def make_attempt(profile: Profile, claim: Claim | None = None) -> Attempt:
@@ -280,13 +288,26 @@ async def turns(count: int = 30) -> None:
 
 # --- loops -----------------------------------------------------------------------------------------------
 
-_LOOPS: Iterable[Callable[[], asyncio.AbstractEventLoop]] = (asyncio.new_event_loop, uvloop.new_event_loop)
+_LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
 
 
 def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Make two tests of an async one: on asyncio's event loop and on uvloop's, which the service runs on."""
+    return _on(test, _LOOPS)
 
-    @pytest.mark.parametrize("new_loop", _LOOPS, ids=["asyncio", "uvloop"])
+
+def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test on the loop that the service runs on."""
+    return _on(test, {"uvloop": _LOOPS["uvloop"]})
+
+
+def _on(
+    test: Callable[..., Coroutine[Any, Any, None]], loops: Mapping[str, Callable[[], asyncio.AbstractEventLoop]]
+) -> Callable[..., None]:
+    @pytest.mark.parametrize("new_loop", loops.values(), ids=loops.keys())
     @functools.wraps(test)
     def run(*args: Any, new_loop: Callable[[], asyncio.AbstractEventLoop], **fixtures: Any) -> None:
         with asyncio.Runner(loop_factory=new_loop) as runner:
