@@ -13,6 +13,7 @@ the waiting, and exit code 1.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import resource
@@ -50,6 +51,8 @@ FILES = 100  # descriptors for the store, the listeners and some callers
 MOST_CONNECTIONS = 1024  # of callers; each may hold some 64 kB of a head, or a small body
 FEWEST_CONNECTIONS = 16
 EXPIRE_EVERY = 1.0  # seconds between two looks at the connections' deadlines
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
+_LARGE_BLOCK = 1 << 20  # bytes; from here on a block is a mapping of its own
 _LONGEST_PATH = 107  # bytes of a Unix socket's path, sun_path less its NUL
 
 log = structlog.get_logger()
@@ -62,6 +65,7 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
         ConfigError: it cannot be started as the settings stand.
         StoreUnavailable: the store cannot be opened now, or the disk failed a sync: start it again.
     """
+    _return_freed_memory()
     # The kernel drops a signal to a container's process 1 that has no handler: the engine would wait, and kill.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for warning in (*settings.warnings, *_too_few_files(settings)):
@@ -91,6 +95,15 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
     server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give large blocks back when they are freed: by default it keeps up to 32 MB blocks for reuse."""
+    with suppress(OSError, AttributeError):  # another C library, such as musl
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BLOCK)
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def _too_few_files(settings: Settings) -> Iterator[str]:

@@ -88,7 +88,9 @@ def _content(value: object) -> tuple[bytes, str]:
     if (_ELSEWHERE_VALUE.match(value) and _NO_BASE64.search(value[:200])) or _PATH.match(value[:200]):
         return b"", _FROM_ELSEWHERE
     # Bytes and their tables: a 25 MB content is looked through in milliseconds.
-    flat = value.encode("utf-8", "replace").translate(None, b" \t\r\n")
+    flat = value.encode("utf-8", "replace")
+    if any(blank in flat for blank in (b" ", b"\t", b"\r", b"\n")):
+        flat = flat.translate(None, b" \t\r\n")
     bare = flat.rstrip(b"=")
     if bare.translate(None, _ALPHABET) or len(flat) - len(bare) > 2:
         return b"", _not_base64(bare)

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from math import ceil
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -284,11 +285,12 @@ async def body_of(receive: Receive) -> bytes:
     body: bytes = event.get("body", b"")
     if not event.get("more_body"):
         return body
-    parts = [body]
+    whole = BytesIO()  # grows in place, and gives its buffer away: a large body is held once
+    whole.write(body)
     while event.get("more_body"):
         event = await receive()
-        parts.append(event.get("body", b""))
-    return b"".join(parts)
+        whole.write(event.get("body", b""))
+    return whole.getvalue()
 
 
 # --- the outer middleware ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from app.mail.address import CONTROL
 from app.mail.message import Attachment
 
 LINE = 76  # characters of base64 a line
+_STRIDE = 1024 * LINE
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9 ._()+,&@#!~^\[\]{}=$-]+\Z")  # what every reader of a quoted string leaves alone
 _LONGEST_PLAIN_NAME = 60
 
@@ -35,14 +36,17 @@ def attached(attachment: Attachment) -> tuple[str, Sequence[bytes]]:
     for said in (attachment.content_type, attachment.filename, attachment.content_id or ""):
         if CONTROL.search(said):
             raise ValueError("control character in an attachment's header field")
-    return "\r\n".join(fields), (wrapped(attachment.base64),)
+    return "\r\n".join(fields), wrapped(attachment.base64)
 
 
-def wrapped(flat: bytes) -> bytes:
-    """Break base64 into lines, each with its CRLF; an empty one has none."""
-    if not flat:
-        return b"\r\n"
-    return b"\r\n".join([flat[at : at + LINE] for at in range(0, len(flat), LINE)]) + b"\r\n"
+def wrapped(flat: bytes) -> list[bytes]:
+    """Break base64 into lines, each with its CRLF; an empty one has none. The pieces are of many lines each."""
+    pieces = []
+    for start in range(0, len(flat) or 1, _STRIDE):  # so that few lines exist as objects at once
+        stride = flat[start : start + _STRIDE]
+        lines = [stride[at : at + LINE] for at in range(0, len(stride), LINE)]
+        pieces.append(b"\r\n".join([*lines, b""]) or b"\r\n")
+    return pieces
 
 
 def _filename(name: str) -> str:

@@ -190,7 +190,7 @@ def _text_part(kind: str, text: str) -> _Part:
         # Every CRLF is intact here, so b2a_qp breaks lines with CRLF too.
         encoding, body = "quoted-printable", b2a_qp(raw, istext=True)
     else:
-        encoding, body = "base64", _base64(raw)
+        encoding, body = "base64", b"".join(wrapped(b2a_base64(raw, newline=False)))
     return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", (body,)
 
 
@@ -199,7 +199,3 @@ def _fits_7bit(raw: bytes) -> bool:
     if raw.translate(None, _7BIT) or b" \r\n" in raw or b"\t\r\n" in raw:
         return False
     return len(raw) <= _LONGEST_LINE or max(map(len, raw.split(b"\r\n"))) <= _LONGEST_LINE
-
-
-def _base64(raw: bytes) -> bytes:
-    return wrapped(b2a_base64(raw, newline=False))

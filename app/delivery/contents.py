@@ -35,7 +35,7 @@ class Contents:
 
         Raises:
             StoreUnavailable: it cannot be read.
-            RuntimeError: it is not in the store.
+            RuntimeError: it is not in the store, or a part of it is missing.
         """
         if claim.content is not None:
             yield claim.content
@@ -44,8 +44,8 @@ class Contents:
         await self._take(size)
         try:
             content = await self._load(claim.snapshot.id)
-            if content is None:
-                raise RuntimeError("the content is not in the store")
+            if content is None or len(content) != size:
+                raise RuntimeError("the content is not in the store, or not whole")
             yield content
         finally:
             self._held -= size

@@ -85,8 +85,8 @@ def _known_refusal(session: Session, envelope: Envelope, size: int) -> Failure |
     return None
 
 
-def stuffed(content: bytes) -> bytes:
-    """Make content ready for DATA: CRLF line ends only, dots doubled, the final dot behind it.
+def stuffed(content: bytes) -> tuple[bytes, bytes]:
+    """Make content ready for DATA: CRLF line ends only, dots doubled; and what ends it, the final dot.
 
     RFC 5321 §4.5.2, §2.3.8: a bare CR or LF must not be sent; relays differ in what they take for a line end,
     which is how one mail becomes two (SMTP smuggling).
@@ -98,7 +98,7 @@ def stuffed(content: bytes) -> bytes:
         content = content.replace(b"\r\n.", b"\r\n..")
     if content.startswith(b"."):
         content = b"." + content
-    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
+    return content, b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n"
 
 
 class _Transaction:
@@ -267,12 +267,12 @@ class _Transaction:
             await mark
         self._attempt.enter(Phase.CONTENT)
         self._attempt.say(f"({len(self._content)} bytes of content)")
-        content = stuffed(self._content)
+        content, end = stuffed(self._content)
         if len(content) > BLOCK:
-            body, content = content[:-5], content[-5:]
-            if not await self._wire.send_content(body, timeout=self._timeouts.block):
+            if not await self._wire.send_content(content, timeout=self._timeouts.block):
                 await self._early_verdict()
                 return
+            content = b""
         if self._wire.is_content_refused:
             await self._early_verdict()
             return
@@ -280,7 +280,7 @@ class _Transaction:
             await self._reply(self._timeouts.content)  # raises what broke it, nothing was let go
         self._attempt.handover = True
         self._attempt.say(".")
-        self._wire.send(content, replies=1)
+        self._wire.send(content + end, replies=1)
         verdict = await self._reply(self._timeouts.content)
         if verdict.code == 421:
             self._wire.close()

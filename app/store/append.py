@@ -5,6 +5,7 @@ An operation for the journal. RFC 5321 §4.2.5 (responsibility begins with the a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, delete, insert, select
@@ -132,13 +133,7 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
     if message.tags:
         yield (_INSERT_TAG, [{"tag": tag, "message_id": id_} for tag in message.tags])
     content = message.content
-    yield (
-        _INSERT_BODY,
-        [
-            {"message_id": id_, "part": part, "bytes": content[at : at + PART_BYTES]}
-            for part, at in enumerate(range(0, len(content), PART_BYTES))
-        ],
-    )
+    yield (_INSERT_BODY, [{"message_id": id_, "part": part, "bytes": piece} for part, piece in _parts_of(content)])
     if lease is not None:
         yield (
             INSERT_ATTEMPT,
@@ -165,3 +160,12 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
     )
     carried = content if len(content) <= LARGE else None
     return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, carried))
+
+
+def _parts_of(content: bytes) -> Iterator[tuple[int, bytes | memoryview]]:
+    if len(content) <= PART_BYTES:
+        yield 0, content
+        return
+    whole = memoryview(content)  # parts of a large content are not copied
+    for part, at in enumerate(range(0, len(content), PART_BYTES)):
+        yield part, whole[at : at + PART_BYTES]

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from io import BytesIO
 from itertools import takewhile
 from typing import TypeAlias
 from uuid import UUID
@@ -160,7 +161,6 @@ _CRASHES = (
     .order_by(attempts.c.number.desc())
     .limit(bindparam("at_most"))
 )
-_CONTENT = select(bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
 _PART = select(bodies.c.bytes).where(
     bodies.c.message_id == bindparam("of_message"), bodies.c.part == bindparam("number")
 )
@@ -293,8 +293,10 @@ class Outbox:
 
     async def content(self, message_id: UUID) -> bytes | None:
         """Read a message's bytes; None where they are not kept any more."""
-        parts = await self._reader.rows(_CONTENT, {"of_message": message_id.bytes})
-        return b"".join(part for (part,) in parts) if parts else None
+        content = BytesIO()  # part by part, so that a large one is held once
+        async for part in self.parts(message_id):
+            content.write(part)
+        return content.getvalue() or None
 
     async def parts(self, message_id: UUID) -> AsyncIterator[bytes]:
         """Read a message's bytes part by part, `PART_BYTES` each but the last; none where they are not kept."""

@@ -423,7 +423,7 @@ SMUGGLING = Mail(HEAD + b"\r\n" + smuggling("\n.\n").encode())
 async def test_without_our_mending_of_line_ends_one_mail_would_become_two(
     postfix: Postfix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "stuffed", lambda content: content + b".\r\n")
+    monkeypatch.setattr(transaction, "stuffed", lambda content: (content, b".\r\n"))
     await taken(postfix)
     async with Deliveries() as deliveries:
         assert (await deliveries.send(relay_at(postfix.plain), SMUGGLING.claim)).in_words == "sent"
@@ -434,7 +434,7 @@ async def test_without_our_mending_of_line_ends_one_mail_would_become_two(
 def test_and_the_tests_above_would_find_it(
     postfix: Postfix, new_loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "stuffed", lambda content: content + b".\r\n")
+    monkeypatch.setattr(transaction, "stuffed", lambda content: (content, b".\r\n"))
     with Road(postfix, new_loop) as road, pytest.raises(AssertionError):
         road.carries(SMUGGLING)
 

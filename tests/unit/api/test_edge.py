@@ -146,14 +146,58 @@ def test_any_key_of_the_settings_opens(key: str) -> None:
         "X-Forwarded-Server",
         "X-Forwarded-Prefix",
         "X-Forwarded-Ssl",
+        "X-Forwarded",
         "X-Real-IP",
         "Via",
+        "CF-Connecting-IP",
+        "CF-Ray",
+        "CF-Visitor",
+        "CF-IPCountry",
+        "CDN-Loop",
+        "True-Client-IP",
+        "X-Client-IP",
+        "X-ClientIP",
+        "Client-IP",
+        "X-Cluster-Client-IP",
+        "X-Original-Forwarded-For",
+        "X-Original-Host",
+        "X-Original-URL",
+        "X-Originating-IP",
+        "X-Remote-IP",
+        "X-Remote-Addr",
+        "X-Source-IP",
+        "X-ProxyUser-IP",
+        "X-Envoy-External-Address",
+        "X-Envoy-Expected-Rq-Timeout-Ms",
+        "X-Azure-ClientIP",
+        "X-Azure-SocketIP",
+        "X-Appengine-User-IP",
+        "X-Amzn-Trace-Id",
+        "X-Cloud-Trace-Context",
+        "X-ARR-SSL",
+        "X-Host",
+        "Proxy-Client-IP",
+        "WL-Proxy-Client-IP",
+        "Fastly-Client-IP",
+        "Fly-Client-IP",
+        "DO-Connecting-IP",
+        "X-NF-Client-Connection-IP",
+        "X-Vercel-Forwarded-For",
+        "Ali-CDN-Real-IP",
+        "Max-Forwards",
     ],
 )
 def test_without_a_key_nothing_that_a_proxy_sent_on_is_served(name: str) -> None:
     assert not _may_come_in(Callers(None), _visit((name, "")))
     assert not _may_come_in(Callers(None), _visit((name, "127.0.0.1")))
     assert _may_come_in(Callers(KEY), _visit((name, "127.0.0.1"), ("X-API-Key", KEY)))
+
+
+def test_without_a_key_http_1_0_is_not_served_since_nginx_speaks_it_to_its_upstreams() -> None:
+    scope = {**_scope(), "http_version": "1.0"}
+    assert not _may_come_in(Callers(None), visit_of(scope, headers_of(scope)))
+    scope = {**_scope(("X-API-Key", KEY)), "http_version": "1.0"}
+    assert _may_come_in(Callers(KEY), visit_of(scope, headers_of(scope)))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +210,8 @@ def test_without_a_key_nothing_that_a_proxy_sent_on_is_served(name: str) -> None
         ([("Sec-Fetch-Site", "same-origin")], {}, True),
         ([("Sec-Fetch-Site", "none")], {}, True),
         ([("User-Agent", "curl/8")], {}, True),
+        ([("Idempotency-Key", "a"), ("X-Request-Id", "a"), ("Cookie", "a=b"), ("Priority", "u=1")], {}, True),
+        ([("X-Description", "a"), ("X-Ship", "a"), ("Traceparent", "00-a-b-01"), ("If-Match", "a")], {}, True),
         ([], {"peer": "192.0.2.9"}, False),
         ([], {"peer": ""}, False),
         ([], {"host": "mail.example"}, False),
