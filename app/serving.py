@@ -76,6 +76,7 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
         around(runtime := Runtime(settings)),
         loop="uvloop",
         http=partial(HttpProtocol, limits=Limits(connections=_most_connections(settings))),  # type: ignore[arg-type]
+        ws="none",
         lifespan="off",  # the runtime is opened below, where its refusals can be told in plain words
         log_config=None,
         access_log=False,

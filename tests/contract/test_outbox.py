@@ -900,7 +900,7 @@ class TestPlans:
         self.assert_searches(store, "FROM messages", "(id=?)")
         self.assert_searches(store, "FROM recipients", "(message_id=?)")
         self.assert_searches(store, "FROM attempts", "(message_id=?)")
-        self.assert_searches(store, "FROM bodies", "(message_id=?)")
+        self.assert_searches(store, "FROM bodies", "(message_id=? AND part=?)")
 
     @pytest.mark.parametrize("before", [None, 40], ids=["first page", "further page"])
     async def test_the_newest_page_is_read_off_the_key(self, store: Store, before: int | None) -> None:
