@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI, Security
 from fastapi.params import Depends
 from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security.http import HTTPBase
 from pydantic import BaseModel
 
 from app.api.lookup import schema_of
@@ -24,6 +25,11 @@ Responses: TypeAlias = dict[int | str, dict[str, Any]]
 # Only for the document: they let every request through, and `caller_of` decides.
 KEYS: tuple[Depends, ...] = (
     Security(HTTPBearer(scheme_name="bearer", description="MAILCHUTE_API_KEY", auto_error=False)),
+    Security(
+        HTTPBase(
+            scheme="basic", scheme_name="basic", description="any user name, the key as password", auto_error=False
+        )
+    ),
     Security(APIKeyHeader(scheme_name="apiKey", name="X-API-Key", description="MAILCHUTE_API_KEY", auto_error=False)),
 )
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -104,16 +106,29 @@ def visit_of(scope: Scope, headers: Headers) -> Visit:
     server, client = scope.get("server"), scope.get("client")
     if server is not None and server[1] is None:
         return Visit(peer=None)
-    authorization = headers.get(b"authorization", b"")
-    key = authorization[7:] if authorization[:7].lower() == b"bearer " else headers.get(b"x-api-key")
     return Visit(
         peer=client[0] if client else "",
         host=headers.get(b"host", b"").decode("latin-1"),
         origin=_text(headers.get(b"origin")),
         fetch_site=_text(headers.get(b"sec-fetch-site")),
-        credential=key.strip() if key else None,
+        credentials=_credentials(headers),
         forwarded=scope.get("http_version") == "1.0" or any(_is_forwarding(name[:_LONGEST_NAME]) for name in headers),
     )
+
+
+def _credentials(headers: Headers) -> tuple[bytes, ...]:
+    """Return every key that a request presents: as Bearer, as the password of Basic (RFC 7617), as X-API-Key."""
+    found = []
+    scheme, _, value = headers.get(b"authorization", b"").strip().partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            found.append(value.strip())
+        case b"basic":
+            with suppress(ValueError):  # no base64
+                found.append(b64decode(value.strip(), validate=True).partition(b":")[2].strip())
+    if (key := headers.get(b"x-api-key")) is not None:
+        found.append(key.strip())
+    return tuple(filter(None, found))
 
 
 @lru_cache(maxsize=256)
@@ -246,6 +261,8 @@ def answer_to(error: MailError, headers: Headers) -> Answer:
     extra: list[tuple[bytes, bytes]] = []
     if status == 401:
         extra.append((b"www-authenticate", b'Bearer realm="mailchute"'))
+        if b"text/html" in headers.get(b"accept", b""):  # a browser asks for a name and a password, and only then
+            extra.append((b"www-authenticate", b'Basic realm="Mailchute: any name, the API key as password"'))
     if status == 503:
         extra.append((b"retry-after", _retry_after(error)))
     if isinstance(error, RateLimited):

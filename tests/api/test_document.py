@@ -86,6 +86,7 @@ async def test_a_key_can_be_said_where_one_is_needed(service: Application) -> No
     schemes = whole["components"].get("securitySchemes", {})
     assert {(scheme["type"], scheme.get("scheme"), scheme.get("name")) for scheme in schemes.values()} == {
         ("http", "bearer", None),
+        ("http", "basic", None),
         ("apiKey", None, "X-API-Key"),
     }
     for path, _, operation in operations(whole):

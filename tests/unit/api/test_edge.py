@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable
 from datetime import timedelta
 from time import perf_counter
@@ -84,6 +85,10 @@ def test_repeated_headers_are_one_list() -> None:
 # Who is calling.
 
 
+def _basic(user: str, password: str) -> str:
+    return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
 @pytest.mark.parametrize(
     ("headers", "credential"),
     [
@@ -93,9 +98,18 @@ def test_repeated_headers_are_one_list() -> None:
         ([("Authorization", f"BEARER  {KEY} ")], KEY),
         ([("X-API-Key", KEY)], KEY),
         ([("X-API-Key", f" {KEY} ")], KEY),
-        ([("Authorization", "Basic Ym90OnBhc3M="), ("X-API-Key", KEY)], KEY),
+        ([("Authorization", _basic("bot", KEY))], KEY),
+        ([("Authorization", _basic("", KEY).replace("Basic", "BASIC"))], KEY),
+        ([("Authorization", _basic("a:b", KEY))], None),
+        ([("Authorization", _basic(KEY, ""))], None),
+        ([("Authorization", _basic("bot", "pass")), ("X-API-Key", KEY)], KEY),
+        ([("Authorization", _basic("bot", KEY)), ("X-API-Key", "other")], KEY),
         ([("Authorization", f"Bearer {KEY}"), ("X-API-Key", "other")], KEY),
+        ([("Authorization", "Bearer other"), ("X-API-Key", KEY)], KEY),
         ([("Authorization", "Basic Ym90OnBhc3M=")], None),
+        ([("Authorization", "Basic =")], None),
+        ([("Authorization", "Basic \u00e9")], None),
+        ([("Authorization", f"Digest {KEY}")], None),
         ([("Authorization", KEY)], None),
         ([("Authorization", "Bearer")], None),
         ([("Authorization", "Bearer ")], None),
@@ -104,8 +118,8 @@ def test_repeated_headers_are_one_list() -> None:
         ([("Cookie", f"api_key={KEY}")], None),
     ],
 )
-def test_a_key_comes_as_bearer_or_as_x_api_key(headers: list[tuple[str, str]], credential: str | None) -> None:
-    assert _visit(*headers).credential == (credential.encode() if credential else None)
+def test_a_key_comes_as_bearer_as_basic_or_as_x_api_key(headers: list[tuple[str, str]], credential: str | None) -> None:
+    assert (credential is not None and credential.encode() in _visit(*headers).credentials) is (credential == KEY)
     assert _may_come_in(Callers(KEY), _visit(*headers)) is (credential == KEY)
 
 
