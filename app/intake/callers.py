@@ -62,7 +62,7 @@ class Callers:
         if self._digest is not None:
             # Both sides hashed: the comparison takes the same time whatever was sent.
             given = [sha256(credential).digest() for credential in visit.credentials or (b"",)]
-            if any([hmac.compare_digest(one, self._digest) for one in given]):
+            if any(hmac.compare_digest(one, self._digest) for one in given):
                 return _ANYONE
             raise Unauthenticated(
                 "A valid API key is needed: send it as Authorization: Bearer …, as X-API-Key, or as the password of "
