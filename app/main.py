@@ -43,7 +43,13 @@ def around(runtime: Runtime) -> App:
     api = create_api(runtime)
     # Text that is all escapes (two bytes of UTF-8 as \uXXXX) is 2.2 times what it is when composed.
     body_limit = runtime.settings.max_message_bytes * 9 // 4 + 64 * 1024
-    return Gate(send.HotRoute(api, runtime), max_body=body_limit, in_flight=runtime.in_flight, metrics=runtime.metrics)
+    return Gate(
+        send.HotRoute(api, runtime),
+        max_body=body_limit,
+        in_flight=runtime.in_flight,
+        metrics=runtime.metrics,
+        base_path=runtime.settings.base_path,
+    )
 
 
 def create_api(runtime: Runtime) -> FastAPI:

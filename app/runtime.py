@@ -58,7 +58,8 @@ from app.store.search import SearchIndex
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
-_FOR_LIFE = ("listen", "database", "log", "hold", "docs", "max_message_bytes")  # what only a restart changes
+# What only a restart changes.
+_FOR_LIFE = ("listen", "database", "log", "hold", "docs", "base_path", "max_message_bytes")
 INDEX_EVERY = 30.0  # seconds
 LOOK_EVERY = 2.0  # seconds between two looks at the disk's room
 CHECKPOINT_EVERY = 5  # looks

@@ -295,7 +295,7 @@ def start_up_text(settings: Settings, port: int) -> str:
     """What a person reads when the service is up: where it is, what it does with mail, and a line to paste."""
     host = settings.listen.host
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
-    base = f"http://{shown}:{port}"
+    base = f"http://{shown}:{port}{settings.base_path}"
     lines = [f"Mailchute {__version__} listens on {base}", ""]
     if settings.sandbox:
         lines += [

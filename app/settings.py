@@ -80,6 +80,7 @@ class Settings:
     expires_after: float  # seconds
     keep_bodies: float  # seconds after a message's end
     keep_messages: float  # seconds after its end
+    base_path: str  # empty, or such as /mail
     docs: bool
     transcripts: bool  # keep the conversation with the relay with each attempt
     api_key: str | None = field(default=None, repr=False)
@@ -191,6 +192,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         expires_after=written.retry.expires_after,
         keep_bodies=written.retention.bodies,
         keep_messages=written.retention.messages,
+        base_path=written.base_path,
         docs=written.docs,
         transcripts=written.transcripts,
         api_key=api_key,

@@ -47,6 +47,15 @@ def _version(value: object) -> object:
     return str(value) if isinstance(value, float) else value  # min_tls = 1.2, without quotes
 
 
+def _base_path(value: object) -> object:
+    path = "/" + value.strip().strip("/") if isinstance(value, str) else ""
+    if path == "/":
+        return ""
+    if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
+        raise ValueError("write a path, such as /mail")
+    return path
+
+
 Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,255}$")]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
@@ -213,6 +222,9 @@ class Written(_Strict):
     hold: bool = _said(False, "pause every profile at start, as after a restore; `serve --hold` does it once")
     api_key: SecretStr | None = _said(None, "16 characters or more")
     api_key_file: Path | None = _said(None, "a file that holds it")
+    base_path: Annotated[str, BeforeValidator(_base_path)] = _said(
+        "", "everything is served below it, such as `/mail`, for a proxy that passes the path on as it is"
+    )
     docs: bool = _said(True, "`false` closes /docs, /redoc and /openapi.json")
     transcripts: bool = _said(
         True, "keep what was said with the relay, without credentials and content, with each attempt"

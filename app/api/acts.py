@@ -57,7 +57,7 @@ async def retry_message(request: Request, id: str) -> Response:
         snapshot = await in_time(verdict, await runtime.control.act(Act.RETRY, message_id), until=until)
     finally:
         verdict.cancel()
-    return to_response(answer_to_post(snapshot, runtime, headers, applied=preference.applied))
+    return to_response(answer_to_post(snapshot, runtime, request.scope, applied=preference.applied))
 
 
 @router.post(
@@ -70,7 +70,7 @@ async def retry_message(request: Request, id: str) -> Response:
 async def cancel_message(request: Request, id: str) -> Response:
     """Stop what waits. What is being sent cannot be stopped any more (409): it is cancelled or sent, never both."""
     snapshot = await runtime_of(request).control.act(Act.CANCEL, id_of(id))
-    return to_response(answer_to_post(snapshot, runtime_of(request), headers_in(request)))
+    return to_response(answer_to_post(snapshot, runtime_of(request), request.scope))
 
 
 @router.post(
@@ -90,7 +90,7 @@ async def resolve_message(request: Request, id: str) -> Response:
     resolution = small_of(Resolution, body)
     act = Act.RESOLVE_AS_SENT if resolution.as_ == "sent" else Act.RESOLVE_AS_FAILED
     snapshot = await runtime_of(request).control.act(act, id_of(id))
-    return to_response(answer_to_post(snapshot, runtime_of(request), headers_in(request)))
+    return to_response(answer_to_post(snapshot, runtime_of(request), request.scope))
 
 
 @router.post(

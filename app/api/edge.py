@@ -33,6 +33,7 @@ from app.mail.errors import (
     Fault,
     MailError,
     NoRoom,
+    NotFound,
     Overloaded,
     RateLimited,
     Refused,
@@ -71,7 +72,10 @@ class Answer:
 
 
 def headers_of(scope: Scope) -> Headers:
-    """Give the headers by lower-case name; repeated ones joined by a comma (RFC 9110 §5.3)."""
+    """Return the headers by lower-case name; repeated ones are joined by a comma (RFC 9110 §5.3)."""
+    known: Headers | None = scope.get("mailchute.headers")
+    if known is not None:
+        return known
     headers: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
         headers[name] = headers[name] + b", " + value if name in headers else value
@@ -101,10 +105,16 @@ _FORWARDING = re.compile(
 _LONGEST_NAME = 64  # bytes of a header's name that are looked at
 
 
+def is_operator_socket(scope: Scope) -> bool:
+    """Whether a request came through the operator socket, which has a path and no port (ASGI)."""
+    server = scope.get("server")
+    return server is not None and server[1] is None
+
+
 def visit_of(scope: Scope, headers: Headers) -> Visit:
     """Gather what says who is calling. The operator socket is known by its path in place of a port."""
-    server, client = scope.get("server"), scope.get("client")
-    if server is not None and server[1] is None:
+    client = scope.get("client")
+    if is_operator_socket(scope):
         return Visit(peer=None)
     return Visit(
         peer=client[0] if client else "",
@@ -205,10 +215,16 @@ _STATUS_OF_POST: Mapping[MessageState, int] = {
 }
 
 
+def relative(path: str, to: str) -> str:
+    """Refer to `to` from a page at `path`, both absolute, so that it holds behind any prefix (RFC 3986 §4.2)."""
+    return "../" * (path.count("/") - 1) + to.removeprefix("/")
+
+
 def answer_to_post(
-    snapshot: Snapshot, runtime: Runtime, headers: Headers, *, applied: str = "", is_replay: bool = False
+    snapshot: Snapshot, runtime: Runtime, scope: Scope, *, applied: str = "", is_replay: bool = False
 ) -> Answer:
     """Answer an act on a message: the status says whether we have it, `ok` whether all is well."""
+    headers = headers_of(scope)
     status = _STATUS_OF_POST[snapshot.state]
     shape = flat(snapshot)
     extra: list[tuple[bytes, bytes]] = []
@@ -219,7 +235,7 @@ def answer_to_post(
             waits = f"the profile {snapshot.profile} is paused: the message waits until somebody resumes it"
             shape["warnings"] = [*shape["warnings"], waits]
     if status == 202:
-        extra.append((b"location", f"/messages/{snapshot.id}".encode()))
+        extra.append((b"location", relative(scope["path"], f"/messages/{snapshot.id}").encode()))
     if snapshot.state is MessageState.DEFERRED and snapshot.next_attempt_at is not None:
         seconds = (snapshot.next_attempt_at - runtime.now()).total_seconds()
         extra.append((b"retry-after", str(max(1, round(seconds))).encode()))
@@ -328,8 +344,11 @@ class Gate:
     arrives where not; so is one for which `in_flight` has no room.
     """
 
-    def __init__(self, inner: App, *, max_body: int, in_flight: BytesInFlight, metrics: Metrics) -> None:
+    def __init__(
+        self, inner: App, *, max_body: int, in_flight: BytesInFlight, metrics: Metrics, base_path: str = ""
+    ) -> None:
         self._inner = inner
+        self._base_path = base_path  # below which everything is served, such as /mail
         self._max_body = max_body
         self._in_flight = in_flight
         self._metrics = metrics
@@ -357,6 +376,8 @@ class Gate:
             await send(event)
 
         try:
+            if self._base_path and not is_operator_socket(scope):
+                scope["path"] = self._below_base(scope["path"])
             await self._inner(scope, self._bounded(receive, headers, hold), answer)
         except MailError as error:
             if status:
@@ -371,6 +392,12 @@ class Gate:
             route = scope.get("route")
             label = scope.get("mailchute.route") or getattr(route, "path", "other")
             self._metrics.http_request(label, str(status)).observe(perf_counter() - began)
+
+    def _below_base(self, path: str) -> str:
+        below = path.removeprefix(self._base_path)
+        if below == path or not below.startswith("/"):
+            raise NotFound(f"There is nothing at {path[:80]}; everything is below {self._base_path}/")
+        return below
 
     def _complete(self, headers: Iterable[tuple[bytes, bytes]], request_id: bytes) -> list[tuple[bytes, bytes]]:
         whole = [*headers, (b"x-request-id", request_id)]

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+from app.api.edge import relative
 from app.mail.address import InvalidAddress, parse_address
 from app.mail.codes import ErrorCode
 from app.mail.errors import Fault, InvalidMessage, NotFound
@@ -115,9 +116,9 @@ def written(cursor: bytes) -> str:
 
 
 def link(path: str, query: Mapping[str, str], next_cursor: str) -> tuple[bytes, bytes]:
-    """Give the Link header (RFC 8288) that leads to the next page of the same list."""
+    """Return the Link header (RFC 8288) that leads to the next page of the same list."""
     said = urlencode({**{name: value for name, value in query.items() if value}, "cursor": next_cursor})
-    return b"link", f'<{path}?{said}>; rel="next"'.encode()
+    return b"link", f'<{relative(path, path)}?{said}>; rel="next"'.encode()
 
 
 def id_of(text: str) -> UUID:

@@ -141,6 +141,6 @@ async def _behind(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[by
 def _page(request: Request, data: list[dict[str, Any]], next_cursor: str | None) -> Response:
     answer = answer_json({"data": data, "has_more": next_cursor is not None, "next_cursor": next_cursor})
     if next_cursor is not None:
-        said = link(request.url.path, request.query_params, next_cursor)
+        said = link(request.scope["path"], request.query_params, next_cursor)
         answer = Answer(answer.status, answer.body, (*answer.headers, said))
     return to_response(answer)

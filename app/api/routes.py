@@ -16,8 +16,7 @@ def runtime_of(request: Request) -> Runtime:
 
 
 def headers_in(request: Request) -> Headers:
-    known: Headers = request.scope.get("mailchute.headers") or headers_of(request.scope)
-    return known
+    return headers_of(request.scope)
 
 
 def caller_of(request: Request) -> Caller:

@@ -112,7 +112,7 @@ async def post_send(request: Request) -> Response:
 async def respond(runtime: Runtime, scope: Scope, read_body: Callable[[], Awaitable[bytes]]) -> Answer:
     """Take one message; the answer follows the commit it reports."""
     began = began_at(scope)
-    headers: Headers = scope.get("mailchute.headers") or headers_of(scope)
+    headers = headers_of(scope)
     try:
         caller = runtime.callers.identify(visit_of(scope, headers))
         preference = preference_of(headers)
@@ -140,7 +140,7 @@ async def respond(runtime: Runtime, scope: Scope, read_body: Callable[[], Awaita
                 verdict.cancel()
     except MailError as error:
         return answer_to(error, headers)
-    return answer_to_post(snapshot, runtime, headers, applied=preference.applied, is_replay=receipt.is_replay)
+    return answer_to_post(snapshot, runtime, scope, applied=preference.applied, is_replay=receipt.is_replay)
 
 
 async def _read(headers: Headers, read_body: Callable[[], Awaitable[bytes]], *, lenient: bool) -> Asked:

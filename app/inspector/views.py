@@ -18,7 +18,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.answers import details, instant
-from app.api.edge import Answer, hold_of
+from app.api.edge import Answer, hold_of, relative
 from app.api.routes import caller_of, runtime_of, to_response
 from app.inspector.reading import read, shown
 from app.mail.errors import NotFound
@@ -62,7 +62,7 @@ async def sandbox(request: Request, before: str = "") -> Response:
     newest = sorted(chain(*found), key=lambda message: message.id, reverse=True)
     page = newest[:PAGE]
     older = str(page[-1].id) if len(newest) > PAGE else ""
-    return _render("sandbox.html", messages=page, older=older, is_first=not before)
+    return _render(request, "sandbox.html", messages=page, older=older, is_first=not before)
 
 
 @router.get("/sandbox/static/inspector.css")
@@ -77,6 +77,7 @@ async def sandbox_message(request: Request, id: str) -> Response:
     snapshot, content = await _found(request, id)
     attempts = await runtime_of(request).history.attempts(snapshot.id)
     return _render(
+        request,
         "message.html",
         message=snapshot,
         said=details(snapshot, attempts),
@@ -130,8 +131,9 @@ def _id(text: str) -> UUID:
         raise NotFound(f"The sandbox has no message {text[:80]}") from error
 
 
-def _render(template: str, **values: object) -> Response:
-    body = _templates().get_template(template).render(**values).encode("utf-8", "replace")
+def _render(request: Request, template: str, **values: object) -> Response:
+    root = relative(request.scope["path"], "/")  # links hold behind any prefix
+    body = _templates().get_template(template).render(root=root, **values).encode("utf-8", "replace")
     headers = ((b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", _POLICY))
     return to_response(Answer(200, body, headers))
 

@@ -53,7 +53,7 @@ async def test_a_deferred_message_is_202_and_says_when_it_is_tried_again(service
     assert said["hint"]
     assert "450 4.2.0 Mailbox busy" in said["message"]
     assert (said["accepted"], said["rejected"]) == ([], [])
-    assert answer.headers["location"] == f"/messages/{said['id']}"
+    assert answer.headers["location"] == f"messages/{said['id']}"
     wait = datetime.fromisoformat(said["next_attempt_at"]) - asked
     assert timedelta(seconds=26) < wait < timedelta(seconds=36)  # 30 s, jitter 10 %
     assert abs(int(answer.headers["retry-after"]) - wait.total_seconds()) < 3
@@ -158,7 +158,7 @@ async def test_a_lost_verdict_is_202_in_doubt_and_not_ok(service: Application) -
     assert (said["accepted"], said["rejected"], said["next_attempt_at"]) == ([], [], None)
     since = (await service.look_up(said["id"]))["attempts"][0]["started_at"][:19]
     assert f"look for {said['message_id']} in the log of 127.0.0.1 from {since}Z on before you send" in said["hint"]
-    assert answer.headers["location"] == f"/messages/{said['id']}"
+    assert answer.headers["location"] == f"messages/{said['id']}"
     assert "retry-after" not in answer.headers
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import http.client
+import re
+from urllib.parse import urljoin
 
+import httpx2
 import pytest
 
 from tests.support import nginx
@@ -64,3 +67,42 @@ async def test_with_a_key_all_goes_through_a_proxy() -> None:
         with Nginx(service.base) as proxy:
             answer = await service.http.post(f"{proxy.base}/send", json=MAIL, headers=WITH_KEY)
             assert answer.json()["state"] == "sent"
+
+
+@pytest.mark.parametrize("keeps_path", [False, True], ids=["stripped", "base-path"])
+async def test_behind_a_prefix_every_link_leads_back_behind_it(keeps_path: bool) -> None:
+    settings = {"MAILCHUTE_API_KEY": KEY, **({"MAILCHUTE_BASE_PATH": "/mail"} if keeps_path else {})}
+    async with Service(settings) as service:
+        upstream = service.base.removesuffix("/mail")
+        with Nginx(upstream + ("" if keeps_path else "/"), location="/mail/") as proxy:
+            caller = httpx2.AsyncClient(headers=WITH_KEY, trust_env=False, timeout=20)
+            start = f"{proxy.base}/mail"
+            answers = [
+                await caller.post(f"{start}/send", json=MAIL, headers={"Prefer": "respond-async"}) for _ in range(2)
+            ]
+            there = urljoin(str(answers[0].url), answers[0].headers["location"])
+            assert (await caller.get(there)).json()["id"] == answers[0].json()["id"]
+            page = await caller.get(f"{start}/messages", params={"limit": 1})
+            older = urljoin(str(page.url), page.headers["link"].partition(">")[0].removeprefix("<"))
+            assert (await caller.get(older)).json()["data"][0]["id"] == answers[0].json()["id"]
+            for path in ("/docs", "/redoc", "/sandbox", f"/sandbox/{answers[0].json()['id']}"):
+                shown = await caller.get(f"{start}{path}")
+                links = re.findall(r'(?:href|src)="([^"#]+)"', shown.text)
+                assert len(links) > 4, path
+                for link in links:
+                    found = await caller.get(urljoin(str(shown.url), link))
+                    assert found.status_code == 200, (path, link)
+            assert (await caller.get(f"{proxy.base}/openapi.json")).status_code == 404
+            await caller.aclose()
+
+
+async def test_with_a_base_path_nothing_else_is_served_but_the_command_line_goes_on() -> None:
+    async with Service({"MAILCHUTE_BASE_PATH": "mail/"}) as service:
+        root = service.base.removesuffix("/mail")
+        assert service.base.endswith("/mail")
+        assert (await service.http.get(f"{root}/mail/livez")).status_code == 200
+        for path in ("/livez", "/mail", "/mailx/livez", "/mail//livez"):
+            refused = await service.http.get(root + path)
+            assert refused.status_code == 404, path
+        assert "/mail/" in (await service.http.get(f"{root}/livez")).json()["detail"]
+        assert (await service.operator.get("/livez")).status_code == 200

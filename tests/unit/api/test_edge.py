@@ -366,21 +366,21 @@ def _named(answer: Answer) -> dict[bytes, bytes]:
     ],
 )
 def test_the_status_says_whether_we_have_it(state: MessageState, status: int, runtime: Runtime) -> None:
-    answer = answer_to_post(snapshot(state, failure=failure()), runtime, {})
+    answer = answer_to_post(snapshot(state, failure=failure()), runtime, _scope())
     assert answer.status == status
     assert list(_shape(answer)) == [*(OF_A_PROBLEM if status == 424 else []), *FLAT]
-    assert (_named(answer).get(b"location") == f"/messages/{ID}".encode()) is (status == 202)
+    assert (_named(answer).get(b"location") == f"messages/{ID}".encode()) is (status == 202)
 
 
 def test_every_state_has_a_status_that_nobody_else_uses(runtime: Runtime) -> None:
-    statuses = {answer_to_post(snapshot(state, failure=failure()), runtime, {}).status for state in MessageState}
+    statuses = {answer_to_post(snapshot(state, failure=failure()), runtime, _scope()).status for state in MessageState}
     assert statuses == {200, 202, 424}
     assert not statuses & NEVER_USED
 
 
 def test_a_failed_message_is_the_flat_shape_and_a_problem(runtime: Runtime) -> None:
     why = failure(FailureClass.PERMANENT)
-    answer = answer_to_post(snapshot(MessageState.FAILED, failure=why), runtime, {})
+    answer = answer_to_post(snapshot(MessageState.FAILED, failure=why), runtime, _scope())
     shape = _shape(answer)
     assert shape["type"] == "/errors/EENVELOPE"
     assert shape["status"] == answer.status == 424
@@ -393,27 +393,27 @@ def test_a_failed_message_is_the_flat_shape_and_a_problem(runtime: Runtime) -> N
 
 def test_a_deferred_message_says_when_to_look_again(runtime: Runtime) -> None:
     at = runtime.now() + timedelta(seconds=90)
-    answer = answer_to_post(snapshot(MessageState.DEFERRED, failure=failure(), next_attempt_at=at), runtime, {})
+    answer = answer_to_post(snapshot(MessageState.DEFERRED, failure=failure(), next_attempt_at=at), runtime, _scope())
     assert 85 <= int(_named(answer)[b"retry-after"]) <= 90
 
 
 def test_retry_after_is_never_zero_or_in_the_past(runtime: Runtime) -> None:
     at = runtime.now() - timedelta(hours=1)
-    answer = answer_to_post(snapshot(MessageState.DEFERRED, failure=failure(), next_attempt_at=at), runtime, {})
+    answer = answer_to_post(snapshot(MessageState.DEFERRED, failure=failure(), next_attempt_at=at), runtime, _scope())
     assert _named(answer)[b"retry-after"] == b"1"
 
 
 @pytest.mark.parametrize("state", set(MessageState) - {MessageState.DEFERRED})
 def test_only_a_deferred_message_has_a_retry_after(state: MessageState, runtime: Runtime) -> None:
     at = runtime.now() + timedelta(seconds=90)
-    answer = answer_to_post(snapshot(state, failure=failure(), next_attempt_at=at), runtime, {})
+    answer = answer_to_post(snapshot(state, failure=failure(), next_attempt_at=at), runtime, _scope())
     assert b"retry-after" not in _named(answer)
 
 
 def test_what_was_preferred_and_done_is_said(runtime: Runtime) -> None:
-    answer = answer_to_post(snapshot(), runtime, {}, applied="wait=3")
+    answer = answer_to_post(snapshot(), runtime, _scope(), applied="wait=3")
     assert _named(answer)[b"preference-applied"] == b"wait=3"
-    assert b"preference-applied" not in _named(answer_to_post(snapshot(), runtime, {}))
+    assert b"preference-applied" not in _named(answer_to_post(snapshot(), runtime, _scope()))
 
 
 _ACCEPTS = [
@@ -441,13 +441,20 @@ def test_a_problem_is_plain_json_only_for_who_names_only_that(
 ) -> None:
     refusal = answer_to(NotFound("There is no message x"), _accepting(accept))
     assert _named(refusal)[b"content-type"] == content_type
-    failed = answer_to_post(snapshot(MessageState.FAILED, failure=failure()), runtime, _accepting(accept))
+    failed = answer_to_post(
+        snapshot(MessageState.FAILED, failure=failure()), runtime, _scope(*((("Accept", accept),) if accept else ()))
+    )
     assert _named(failed)[b"content-type"] == content_type
 
 
 @pytest.mark.parametrize(("accept", "_"), _ACCEPTS)
 def test_what_is_no_problem_is_plain_json_for_all(accept: str | None, _: bytes, runtime: Runtime) -> None:
-    assert _named(answer_to_post(snapshot(MessageState.SENT), runtime, _accepting(accept)))[b"content-type"] == JSON
+    assert (
+        _named(
+            answer_to_post(snapshot(MessageState.SENT), runtime, _scope(*((("Accept", accept),) if accept else ())))
+        )[b"content-type"]
+        == JSON
+    )
 
 
 # Refusals at the door.
