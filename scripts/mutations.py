@@ -111,6 +111,13 @@ MUTATIONS = (
         "        if False and not hmac.compare_digest(",
         f"{_SITUATIONS}[uvloop-23c-the-relay-proves-nothing]",
     ),
+    Mutation(
+        "the circuit after a login without a verdict",
+        "app/mail/circuit.py",
+        "    if failure.phase is Phase.AUTH or (",
+        "    if (",
+        "tests/api/test_circuit.py::test_whatever_goes_wrong_in_a_login_it_is_one_login_however_often_it_could_be_tried",
+    ),
 )
 
 
