@@ -129,7 +129,7 @@ class ProfileSettings(_Strict):
         shown="port 465: `implicit`; with a login: `starttls`; else `opportunistic`",
     )
     auth: Annotated[AuthMode, BeforeValidator(_lower)] | None = _said(
-        None, "`auto`, `none`, `required`, `plain`, `login`, `cram-md5`", shown="`auto`"
+        None, "`auto`, `none`, `required`, `plain`, `login`, `cram-md5`, `scram-sha-1`, `scram-sha-256`", shown="`auto`"
     )
     username: str | None = _said(None, "with `password`: both or neither")
     password: SecretStr | None = _said(None, "")

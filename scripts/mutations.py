@@ -97,6 +97,27 @@ MUTATIONS = (
         "                pass\n",
         f"{_SITUATIONS}[uvloop-45-354-and-250-together]",
     ),
+    Mutation(
+        "the look at what a prompt asks for",
+        "app/smtp/mechanisms.py",
+        "        what = asked_for or next(iter(self._left))\n",
+        "        what = next(iter(self._left))\n",
+        f"{_SITUATIONS}[uvloop-23b-the-user-name-is-asked-for-again-in-other-words]",
+    ),
+    Mutation(
+        "the check of SCRAM's signature",
+        "app/smtp/scram.py",
+        "        if not hmac.compare_digest(",
+        "        if False and not hmac.compare_digest(",
+        f"{_SITUATIONS}[uvloop-23c-the-relay-proves-nothing]",
+    ),
+    Mutation(
+        "the circuit after a login without a verdict",
+        "app/mail/circuit.py",
+        "    if failure.phase is Phase.AUTH or (",
+        "    if (",
+        "tests/api/test_circuit.py::test_whatever_goes_wrong_in_a_login_it_is_one_login_however_often_it_could_be_tried",
+    ),
 )
 
 

@@ -22,7 +22,7 @@ import structlog
 from app.mail.attempt import Attempt
 from app.mail.circuit import SLOWEST_PACE, Circuit, Streak, after_failure, is_of_opening, opened_by, tried_in_vain
 from app.mail.errors import StoreUnavailable, TransactionError
-from app.mail.outcome import Failure, FailureClass, Outcome, Sent
+from app.mail.outcome import Failure, FailureClass, Outcome, Phase, Sent
 from app.mail.profile import AuthMode, Profile
 from app.smtp.login import credentials_of
 from app.smtp.pool import OpenSession
@@ -207,12 +207,15 @@ class Circuits:
             raise CircuitOpen(profile.name)
         if way.circuit is None:
             way.as_set = as_set
+        is_proven = way.proven == as_set
         try:
             session = await self._open_session(profile, attempt)
         except TransactionError as error:
             # Before anybody else gets to try the same.
             is_trial = way.trial is attempt
-            way.streak, opens = after_failure(way.streak, error.failure, frozenset())
+            if error.failure.phase is Phase.AUTH:
+                way.proven = None  # one login at a time, until one succeeds
+            way.streak, opens = after_failure(way.streak, error.failure, frozenset(), is_proven=is_proven)
             if is_trial or opens:
                 self._failed(way, profile.name, error.failure, is_trial=is_trial)
             raise

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from app.mail.codes import Reason
-from app.mail.profile import AuthMode, Profile, TlsMode, TlsVersion, is_loopback
+from app.mail.profile import MECHANISMS, MECHANISMS_IN_CLEAR, AuthMode, Profile, TlsMode, TlsVersion, is_loopback
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
@@ -69,6 +69,8 @@ def _not_smtp(p: Profile, facts: Facts) -> str:
 
 
 def _malformed_reply(p: Profile, facts: Facts) -> str:
+    if facts.get("mechanism") and not facts.get("answers"):
+        return _login_derailed(p, facts)
     return f"What the relay answered is not SMTP: {_answers(p, facts)}check {_host_port(p)}."
 
 
@@ -197,29 +199,62 @@ def _auth_not_offered(p: Profile, facts: Facts) -> str:
 
 
 def _auth_rejected(p: Profile, facts: Facts) -> str:
+    tried = facts.get("mechanism", "")
     other = next((m for m in ("PLAIN", "LOGIN") if m in facts.get("offered", "").split()), None)
     # Servers that keep only a password's hash cannot check it, and offer it all the same.
-    cram = (
-        f"; if they are right, this relay may not manage CRAM-MD5: set {p.setting('auth', other.lower())}"
-        if facts.get("mechanism") == "CRAM-MD5" and other
+    instead = (
+        f"; if they are right, this relay may not manage {tried}: set {p.setting('auth', other.lower())}"
+        if tried in MECHANISMS_IN_CLEAR and other
         else ""
     )
     return (
         f"The relay refused this user name and password: check {p.setting('username')} and {p.setting('password')}; "
-        f"one login was tried{cram}."
+        f"one login was tried{instead}."
     )
 
 
+def _another_mechanism(p: Profile, facts: Facts) -> str:
+    """Return the line that pins the strongest other mechanism on offer, "" where there is none."""
+    offered, tried = facts.get("offered", "").split(), facts.get("mechanism")
+    other = next((m for m in MECHANISMS if m in offered and m != tried), None)
+    return p.setting("auth", other.lower()) if other else ""
+
+
 def _auth_mechanism_unsupported(p: Profile, facts: Facts) -> str:
-    offered = facts.get("offered") or "none that we know"
-    # The one that was tried is offered and refused all the same.
-    common = [m for m in offered.split() if m in ("CRAM-MD5", "PLAIN", "LOGIN") and m != facts.get("mechanism")]
-    if common:
+    offered, tried = facts.get("offered") or "none that we know", facts.get("mechanism")
+    other = _another_mechanism(p, facts)
+    if facts.get("iterations"):
+        instead = f", or set {other}" if other else ""
+        return f"Have the relay ask for {facts['iterations']} iterations of {tried} at most{instead}."
+    if tried:
+        cure = f"set {other}" if other else "ask its operator, who offers no other that Mailchute speaks"
+        return f"The relay refused AUTH {tried} itself, not the password; it offers {offered}: {cure}."
+    if other:
         strongest = f", or {p.setting('auth', 'auto')} to take the strongest" if p.auth.is_pinned else ""
-        return f"The relay offers these mechanisms: {offered}; set {p.setting('auth', common[0].lower())}{strongest}."
+        return f"The relay offers these mechanisms: {offered}; set {other}{strongest}."
     return (
-        f"The relay offers these mechanisms: {offered}, and Mailchute speaks PLAIN, LOGIN and CRAM-MD5: have one of "
-        "them allowed there."
+        f"The relay offers these mechanisms: {offered}, and Mailchute speaks {', '.join(MECHANISMS[:-1])} and "
+        f"{MECHANISMS[-1]}: have one of them allowed there."
+    )
+
+
+def _login_derailed(p: Profile, facts: Facts) -> str:
+    other = _another_mechanism(p, facts)
+    instead = f"set {other}" if other else f"check {_host_port(p)}"
+    return f"The relay does not keep to AUTH {facts['mechanism']}: it is tried again; if it persists, {instead}."
+
+
+def _unexpected_reply(p: Profile, facts: Facts) -> str:
+    if facts.get("mechanism"):
+        return _login_derailed(p, facts)
+    return f"The relay answered out of turn: it is tried again; a proxy before {p.host} may do that."
+
+
+def _auth_server_unverified(p: Profile, _: Facts) -> str:
+    return (
+        f"What answers at {p.host} does not know this password, or cannot prove it: check {_host_port(p)}"
+        + (", and that the relay's certificate is verified" if not p.verify or not p.requires_tls else "")
+        + "; a proxy may stand between."
     )
 
 
@@ -317,6 +352,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.AUTH_NEEDS_TLS: lambda p, _: (
         f"The relay takes {'logins' if p.wants_login else 'mail'} only under TLS: set {p.setting('tls', 'starttls')}."
     ),
+    Reason.AUTH_SERVER_UNVERIFIED: _auth_server_unverified,
     Reason.AUTH_REQUIRED: _auth_required,
     Reason.SENDER_REFUSED: _fixed("The relay does not take mail from this sender: use a From address it allows."),
     Reason.SENDER_DEFERRED: _fixed(
@@ -342,9 +378,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.OUTCOME_UNKNOWN: _outcome_unknown,
     Reason.REPLY_TIMEOUT: _reply_timeout,
     Reason.MALFORMED_REPLY: _malformed_reply,
-    Reason.UNEXPECTED_REPLY: _with_host(
-        "The relay answered out of turn: it is tried again; a proxy before {name} may do that."
-    ),
+    Reason.UNEXPECTED_REPLY: _unexpected_reply,
     Reason.SMTPUTF8_NOT_OFFERED: _fixed("The relay takes only ASCII addresses: use an ASCII form of this address."),
     Reason.PROFILE_UNKNOWN: _profile_unknown,
     Reason.FILE_UNREADABLE: _file_unreadable,

@@ -45,11 +45,22 @@ class AuthMode(StrEnum):
     PLAIN = "plain"
     LOGIN = "login"
     CRAM_MD5 = "cram-md5"
+    SCRAM_SHA_1 = "scram-sha-1"
+    SCRAM_SHA_256 = "scram-sha-256"
 
     @property
     def is_pinned(self) -> bool:
         """Whether it names the one mechanism to use."""
-        return self in (AuthMode.PLAIN, AuthMode.LOGIN, AuthMode.CRAM_MD5)
+        return self.value.upper() in MECHANISMS
+
+    @property
+    def shows_password(self) -> bool:
+        """Whether it may send the password itself, readable for whoever listens where there is no TLS."""
+        return self.value.upper() not in MECHANISMS_IN_CLEAR
+
+
+MECHANISMS_IN_CLEAR = ("SCRAM-SHA-256", "SCRAM-SHA-1", "CRAM-MD5")  # these never send the password
+MECHANISMS = (*MECHANISMS_IN_CLEAR, "PLAIN", "LOGIN")  # all that Mailchute speaks, strongest first
 
 
 class TlsVersion(StrEnum):
@@ -323,7 +334,7 @@ def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
             f"{where}{_name(said, 'tls', 'opportunistic')} could send the password in clear; "
             f"set {_name(said, 'tls', 'starttls')}, or remove the credentials"
         )
-    in_clear = profile.wants_login and profile.tls is TlsMode.NONE and profile.auth is not AuthMode.CRAM_MD5
+    in_clear = profile.wants_login and profile.tls is TlsMode.NONE and profile.auth.shows_password
     if in_clear and not (profile.allow_cleartext_auth or is_loopback(profile.host)):
         raise ConfigError(
             f"{where}{_name(said, 'tls', 'none')} would send the password in clear; set "

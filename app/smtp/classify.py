@@ -18,8 +18,11 @@ from app.mail.hints import Facts, hint
 from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import Profile, TlsMode
 from app.mail.reply import Reply
+from app.smtp import auth_replies
 from app.smtp.limits import limit
+from app.smtp.mechanisms import BrokenOff
 from app.smtp.relays import recognise
+from app.smtp.scram import MOST_ITERATIONS
 from app.smtp.tls import Certificate, OursRefused
 from app.smtp.wire import Breach, Malformed, TimedOut, Unexpected
 
@@ -103,23 +106,12 @@ def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", 
             reason, cls = (Reason.TLS_NOT_OFFERED, _C) if reply.is_permanent else (Reason.TLS_UNAVAILABLE, _T)
             said = "The relay refused STARTTLS"
         case Phase.AUTH:
-            reason, cls, said = (*_at_auth(reply), "The relay refused the login")
+            reason, cls = auth_replies.read(reply)
+            command = reason is Reason.AUTH_MECHANISM_UNSUPPORTED
+            said = f"The relay refused AUTH {mechanism} itself" if command else "The relay refused the login"
         case _:
             reason, cls, said = Reason.HELO_REFUSED, _T if reply.is_transient else _C, "The relay refused EHLO"
     return _refusal(profile, phase, reply, (reason, cls), said, {"offered": offered, "mechanism": mechanism})
-
-
-def _at_auth(reply: Reply) -> tuple[Reason, FailureClass]:
-    """RFC 4954 §6."""
-    if reply.is_transient:
-        return Reason.AUTH_UNAVAILABLE, _T
-    by_code = {
-        504: Reason.AUTH_MECHANISM_UNSUPPORTED,
-        530: Reason.AUTH_NEEDS_TLS,
-        534: Reason.AUTH_MECHANISM_REFUSED,
-        538: Reason.AUTH_NEEDS_TLS,
-    }
-    return by_code.get(reply.code, Reason.AUTH_REJECTED), _C
 
 
 # --- replies in the transaction --------------------------------------------------------------------------
@@ -236,6 +228,15 @@ def auth_mechanism_unsupported(profile: Profile, offered: str) -> Failure:
     return failure(profile, Phase.AUTH, Reason.AUTH_MECHANISM_UNSUPPORTED, _C, said, facts={"offered": offered})
 
 
+def broken_off(profile: Profile, broken: BrokenOff, facts: Facts) -> Failure:
+    """Read a login that was broken off because the relay does not keep to the mechanism."""
+    cls = _C if broken.reason in (Reason.AUTH_SERVER_UNVERIFIED, Reason.AUTH_MECHANISM_UNSUPPORTED) else _T
+    if broken.reason is Reason.AUTH_MECHANISM_UNSUPPORTED:
+        facts = {**facts, "iterations": str(MOST_ITERATIONS)}
+    said = f"AUTH {facts['mechanism']} failed: {broken.why}"
+    return failure(profile, Phase.AUTH, broken.reason, cls, said, reply=broken.reply, facts=facts)
+
+
 def auth_needs_tls(profile: Profile) -> Failure:
     said = "The connection is not encrypted, and a password is not sent in clear"
     return failure(profile, Phase.AUTH, Reason.AUTH_NEEDS_TLS, _C, said)
@@ -250,7 +251,9 @@ def unreadable(profile: Profile, phase: Phase, key: str, why: str) -> Failure:
 # --- breaks and exceptions -------------------------------------------------------------------------------
 
 
-def breach(profile: Profile, phase: Phase, cause: Breach, *, handed_over: bool = False) -> Failure:
+def breach(
+    profile: Profile, phase: Phase, cause: Breach, *, handed_over: bool = False, facts: Facts | None = None
+) -> Failure:
     """Read a break of the wire. `handed_over`: the content's end had been written (RFC 1047)."""
     match cause:
         case Malformed():
@@ -264,7 +267,8 @@ def breach(profile: Profile, phase: Phase, cause: Breach, *, handed_over: bool =
             reason, said = Reason.REPLY_TIMEOUT, f"No answer in phase {phase}: {cause}"
         case _:
             reason, said = Reason.CONNECTION_LOST, f"In phase {phase}, {cause}"
-    return failure(profile, phase, reason, _U if handed_over else _T, said, facts={"phase": phase.value})
+    known = {"phase": phase.value, **(facts or {})}
+    return failure(profile, phase, reason, _U if handed_over else _T, said, facts=known)
 
 
 def malformed(profile: Profile, phase: Phase, line: str) -> Failure:

@@ -1,9 +1,9 @@
 """Opening a session: resolve, connect, tls, greeting, ehlo, starttls, ehlo, auth, in this order.
 
 Implicit TLS comes before the greeting. We resolve and connect ourselves, so that phases are true; aiosmtplib
-greets, upgrades and authenticates, one command at a time; then the `Wire` takes the transport over. Traps of
-aiosmtplib that are kept out here: its `login()` would try three mechanisms on one wrong password, its default is
-an opportunistic STARTTLS, an empty user name would send AUTH, and `getfqdn` would run per connection.
+greets and upgrades, one command at a time; then the `Wire` takes the transport over, for the login (`login.py`) and
+all that follows. Traps of aiosmtplib that are kept out here: its default is an opportunistic STARTTLS, and `getfqdn`
+would run per connection.
 
 RFC 5321 §3.1–3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 7435 (opportunistic), RFC 8314 (implicit TLS).
 """
@@ -24,11 +24,12 @@ from app.mail.outcome import Failure, Phase
 from app.mail.profile import Profile, TlsMode, is_loopback
 from app.mail.reply import Reply, printable
 from app.smtp import classify
-from app.smtp.login import Credentials, choose_mechanism, credentials_of, log_in
+from app.smtp.login import choose_mechanism, credentials_of, log_in
+from app.smtp.mechanisms import BrokenOff
 from app.smtp.network import OwnName, Resolve, SocketAddress, connect_to_any
 from app.smtp.session import Session
 from app.smtp.tls import Connection, OursRefused, certificate_of, context_for, read_certificate
-from app.smtp.wire import Unexpected, Wire
+from app.smtp.wire import Breach, Unexpected, Wire
 
 
 async def open_session(profile: Profile, attempt: Attempt, *, resolve: Resolve, own_name: OwnName) -> Session:
@@ -87,15 +88,17 @@ class _Opening:
         self._in_clear = in_clear or profile.tls is TlsMode.NONE
         self._address: SocketAddress | None = None
         self._client: _Client | None = None
+        self._wire: Wire | None = None  # in the client's place, once it is there
         self._tls: Connection | None = None
-        self._credentials: Credentials | None = None
         self._greeting = ""
 
     async def run(self) -> Session:
         try:
             return await self._walk()
         except BaseException:
-            if self._client is not None:
+            if self._wire is not None:
+                self._wire.close()
+            elif self._client is not None:
                 self._client.close()
             raise
 
@@ -106,16 +109,15 @@ class _Opening:
         await self._ehlo(client)
         if self._profile.tls in (TlsMode.STARTTLS, TlsMode.OPPORTUNISTIC) and not self._in_clear:
             await self._upgrade(client)
-        if not client.is_connected:
-            raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
-        extensions = {key.upper(): value for key, value in client.esmtp_extensions.items()}
-        if self._profile.wants_login:
-            await self._log_in(client, extensions)
         # uvloop's transports are no subclass of asyncio's, but they are transports.
         transport = cast("asyncio.Transport | None", client.transport)
         if transport is None or transport.is_closing():
             raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
-        return Session(self._profile, Wire(transport), self._attempt, extensions, greeting=self._greeting)
+        extensions = {key.upper(): value for key, value in client.esmtp_extensions.items()}
+        wire = self._wire = Wire(transport)
+        if self._profile.wants_login:
+            await self._log_in(wire, extensions)
+        return Session(self._profile, wire, self._attempt, extensions, greeting=self._greeting)
 
     @property
     def _server_name(self) -> str:
@@ -262,9 +264,25 @@ class _Opening:
         # RFC 3207 §4.2: what was learned before is forgotten; aiosmtplib has emptied its buffer.
         await self._ehlo(client)
 
-    async def _log_in(self, client: _Client, extensions: dict[str, str]) -> None:
+    async def _log_in(self, wire: Wire, extensions: dict[str, str]) -> None:
         profile = self._profile
         self._attempt.enter(Phase.AUTH)
+        offered, mechanism = self._choose(extensions)
+        credentials = await credentials_of(profile)
+        self._attempt.auth = mechanism
+        facts = {"offered": offered, "mechanism": mechanism}
+        try:
+            reply = await log_in(wire, mechanism, credentials, attempt=self._attempt, timeout=profile.timeouts.auth)
+        except BrokenOff as broken:
+            raise TransactionError(classify.broken_off(profile, broken, facts)) from broken
+        except Breach as breach:
+            raise TransactionError(classify.breach(profile, Phase.AUTH, breach, facts=facts)) from breach
+        if reply.code != 235:
+            raise TransactionError(classify.opening(profile, Phase.AUTH, reply, offered=offered, mechanism=mechanism))
+
+    def _choose(self, extensions: dict[str, str]) -> tuple[str, str]:
+        """Return the mechanisms on offer, and the one to use."""
+        profile = self._profile
         in_clear = not (self._attempt.tls or profile.allow_cleartext_auth or is_loopback(self._attempt.ip or ""))
         if "AUTH" not in extensions:
             before_starttls = "STARTTLS" in extensions and not self._attempt.tls
@@ -277,15 +295,7 @@ class _Opening:
             raise TransactionError(classify.auth_needs_tls(profile))
         if mechanism is None:
             raise TransactionError(classify.auth_mechanism_unsupported(profile, offered))
-        self._credentials = await credentials_of(profile)
-        self._attempt.auth = mechanism
-        self._attempt.say(f"AUTH {mechanism} ***")
-        try:
-            reply = await log_in(client, mechanism, self._credentials, timeout=profile.timeouts.auth)
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise self._refused(Phase.AUTH, error) from error
-        self._attempt.hear(_reply(reply.code, self._credentials.mask(reply.message)))
-        self._refuse_surplus(client)
+        return offered, mechanism
 
     def _context(self) -> ssl.SSLContext:
         try:
@@ -334,17 +344,13 @@ class _Opening:
             self._attempt.enter(phase)
         profile = self._profile
         if isinstance(error, aiosmtplib.SMTPResponseException):
-            message = self._credentials.mask(error.message) if self._credentials else error.message
             if error.code < 200:
-                return TransactionError(classify.malformed(profile, phase, message.partition(": ")[2]))
+                return TransactionError(classify.malformed(profile, phase, error.message.partition(": ")[2]))
             if error.code > 599:
-                return TransactionError(classify.malformed(profile, phase, f"{error.code} {message}"))
-            said = _reply(error.code, message)
+                return TransactionError(classify.malformed(profile, phase, f"{error.code} {error.message}"))
+            said = _reply(error.code, error.message)
             self._attempt.hear(said)
-            offered = client.esmtp_extensions.get("auth", "") if (client := self._client) else ""
-            return TransactionError(
-                classify.opening(profile, phase, said, offered=offered, mechanism=self._attempt.auth or "")
-            )
+            return TransactionError(classify.opening(profile, phase, said))
         if self._tls is not None and self._tls.refusal is not None:
             return _HandshakeFailed(self._tls.refusal)
         return TransactionError(classify.opening_broke(profile, phase, is_timeout=_is_timeout(error)))

@@ -253,6 +253,12 @@ _KNOWN = (
         reason=(Reason.AUTH_NOT_OFFERED, _C),
     ),
     _known(r"encryption required for requested authentication", reason=(Reason.AUTH_NEEDS_TLS, _C)),
+    # RFC 4954 §6: the account has nothing stored for the mechanism, until it has logged in with its password once
+    _known(
+        r"432 (4\.7\.12|.*password transition)",
+        "The relay must see the password itself once, before {username} can log in this way: set {auth} to plain.",
+        reason=(Reason.AUTH_MECHANISM_REFUSED, _C),
+    ),
     _known(
         r"sender address rejected: not logged in",
         "The relay lets this sender send only after its login: set {username} and {password}.",

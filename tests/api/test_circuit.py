@@ -7,6 +7,7 @@ The paces are shortened, since nobody waits half a minute; how long they are is 
 
 import asyncio
 import os
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from tests.support.factories import refused_port
 from tests.support.relay import Close, Relay, Wait
 
 LOGIN = {"MAILCHUTE_PROFILES__RELAY__USERNAME": "bot", "MAILCHUTE_PROFILES__RELAY__PASSWORD": "wrong"}
+ASK_USER = f"334 {b64encode(b'Username:').decode()}"
 BACKLOG = int(os.environ.get("MAILCHUTE_BACKLOG", "120"))
 LATER = timedelta(hours=3)  # what no test waits for
 SOON = timedelta(milliseconds=30)
@@ -93,6 +95,63 @@ async def test_five_waiting_mails_with_a_wrong_password_make_one_login(tmp_path:
             assert (one["ok"], one["will_retry"]) == (False, True)
             assert "MAILCHUTE_PROFILES__RELAY__PASSWORD" in one["hint"]
             assert "will be sent once the profile works, until" in one["message"]
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "script", "reason"),
+    [
+        pytest.param(mechanism, script, reason, id=id_)
+        for id_, mechanism, script, reason in [
+            (
+                "the user name is asked for twice",
+                "LOGIN",
+                [("AUTH", ASK_USER), ("AUTH2", ASK_USER)],
+                "unexpected_reply",
+            ),
+            ("three prompts", "LOGIN", [("AUTH", "334 "), ("AUTH2", "334 ")], "unexpected_reply"),
+            ("the argument is asked for again", "PLAIN", [("AUTH", ASK_USER)], "unexpected_reply"),
+            ("501 to the command", "LOGIN", [("AUTH", "501 5.5.2 Syntax error")], "auth_mechanism_unsupported"),
+            ("501 to the password", "LOGIN", [("AUTH2", "501 5.5.4 What?")], "auth_mechanism_unsupported"),
+            ("250 to the password", "PLAIN", [("AUTH", "250 Ok")], "unexpected_reply"),
+            ("garbage for a challenge", "CRAM-MD5", [("AUTH", "334 !!!")], "malformed_reply"),
+            ("garbage for a verdict", "PLAIN", [("AUTH", b"rubbish\r\n")], "malformed_reply"),
+            ("two verdicts", "PLAIN", [("AUTH", "235 in\n535 out")], "unexpected_reply"),
+            ("hung up on", "LOGIN", [("AUTH2", Close())], "connection_lost"),
+            ("hung up on at once", "CRAM-MD5", [("AUTH", Close())], "connection_lost"),
+            ("421", "PLAIN", [("AUTH", ("421 4.7.0 Too many errors", Close()))], "service_unavailable"),
+            ("454", "PLAIN", [("AUTH", "454 4.7.0 Temporary authentication failure")], "auth_unavailable"),
+            ("too many logins", "PLAIN", [("AUTH", "454 4.7.0 Too many login attempts")], "rate_limited"),
+            ("not the relay", "SCRAM-SHA-1", [("AUTH2", "235 in")], "auth_server_unverified"),
+        ]
+    ],
+)
+async def test_whatever_goes_wrong_in_a_login_it_is_one_login_however_often_it_could_be_tried(
+    mechanism: str, script: list[tuple[str, Any]], reason: str, tmp_path: Path
+) -> None:
+    environ = {**LOGIN, "MAILCHUTE_RETRY__SCHEDULE": "10ms"}
+    async with service(tmp_path, Relay(auth=[mechanism]), environ=environ) as found:
+        for verb, answer in script:
+            found.relay.on(verb, answer)
+        ids = await waiting(found, 3)
+        await go(found)
+        for id_ in ids:
+            assert (await until(found, id_, "deferred"))["reason"] == reason
+        last = flat(await found.send(), status=202)
+        assert (last["reason"], last["attempts"]) == (reason, 0)
+        assert (await circuit(found))["reason"] == reason
+        assert logins(found.relay) == found.relay.connections == 1
+
+
+async def test_a_relay_that_takes_no_more_logins_is_asked_once_more_where_they_worked_before(tmp_path: Path) -> None:
+    """It may mean how many at once; the second time in a row it means that there were too many."""
+    relay = Relay(auth=["PLAIN"], users={"bot": "wrong"})
+    async with service(tmp_path, relay, environ={**LOGIN, "MAILCHUTE_PROFILES__RELAY__IDLE_TIMEOUT": "0"}) as found:
+        assert flat(await found.send(), status=200)["state"] == "sent"
+        relay.on("AUTH", "454 4.7.0 Too many login attempts")
+        tried = [flat(await found.send(to=f"r{n}@theirs.test"), status=202) for n in range(4)]
+        assert [one["attempts"] for one in tried] == [1, 1, 0, 0]
+        assert (await circuit(found))["reason"] == "rate_limited"
+        assert logins(relay) == 3
 
 
 async def test_new_mail_is_told_at_once_without_an_attempt_or_a_login(tmp_path: Path) -> None:

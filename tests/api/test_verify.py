@@ -292,7 +292,7 @@ async def test_without_a_login_it_may_be_asked_as_often_as_one_likes(service: Ap
 # --- secrets ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-256"])
 @pytest.mark.parametrize("known", [True, False], ids=["right", "wrong"])
 async def test_no_secret_comes_out(mechanism: str, known: bool, tmp_path: Path) -> None:
     relay = Relay(auth=[mechanism], users={"bot": PASSWORD if known else "another"})
@@ -302,10 +302,11 @@ async def test_no_secret_comes_out(mechanism: str, known: bool, tmp_path: Path) 
             answer = await service.client.post(VERIFY)
             again = await service.client.post(VERIFY)
     assert diagnosis(answer)["ok"] is known
-    assert f"AUTH {mechanism} ***" in answer.text
+    assert f'"AUTH {mechanism}' in answer.text
+    assert '"***"' in answer.text or mechanism == "PLAIN"
     for text in (answer.text, again.text, repr(logged)):
         assert [form for form in forms_of(PASSWORD) if form in text] == []
-    responses = [command for command in relay.commands if not command.startswith(("EHLO", "AUTH", "QUIT"))]
+    responses = [line for line in relay.commands if line and not line.startswith(("EHLO", "AUTH", "QUIT"))]
     assert not [response for response in responses if response in answer.text]
 
 

@@ -61,19 +61,13 @@ AIOSMTPLIB = [error for cls in family(aiosmtplib.SMTPException) for error in mad
 SYSTEM = [error for cls in family(OSError) if cls not in family(aiosmtplib.SMTPException) for error in made(cls)]
 TLS = [error for error in SYSTEM if isinstance(error, ssl.SSLError)]
 BREACHES: list[type[Breach]] = [Breach, *Breach.__subclasses__()]
-CALLS = ("connect", "ehlo", "helo", "starttls", "auth_crammd5", "auth_plain", "auth_login")
+CALLS = ("connect", "ehlo", "helo", "starttls")
 
 
-def raising(error: Exception, *, at: bytes | None = None) -> Callable[..., Awaitable[object]]:
-    """Give a method that raises; a client's socket is closed, as aiosmtplib does when it cannot connect.
+def raising(error: Exception) -> Callable[..., Awaitable[object]]:
+    """Return a method that raises; a client's socket is closed, as aiosmtplib does when it cannot connect."""
 
-    With `at` it is a client's `execute_command`, and raises at this command only.
-    """
-    execute = aiosmtplib.SMTP.execute_command
-
-    async def call(*args: Any, **said: Any) -> object:
-        if at is not None and at not in args:
-            return await execute(*args, **said)
+    async def call(*args: Any, **_: Any) -> object:
         if args and isinstance(args[0], aiosmtplib.SMTP) and args[0].sock is not None and not args[0].is_connected:
             args[0].sock.close()
         raise error
@@ -115,15 +109,11 @@ async def test_what_a_call_of_the_opening_raises_is_a_failure_with_a_hint(
     call: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: Settings = {**LOGGING_IN, "tls": TlsMode.STARTTLS}
-    mechanism = {"auth_login": "LOGIN", "auth_crammd5": "CRAM-MD5"}.get(call, "PLAIN")
-    async with Relay(tls=certificates().server(), auth=(mechanism,)) as relay:
+    async with Relay(tls=certificates().server(), auth=("PLAIN",)) as relay:
         if call == "helo":
             relay.on("EHLO", "502 5.5.1 what?")
             said = {}
-        if call == "auth_crammd5":  # whose commands are ours
-            monkeypatch.setattr(aiosmtplib.SMTP, "execute_command", raising(error, at=b"AUTH"))
-        else:
-            monkeypatch.setattr(aiosmtplib.SMTP, call, raising(error))
+        monkeypatch.setattr(aiosmtplib.SMTP, call, raising(error))
         tried = await attempt(relay, **said)
         monkeypatch.undo()
         failure = the_failure(tried)

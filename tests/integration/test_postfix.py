@@ -256,16 +256,34 @@ def content(mail: EmailMessage, kind: str) -> str:
     return str(body.get_content()).replace("\r\n", "\n")
 
 
-@pytest.mark.parametrize("mechanism", ["plain", "login"])
+@pytest.mark.parametrize(
+    ("name", "mechanism", "lines"),
+    [
+        ("starttls_auth", "plain", ["AUTH PLAIN ***"]),
+        ("starttls_auth", "login", ["AUTH LOGIN", "***", "***"]),
+        ("starttls_auth", "cram-md5", ["AUTH CRAM-MD5", "***"]),
+        ("auth_scram", "scram-sha-256", ["AUTH SCRAM-SHA-256 ***", "***", ""]),
+        ("auth_scram", "scram-sha-1", ["AUTH SCRAM-SHA-1 ***", "***", ""]),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "_" not in value else "",
+)
 @pytest.mark.parametrize("user", USERS)
-async def test_every_user_logs_in_and_sends(postfix: Postfix, tmp_path: Path, user: str, mechanism: str) -> None:
+async def test_every_user_logs_in_and_sends(
+    postfix: Postfix, tmp_path: Path, user: str, name: str, mechanism: str, lines: list[str]
+) -> None:
     login = {"SMTP_USERNAME": user, "SMTP_PASSWORD": postfix.users[user], "SMTP_AUTH": mechanism}
-    async with running(postfix, postfix.starttls_auth, tmp_path, login, CA) as service:
+    listener = postfix.listeners[name]
+    where = CA if name == "starttls_auth" else NONE
+    async with running(postfix, listener, tmp_path, login, where) as service:
         _, answer = await service.send()
         attempt = await service.attempt_at(answer)
     assert answer["state"] == "sent", answer
     assert attempt["auth"] == mechanism.upper()
-    assert [line for line in said_in(attempt) if "AUTH" in line] == [f"AUTH {mechanism.upper()} ***"]
+    if (user, mechanism) == ("long", "plain"):  # does not fit into one command
+        lines = ["AUTH PLAIN", "***"]
+    said = said_in(attempt)
+    at = said.index(lines[0])
+    assert said[at : at + len(lines)] == lines
     assert " auth=1 " in session_of(postfix, attempt)
     queue_id = attempt["reply"].rpartition(" ")[2]
     name = f"client=unknown[127.0.0.1], sasl_method={mechanism.upper()}, sasl_username={user}\n"
@@ -377,6 +395,10 @@ def no_auth(change: Mapping[str, str | None]) -> Fault:
     return Fault("EAUTH", "auth_not_offered", "configuration", change)
 
 
+def unsupported(change: Mapping[str, str | None]) -> Fault:
+    return Fault("EAUTH", "auth_mechanism_unsupported", "configuration", change)
+
+
 def login_needed(change: Mapping[str, str | None]) -> Fault:
     return Fault("EAUTH", "auth_required", "configuration", change)
 
@@ -422,6 +444,10 @@ TABLE: dict[str, Case] = {
     "wrong password on implicit_auth": Case("implicit_auth", WRONG_LOGIN | CA | IMPLICIT, (rejected(LOGIN),)),
     "wrong password on auth_plain_only": Case("auth_plain_only", WRONG_LOGIN | NONE, (rejected(LOGIN),)),
     "wrong password on auth_optional": Case("auth_optional", WRONG_LOGIN | NONE, (rejected(LOGIN),)),
+    "wrong password on auth_scram": Case("auth_scram", WRONG_LOGIN | NONE, (rejected(LOGIN),)),
+    "a mechanism that auth_scram does not offer": Case(
+        "auth_scram", LOGIN | NONE | {"SMTP_AUTH": "plain"}, (unsupported({"SMTP_AUTH": "scram-sha-256"}),)
+    ),
     "unknown user on starttls_auth": Case(
         "starttls_auth", LOGIN | CA | {"SMTP_USERNAME": "stranger"}, (rejected({"SMTP_USERNAME": "{user}"}),)
     ),
@@ -535,20 +561,22 @@ def test_the_table_has_wrong_settings_for_every_listener() -> None:
     assert {case.listener for case in TABLE.values()} == {*Postfix.__annotations__} - {"ca_file"}
 
 
-WRONG: dict[str, tuple[str, Environment]] = {
-    "starttls_auth": ("starttls_auth", CA),
-    "implicit_auth": ("implicit_auth", CA | IMPLICIT),
-    "auth_plain_only": ("auth_plain_only", NONE),
-    "auth_optional": ("auth_optional", NONE),
+WRONG: dict[str, Environment] = {
+    "starttls_auth": CA,
+    "implicit_auth": CA | IMPLICIT,
+    "auth_plain_only": NONE,
+    "auth_optional": NONE,
+    "auth_scram": NONE,
+}
+MODES = {
+    **dict.fromkeys(WRONG, ("auto", "required", "plain", "login", "cram-md5")),
+    "auth_scram": ("auto", "scram-sha-1", "scram-sha-256"),
 }
 
 
-@pytest.mark.parametrize("mode", ["auto", "required", "plain", "login"])
-@pytest.mark.parametrize(("name", "said"), WRONG.values(), ids=WRONG.keys())
-async def test_one_wrong_password_is_one_failed_login(
-    postfix: Postfix, tmp_path: Path, name: str, said: Environment, mode: str
-) -> None:
-    listener = postfix.listeners[name]
+@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name, modes in MODES.items() for mode in modes])
+async def test_one_wrong_password_is_one_failed_login(postfix: Postfix, tmp_path: Path, name: str, mode: str) -> None:
+    listener, said = postfix.listeners[name], WRONG[name]
     before = logins(postfix, listener)
     async with running(postfix, listener, tmp_path, WRONG_LOGIN, said, {"SMTP_AUTH": mode}) as service:
         status, answer = await service.send()

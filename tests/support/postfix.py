@@ -44,6 +44,7 @@ USERS = {
 _TLS_NEEDED = "-o smtpd_tls_security_level=encrypt"
 _AUTH = "-o smtpd_sasl_auth_enable=yes"
 _AUTH_NEEDED = f"{_AUTH} -o smtpd_relay_restrictions=permit_sasl_authenticated,reject"
+_LIBRARIES = ("lib", "lib64", "lib/*")
 _QUEUES = ("incoming", "active", "deferred")  # in a mail's order
 _LISTENERS = {
     "plain": "",
@@ -52,6 +53,7 @@ _LISTENERS = {
     "implicit_auth": f"{_TLS_NEEDED} {_AUTH_NEEDED} -o smtpd_tls_wrappermode=yes",
     "auth_optional": _AUTH,
     "auth_plain_only": _AUTH_NEEDED,
+    "auth_scram": f"{_AUTH_NEEDED} -o smtpd_sasl_path=scram",
     "limits": f"-o message_size_limit={MAX_BYTES} -o smtpd_recipient_limit={MAX_RECIPIENTS}",
 }
 
@@ -116,6 +118,7 @@ sasldb_path: {home}/etc/sasl/users
 mech_list: PLAIN LOGIN CRAM-MD5
 """,
 }
+_FILES["sasl/scram.conf"] = _FILES["sasl/smtpd.conf"].replace("PLAIN LOGIN CRAM-MD5", "SCRAM-SHA-256 SCRAM-SHA-1")
 
 
 def missing() -> str | None:
@@ -125,7 +128,8 @@ def missing() -> str | None:
     for program in ("postfix", "postconf", "saslpasswd2"):
         if shutil.which(program, path=ENV["PATH"]) is None:
             return f"{program} is not installed (scripts/test-packages.sh brings it on Debian)"
-    if not any(any(Path("/usr").glob(f"{lib}/sasl2/libcrammd5.so*")) for lib in ("lib", "lib64", "lib/*")):
+    of_sasl = [{file.name.split(".")[0] for file in Path("/usr").glob(f"{lib}/sasl2/*.so*")} for lib in _LIBRARIES]
+    if not {"libcrammd5", "libscram"} <= set().union(*of_sasl):
         return "the SASL mechanisms are not installed (libsasl2-modules on Debian)"
     return None
 
@@ -140,10 +144,11 @@ class Postfix:
     implicit_auth: Listener  # TLS from the first byte, needs AUTH; certificate by ca_file
     auth_optional: Listener  # offered in clear, no TLS
     auth_plain_only: Listener  # needed, in clear, no TLS
+    auth_scram: Listener  # the same, by SCRAM alone
     limits: Listener  # MAX_BYTES and MAX_RECIPIENTS
 
     def __init__(self) -> None:
-        self.users = USERS  # passwords by name; AUTH is by PLAIN, LOGIN or CRAM-MD5
+        self.users = USERS  # passwords by name; AUTH is by PLAIN, LOGIN or CRAM-MD5 where SCRAM is not named
         self.listeners: dict[str, Listener] = {}  # by name
         self._processes: Processes | None = None
 
