@@ -1,7 +1,7 @@
 """SCRAM-SHA-1 and SCRAM-SHA-256 as a client: the password is proven and never sent, and the relay proves itself too.
 
 Pure, but for the CPU that the relay's iteration count asks for. RFC 5802, RFC 7677; no channel binding. Why this is
-written here: docs/adr/0014-scram.md.
+written here: docs/adr/0015-scram.md.
 """
 
 from __future__ import annotations
