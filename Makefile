@@ -38,8 +38,10 @@ test: $(VENV)/.dev ## all tests; as root on Debian it first brings Postfix, Exim
 soak: $(VENV)/.dev ## crashes, power cuts and broken networks at length, then every safeguard taken out once; some 15 minutes
 	@scripts/test-packages.sh
 	@MAILCHUTE_CRASHES=150 MAILCHUTE_POWER_CUTS=150 MAILCHUTE_BYTES=1 MAILCHUTE_BACKLOG=5000 MAILCHUTE_MACHINE_EXAMPLES=500 \
+	  MAILCHUTE_SCALARS=5000 \
 	  $(BIN)/python -m pytest -n 2 --dist worksteal -v -rP tests/e2e/test_crash_loop.py tests/e2e/test_power_cut.py \
-	  tests/integration/test_every_byte.py tests/contract/test_store_machine.py tests/api/test_circuit.py
+	  tests/integration/test_every_byte.py tests/contract/test_store_machine.py tests/api/test_circuit.py \
+	  tests/api/test_any_scalar.py
 	@$(BIN)/python -m scripts.mutations
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, dependencies, spelling, docs drift

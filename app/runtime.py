@@ -32,6 +32,7 @@ from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
 from app.intake.in_flight import BytesInFlight
+from app.intake.offload import Offload
 from app.intake.room import Room
 from app.mail.attempt import Attempt
 from app.mail.errors import ConfigError, StoreUnavailable
@@ -87,6 +88,7 @@ class Runtime:
     worker: Worker
     control: Control
     room: Room
+    offload: Offload
     erasing: Erasing
     intake: Intake
 
@@ -259,11 +261,14 @@ class Runtime:
             min_free_bytes=settings.min_free_bytes,
         )
         await self.room.look()
+        self.offload = Offload()
+        self._closes(self.offload.close)
         self.intake = Intake(
             self._policy(),
             self.outbox,
             HandOff(self.worker.reserve, self.worker.hand_off, self.worker.give_up_place, self.worker.nudge),
             self.room,
+            self.offload,
         )
         if not self._delivers:
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mimetypes
 import re
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from app.mail.address import CONTROL
@@ -17,6 +18,8 @@ from app.mail.message import Attachment
 MAX_ATTACHMENTS = 100
 MAX_NAME = 255  # characters
 MAX_TYPE = 200  # characters
+MAX_STRANGE = 20  # unknown fields of one attachment that are told
+_PIECE = 1 << 20  # bytes that are searched in one call
 
 _FIELDS = ("filename", "content", "content_type", "content_id", "disposition")
 # What other senders call it; all of them would make us fetch something (nodemailer, Resend, SendGrid).
@@ -39,7 +42,8 @@ def read_attachment(value: object) -> tuple[Attachment | None, list[tuple[str, s
         return None, [("", f'{_FROM_ELSEWHERE}, as {{"filename": …, "content": …}}')]
     if not isinstance(value, dict):
         return None, [("", 'an attachment is {"filename": …, "content": …} with the content in base64')]
-    faults = [(f"/{escaped(_short(key))}", _unknown(key)) for key in value if key not in _FIELDS]
+    strange = islice((key for key in value if key not in _FIELDS), MAX_STRANGE)
+    faults = [(f"/{escaped(_short(key))}", _unknown(_short(key))) for key in strange]
     filename, why = _filename(value.get("filename"))
     if why:
         faults.append(("/filename", why))
@@ -64,19 +68,19 @@ def read_attachment(value: object) -> tuple[Attachment | None, list[tuple[str, s
 
 def _unknown(key: str) -> str:
     if key.lower().replace("_", "") in _ELSEWHERE:
-        return f"{_short(key)!r} is not taken: nothing is fetched from elsewhere; put the content in, as base64"
+        return f"{key!r} is not taken: nothing is fetched from elsewhere; put the content in, as base64"
     near = get_close_matches(key.lower(), _FIELDS, n=1)
     cure = f"do you mean {near[0]!r}?" if near else f"known are: {', '.join(_FIELDS)}"
-    return f"{_short(key)!r} is not a field of an attachment; {cure}"
+    return f"{key!r} is not a field of an attachment; {cure}"
 
 
 def _filename(value: object) -> tuple[str, str]:
     if not isinstance(value, str) or not value.strip():
         return "", 'filename is missing; give a name such as "invoice.pdf"'
-    if CONTROL.search(value) or "/" in value or "\\" in value:
-        return "", "a file name has no path, line break or control character; give the bare name"
     if len(value) > MAX_NAME:
         return "", f"a file name has at most {MAX_NAME} characters, this one {len(value)}"
+    if CONTROL.search(value) or "/" in value or "\\" in value:
+        return "", "a file name has no path, line break or control character; give the bare name"
     return value.strip(), ""
 
 
@@ -100,7 +104,8 @@ def _content(value: object) -> tuple[bytes, str]:
 
 
 def _not_base64(bare: bytes) -> str:
-    found = _FOREIGN.search(bare)
+    pieces = (_FOREIGN.search(bare, at, at + _PIECE) for at in range(0, len(bare), _PIECE))
+    found = next(filter(None, pieces), None)
     if found is None:
         return "this is not base64: it ends with more than two ="
     cure = "; it is of the URL-safe alphabet: use the standard one" if found[0] in (b"-", b"_") else ""

@@ -6,22 +6,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
 
 from app.api.attachments import SCHEMA as ATTACHMENTS_SCHEMA
 from app.api.fields import (
     KEY,
     LONGEST_EXPIRY,
-    MAX_FAULTS,
+    MAX_REPLY_TO,
     MAX_SUBJECT,
     MAX_TAGS,
     read_addresses,
@@ -33,6 +31,7 @@ from app.api.fields import (
     read_metadata,
     read_one_address,
     read_path,
+    read_reply_to,
     read_send_at,
     read_subject,
     read_tags,
@@ -40,8 +39,11 @@ from app.api.fields import (
     read_verdict,
     read_whose,
 )
+from app.api.large import LARGE
+from app.api.reading import not_json, read, unknown_in
+from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import Address
-from app.mail.errors import Fault, InvalidMessage, escaped
+from app.mail.errors import Fault, InvalidMessage, TooLarge
 from app.mail.message import Attachment, Draft
 
 _ADDRESS_SCHEMA: dict[str, Any] = {
@@ -93,10 +95,14 @@ class SendRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", title="SendRequest", json_schema_extra={"additionalProperties": False})
 
-    to: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "recipients")] = ()
+    to: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, f"recipients; at most {MAX_RECIPIENTS} a message")] = ()
     cc: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "shown recipients of a copy")] = ()
     bcc: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "hidden recipients; never in the message")] = ()
-    reply_to: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "where replies go")] = ()
+    reply_to: Annotated[
+        tuple[Address, ...],
+        PlainValidator(read_reply_to),
+        _schema(_RECIPIENTS_SCHEMA, f"where replies go; at most {MAX_REPLY_TO} addresses"),
+    ] = ()
     from_: Annotated[
         Address | None,
         PlainValidator(read_one_address),
@@ -200,7 +206,13 @@ class VerifyRequest(BaseModel):
     ] = None
 
 
-_parse: Callable[[bytes], SendRequest] = SendRequest.__pydantic_validator__.validate_json
+MOST_INLINE = 100  # addresses; one with a non-ASCII domain takes some 100 µs
+MAX_SMALL = 64 * 1024  # bytes of the body of an act
+
+
+def is_heavy(body: bytes) -> bool:
+    """Return whether `asked_of()` may take longer than the event loop should wait."""
+    return len(body) > LARGE or body.count(b"@") + body.count(b"\\u0040") > MOST_INLINE
 
 
 def asked_of(body: bytes, *, lenient: bool) -> Asked:
@@ -209,16 +221,15 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
     Raises:
         InvalidMessage: not JSON, or a fault for every field that is wrong.
     """
-    try:
-        said = _parse(body)
-    except ValidationError as error:
-        raise _refusal(body, error, of=None if lenient else SendRequest) from None
+    said = read(SendRequest, body, unknown_are_faults=not lenient)
     warnings: tuple[str, ...] = ()
     if said.model_extra:
-        unknown = _unknown_in(SendRequest, said.model_extra)
+        unknown = unknown_in(SendRequest, said.model_extra)
         if not lenient:
             raise InvalidMessage.of(unknown)
         warnings = tuple(fault.detail for fault in unknown)
+        if more := len(said.model_extra) - len(unknown):
+            warnings += (f"{more} more fields are not known here",)
     draft = Draft(
         to=said.to,
         cc=said.cc,
@@ -302,62 +313,24 @@ def small_of(model: type[_Small], body: bytes) -> _Small:
 
     Raises:
         InvalidMessage: not JSON, or a fault for every field that is wrong.
+        TooLarge: it has more than `MAX_SMALL` bytes.
     """
-    try:
-        said = model.model_validate_json(body)
-    except ValidationError as error:
-        raise _refusal(body, error, of=model) from None
+    if len(body) > MAX_SMALL:
+        raise TooLarge(f"The body has {len(body)} bytes; this request takes at most {MAX_SMALL}")
+    said = read(model, body)
     if said.model_extra:
-        raise InvalidMessage.of(_unknown_in(model, said.model_extra))
+        raise InvalidMessage.of(unknown_in(model, said.model_extra))
     return said
 
 
 def json_fault(body: bytes) -> InvalidMessage | None:
-    """Say where the body stops being JSON; None where it does not."""
+    """Return where the body stops being JSON; None where it does not, or where it is too large to be looked through."""
     try:
-        _parse(body)
-    except ValidationError as error:
-        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
-            return _refusal(body, error)
+        if len(body) <= LARGE:
+            from_json(body)
+    except ValueError as error:
+        return InvalidMessage.of([Fault("", not_json(body, str(error)))])
     return None
-
-
-def _refusal(body: bytes, error: ValidationError, *, of: type[BaseModel] | None = None) -> InvalidMessage:
-    """Name every fault; with `of` the fields that it does not have too, since one may be what is missing, misspelt."""
-    faults: list[Fault] = []
-    for said in error.errors(include_url=False, include_input=False):
-        if said["type"] == "json_invalid":
-            return InvalidMessage.of([Fault("", _not_json(body, said["ctx"]["error"]))])
-        if said["type"] == "missing":
-            faults.append(Fault(f"/{said['loc'][0]}", f"{said['loc'][0]} is missing"))
-            continue
-        if said["type"] != "faults":
-            return InvalidMessage.of([Fault("", 'the body is a JSON object such as {"to": …, "text": …}')])
-        at = f"/{said['loc'][0]}"
-        faults.extend(Fault(at + below, detail) for below, detail in said["ctx"]["faults"])
-    if of is not None:
-        faults += _unknown_in(of, from_json(body))
-    return InvalidMessage.of(faults[:MAX_FAULTS])
-
-
-def _not_json(body: bytes, why: str) -> str:
-    if not body.strip():
-        return 'the body is empty; send a JSON object such as {"to": …, "subject": …, "text": …}'
-    return (
-        f"the body is not valid JSON: {why}; the usual cause is a variable that contains an unescaped quote or "
-        "line break"
-    )
-
-
-def _unknown_in(model: type[BaseModel], names: Iterable[str]) -> list[Fault]:
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    return [_unknown(name, known) for name in islice((name for name in names if name not in known), MAX_FAULTS)]
-
-
-def _unknown(name: str, known: Sequence[str]) -> Fault:
-    near = get_close_matches(name.lower(), known, n=1)
-    cure = f"do you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-    return Fault(f"/{escaped(name[:80])}", f"{name[:80]!r} is not a field here; {cure}")
 
 
 def examples() -> Mapping[str, Mapping[str, Any]]:

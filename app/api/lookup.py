@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, urlsafe_b64encode
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,10 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+from starlette.datastructures import QueryParams
+
 from app.api.edge import relative
+from app.api.fields import OutsideOfTime, in_utc
 from app.mail.address import InvalidAddress, parse_address
 from app.mail.codes import ErrorCode
 from app.mail.errors import Fault, InvalidMessage, NotFound
@@ -78,16 +82,20 @@ def instant(query: Mapping[str, str], name: str, *, now: datetime) -> datetime |
         return None
     try:
         return now - timedelta(seconds=parse_duration(text))
-    except (ValueError, OverflowError):
+    except OverflowError:
+        raise fault(f"{name}: {text[:40]!r} ago is before the year 1; give a shorter time") from None
+    except ValueError:
         pass
     try:
         # "+" of an offset arrives as a blank where nobody escaped it.
         said = datetime.fromisoformat(text.upper().replace(" ", "+") if "T" in text.upper() else text)
+        return in_utc(said) if said.tzinfo else said.replace(tzinfo=UTC)
+    except OutsideOfTime as error:
+        raise fault(f"{name} {error}") from None
     except ValueError:
         raise fault(
             f"{name} is an instant such as 2026-12-24T18:00:00Z, a date, or how long ago (24h), not {text[:40]!r}"
         ) from None
-    return said.astimezone(UTC) if said.tzinfo else said.replace(tzinfo=UTC)
 
 
 def limit_of(query: Mapping[str, str]) -> int:
@@ -103,7 +111,7 @@ def cursor_of(query: Mapping[str, str], size: int = 16) -> bytes | None:
     if not text:
         return None
     try:
-        raw = b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        raw = b"" if len(text) > 2 * size else b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except ValueError:
         raw = b""
     if len(raw) != size:
@@ -128,11 +136,15 @@ def id_of(text: str) -> UUID:
         raise NotFound(f"There is no message {text[:80]}") from error
 
 
-def refuse_unknown(query: Mapping[str, str], known: set[str]) -> None:
-    """Name a parameter that is none here, for a filter that is misspelt would match everything."""
+def refuse_unknown(query: QueryParams, known: set[str]) -> None:
+    """Refuse a parameter that is not in `known` or is given twice: a filter that is dropped matches everything."""
     for name in query:
         if name not in known:
             raise fault(f"{name[:40]!r} is not a parameter here; known are: {', '.join(sorted(known))}")
+    count = Counter(name for name, _ in query.multi_items())
+    for name, times in count.items():
+        if times > 1:
+            raise fault(f"{name} is given {times} times; give it once")
 
 
 def _one_of(query: Mapping[str, str], name: str, known: list[str], *, upper: bool = False) -> str | None:
@@ -141,7 +153,7 @@ def _one_of(query: Mapping[str, str], name: str, known: list[str], *, upper: boo
         return None
     value = text.upper() if upper else text.lower()
     if value not in known:
-        near = get_close_matches(value, known, n=1)
+        near = get_close_matches(value[:80], known, n=1)
         raise fault(f"{name} is one of {', '.join(known)}" + (f"; do you mean {near[0]}?" if near else ""))
     return value
 

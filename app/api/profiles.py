@@ -172,7 +172,7 @@ async def verify_profile(request: Request, name: str) -> Response:
 def _profile(runtime: Runtime, name: str) -> Profile:
     profile = runtime.profiles.get(name)
     if profile is None:
-        near = get_close_matches(name, runtime.profiles, n=1)
+        near = get_close_matches(name[:80], runtime.profiles, n=1)
         cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(runtime.profiles)}"
         raise NotFound(f"There is no profile {name[:80]!r}; {cure}")
     return profile

@@ -6,14 +6,13 @@ OpenAPI and for whoever mounts the app without the hot route. Both call `respond
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from app.api.answers import DryRunAnswer, MessageAnswer, MessageNotSent
-from app.api.body import Asked, SendRequest, asked_of, examples, key_of
+from app.api.body import Asked, SendRequest, asked_of, examples, is_heavy, key_of
 from app.api.document import KEYS, about_a_message, in_both_types, problems
 from app.api.edge import (
     Answer,
@@ -35,13 +34,13 @@ from app.api.edge import (
 )
 from app.api.media import check_media_type
 from app.api.routes import runtime_of, to_response
+from app.intake.accept import is_large
 from app.mail.errors import MailError
 from app.mail.message import Draft, Message
 from app.runtime import Runtime
 from app.store.verdicts import in_time
 
 PATH = "/send"
-LARGE = 256 * 1024  # bytes of a body that is read beside the event loop
 
 router = APIRouter(tags=["messages"])
 
@@ -116,12 +115,14 @@ async def respond(runtime: Runtime, scope: Scope, read_body: Callable[[], Awaita
     try:
         caller = runtime.callers.identify(visit_of(scope, headers))
         preference = preference_of(headers)
-        asked = await _read(headers, read_body, lenient=preference.lenient)
+        asked = await _read(runtime, headers, read_body, lenient=preference.lenient)
         key = key_of(headers, asked.key)
         wait = preference.seconds(runtime.settings.default_wait)
         id_ = runtime.new_id()
         if asked.is_dry_run:
-            return _dry_run(asked.draft, runtime.intake.prepare(asked.draft, caller, id=id_, now=runtime.now()))
+            message = await runtime.intake.preview(asked.draft, caller, id=id_, now=runtime.now())
+            answer = partial(_dry_run, asked.draft, message)
+            return await runtime.offload.run(answer) if is_large(asked.draft) else answer()
         verdict = runtime.verdicts.expect(id_) if wait > 0 else None
         try:
             receipt = await runtime.intake.accept(asked.draft, caller, id=id_, now=runtime.now(), key=key)
@@ -143,13 +144,14 @@ async def respond(runtime: Runtime, scope: Scope, read_body: Callable[[], Awaita
     return answer_to_post(snapshot, runtime, scope, applied=preference.applied, is_replay=receipt.is_replay)
 
 
-async def _read(headers: Headers, read_body: Callable[[], Awaitable[bytes]], *, lenient: bool) -> Asked:
-    """Read the body and what it asks for; a large one beside the event loop."""
+async def _read(
+    runtime: Runtime, headers: Headers, read_body: Callable[[], Awaitable[bytes]], *, lenient: bool
+) -> Asked:
+    """Read a body; one that may take long beside the event loop, which goes on meanwhile."""
     body = await read_body()
     check_media_type(headers, body)
-    if len(body) > LARGE:
-        return await asyncio.to_thread(asked_of, body, lenient=lenient)
-    return asked_of(body, lenient=lenient)
+    work = partial(asked_of, body, lenient=lenient)
+    return await runtime.offload.run(work) if is_heavy(body) else work()
 
 
 def _dry_run(draft: Draft, message: Message) -> Answer:

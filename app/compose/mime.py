@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64, b2a_qp
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -33,6 +33,7 @@ _LONGEST_PLAIN = 60  # a display name longer than this is encoded, so that it ca
 _ATOM_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
 _PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*\Z")
 _7BIT = bytes([9, 10, 13, *range(32, 127)])
+_PIECE = 1 << 20  # characters of a text that are encoded in one call
 _LONGEST_LINE = 998  # octets without CRLF, RFC 5322 §2.1.1
 
 
@@ -177,21 +178,44 @@ def _multipart(kind: str, boundary: str, parts: Sequence[_Part]) -> _Part:
 
 def _text_part(kind: str, text: str) -> _Part:
     """Encode one text."""
+    pieces: list[bytes] = []
+    characters = 0
+    for piece in map(_with_crlf, _pieces(text)):
+        characters += len(piece)
+        pieces.append(piece.encode())
+    if not pieces[-1].endswith(b"\r\n"):
+        pieces[-1] += b"\r\n"
+        characters += 2
+    size = sum(map(len, pieces))
+    charset = "us-ascii" if size == characters else "utf-8"
+    if charset == "us-ascii" and all(map(_fits_7bit, pieces)):
+        encoding, body = "7bit", pieces
+    elif (size - characters) * 4 <= size:
+        encoding, body = "quoted-printable", list(map(_quoted_printable, pieces))
+    else:
+        encoding, body = "base64", wrapped(b2a_base64(b"".join(pieces), newline=False))
+    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", body
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text into pieces of some `_PIECE` characters, behind line ends where it has any.
+
+    A single call over many megabytes would hold the event loop up, in whatever thread it runs.
+    """
+    at = 0
+    while len(text) - at > _PIECE:
+        end = text.rfind("\n", at, at + _PIECE) + 1
+        if not end:
+            end = at + _PIECE - (text[at + _PIECE - 1] == "\r")  # a CRLF stays together
+        yield text[at:end]
+        at = end
+    yield text[at:]
+
+
+def _with_crlf(text: str) -> str:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = text.replace("\n", "\r\n")
-    if not text.endswith("\r\n"):
-        text += "\r\n"
-    raw = text.encode()
-    charset = "us-ascii" if len(raw) == len(text) else "utf-8"
-    if charset == "us-ascii" and _fits_7bit(raw):
-        encoding, body = "7bit", raw
-    elif (len(raw) - len(text)) * 4 <= len(raw):
-        # Every CRLF is intact here, so b2a_qp breaks lines with CRLF too.
-        encoding, body = "quoted-printable", b2a_qp(raw, istext=True)
-    else:
-        encoding, body = "base64", b"".join(wrapped(b2a_base64(raw, newline=False)))
-    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", (body,)
+    return text.replace("\n", "\r\n")
 
 
 def _fits_7bit(raw: bytes) -> bool:
@@ -199,3 +223,17 @@ def _fits_7bit(raw: bytes) -> bool:
     if raw.translate(None, _7BIT) or b" \r\n" in raw or b"\t\r\n" in raw:
         return False
     return len(raw) <= _LONGEST_LINE or max(map(len, raw.split(b"\r\n"))) <= _LONGEST_LINE
+
+
+def _quoted_printable(raw: bytes) -> bytes:
+    """Encode a piece of a text; one that ends within a line ends with a soft line break (RFC 2045 §6.7)."""
+    # It breaks lines as the first line ends, with CRLF here: every one is intact.
+    if raw.endswith(b"\r\n"):
+        return b2a_qp(raw, istext=True)
+    encoded = b2a_qp(raw + b"\r\n", istext=True)[:-2]
+    last = encoded.rfind(b"\n") + 1
+    if len(encoded) - last < _LINE:
+        return encoded + b"=\r\n"
+    cut = last + _LINE - 1
+    cut -= 2 if encoded[cut - 2 : cut - 1] == b"=" else 1 if encoded[cut - 1 : cut] == b"=" else 0  # never in an =XX
+    return b"%b=\r\n%b=\r\n" % (encoded[:cut], encoded[cut:])

@@ -98,14 +98,14 @@ async def sandbox_html(request: Request, id: str) -> Response:
     return to_response(Answer(200, body.encode("utf-8", "replace"), _HTML))
 
 
-@router.get("/sandbox/{id}/parts/{number:int}")
-async def sandbox_part(request: Request, id: str, number: int) -> Response:
-    """Give a file of a message to save; they are counted from 1."""
+@router.get("/sandbox/{id}/parts/{number}")
+async def sandbox_part(request: Request, id: str, number: str) -> Response:
+    """Return a file of a message, to be saved; they are counted from 1."""
     _, content = await _found(request, id)
     parts = (await asyncio.to_thread(read, content)).parts
-    if not 1 <= number <= len(parts):
-        raise NotFound(f"The message {id[:80]} has no part {number}")
-    part = parts[number - 1]
+    part = next((part for at, part in enumerate(parts, 1) if str(at) == number), None)
+    if part is None:
+        raise NotFound(f"The message {id[:80]} has no part {number[:20]}")
     # RFC 6266 in its encoded form alone: nothing in a name can end it.
     name = quote(part.name or f"part-{number}", safe="", errors="replace")
     headers = (*_FILE, (b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode()))

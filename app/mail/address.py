@@ -28,6 +28,7 @@ _RESERVED_LABEL = re.compile(r"(?:\A|\.)[^.]{2}--")  # RFC 5890 §2.3.1: A-label
 # Begins only where a word does, so that a long one is gone through once.
 _LOOKS_LIKE_ONE = re.compile(r"(?<![^\s<>()\[\],;:\"@])[^\s<>()\[\],;:\"@]++@[^\s<>()\[\],;:\"@]++")
 _SEPARATORS = frozenset(",;\r\n")
+_NEVER_BARE = _SEPARATORS | {":"}  # in a display name without quotes
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
 
@@ -59,9 +60,10 @@ class Address:
 
 
 def split_addresses(text: str) -> list[str]:
-    """Cut a list of addresses at `,`, `;` and line breaks outside quotes and angle brackets.
+    """Split a list of addresses at `,`, `;` and line breaks outside quotes and angle brackets.
 
-    Empty pieces are dropped, so that a trailing comma does no harm.
+    Empty pieces are dropped, so that a trailing comma does no harm. Every other piece must be a whole address:
+    `parse_address()` refuses what is left of a name or a command.
     """
     if _SEPARATORS.isdisjoint(text):
         return [text.strip()] if text.strip() else []
@@ -98,7 +100,9 @@ def parse_address(text: str) -> Address:
             raise InvalidAddress(f"{shown(text)} is not an address; write: Name <name@example.org>")
         return _parse_spec(text, name="")
     quoted, bare, spec = found.groups()
-    if bare and not _SEPARATORS.isdisjoint(bare):
+    # A bare colon begins a group (RFC 5322 §3.4). It is also what a header field or an SMTP command has that was
+    # smuggled in behind a line break: "a@example.org\r\nRCPT TO:<b@example.org>" is not two recipients.
+    if bare and not _NEVER_BARE.isdisjoint(bare):
         raise InvalidAddress(f'{shown(text)}: quote the name, as in "Miller, Ann" <ann@example.org>')
     name = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare.strip()
     return _parse_spec(spec.strip(), name=checked_name(name))
@@ -122,10 +126,10 @@ def without_addresses(text: str) -> str:
 
 def checked_name(name: str) -> str:
     """Refuse a display name that could not stand in one header line."""
-    if CONTROL.search(name) or not _is_encodable(name):
-        raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
     if len(name) > MAX_TEXT:
         raise InvalidAddress(f"a display name of {len(name)} characters is too long; at most {MAX_TEXT} are taken")
+    if CONTROL.search(name) or not _is_encodable(name):
+        raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
     return name
 
 

@@ -27,6 +27,7 @@ from app.smtp.wire import BLOCK, Breach, Lost, TimedOut, Unexpected
 
 BeforeHandover: TypeAlias = Callable[[], Awaitable[None]]
 
+LARGE = 1024 * 1024  # bytes of content that is made ready in a thread
 _ANY_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -267,7 +268,9 @@ class _Transaction:
             await mark
         self._attempt.enter(Phase.CONTENT)
         self._attempt.say(f"({len(self._content)} bytes of content)")
-        content, end = stuffed(self._content)
+        # Tens of megabytes of short lines take 100 ms; the event loop goes on meanwhile.
+        is_large = len(self._content) >= LARGE
+        content, end = await asyncio.to_thread(stuffed, self._content) if is_large else stuffed(self._content)
         if len(content) > BLOCK:
             if not await self._wire.send_content(content, timeout=self._timeouts.block):
                 await self._early_verdict()

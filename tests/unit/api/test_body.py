@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from app.api.body import SendRequest, asked_of, json_fault
+from app.api.body import SendRequest, asked_of, is_heavy, json_fault
 from app.api.body import example as documented
 from app.api.fields import LONGEST_EXPIRY, MAX_FAULTS
 from app.compose.mime import compose
@@ -212,6 +212,42 @@ _FAULTS: list[tuple[Any, str, str]] = [
     (b'{"expires_in": NaN}', "/expires_in", "number"),
     (b'{"expires_in": -Infinity}', "/expires_in", "number"),
     (b'{"expires_in": ' + b"9" * 401 + b"}", "/expires_in", "number"),
+    *[
+        ({"send_at": instant}, "/send_at", "outside of the years 1 to 9999 in UTC")
+        for instant in (
+            "0001-01-01T00:00:00+01:00",
+            "0001-01-01T23:58:59+23:59",
+            "9999-12-31T23:59:59-23:59",
+            "9999-12-31T23:59:59.999999-00:01",
+        )
+    ],
+    ({"send_at": "0000-01-01T00:00:00Z"}, "/send_at", "is an instant"),
+    ({"send_at": "2026-02-30T00:00:00Z"}, "/send_at", "is an instant"),
+    ({"send_at": "2026-12-24T18:00:00+24:00"}, "/send_at", "is an instant"),
+    # Separators count between whole addresses only.
+    ({"to": "ann@example.org\r\nRCPT TO:<bob@example.org>"}, "/to", "quote the name"),
+    ({"to": "ann@example.org\nBcc: <bob@example.org>"}, "/to", "quote the name"),
+    ({"to": "ann@example.org\r\nDATA\r\nbob@example.org"}, "/to", "no @"),
+    ({"to": "ann@example.org\n.\nbob@example.org"}, "/to", "no @"),
+    ({"to": "ann@example.org, and, bob@example.org"}, "/to", "no @"),
+    ({"to": "ann@example.org; and bob@example.org"}, "/to", "space"),
+    ({"to": "ann@example.org\nMAIL FROM:<bob@example.org> SIZE=1"}, "/to", "angle brackets"),
+    ({"to": "Team: Ann <ann@example.org>, Bob <bob@example.org>;"}, "/to", "quote the name"),
+    ({"to": "Team: ann@example.org, bob@example.org;"}, "/to", "space"),
+    # Counted before they are parsed.
+    ({"to": [f"{at}" for at in range(1001)]}, "/to", "1001 recipients are too many; at most 1000 a message"),
+    ({"cc": ",".join(f"{at}" for at in range(1001))}, "/cc", "1001 recipients are too many"),
+    ({"bcc": [f"{at}\n;{at}x" for at in range(501)]}, "/bcc", "1002 recipients are too many"),
+    ({"to": [{"email": f"{at}"} for at in range(1001)]}, "/to", "1001 recipients are too many"),
+    ({"to": "a" * 999_000 + ";" * 1001}, "/to", "1000001 characters of addresses are too long"),
+    ({"reply_to": [f"{at}" for at in range(101)]}, "/reply_to", "101 addresses are too many; at most 100 are taken"),
+    ({"from": [f"a{at}@example.org" for at in range(1000)]}, "/from", "one address is taken here, not 1000"),
+    ({"from": [f"a{at}@example.org" for at in range(1001)]}, "/from", "1001 addresses are too many; one is taken"),
+    ({"tags": [1] * 11}, "/tags", "11 tags are too many"),
+    ({"metadata": {f"{at}": "" for at in range(5000)}}, "/metadata", "5000 entries; at most 4096 bytes"),
+    ({"headers": {f"X-{at}": 1 for at in range(51)}}, "/headers", "51 header fields are too many"),
+    ({"attachments": [{}] * 101}, "/attachments", "101 attachments are too many"),
+    ({"attachments": [{"filename": "/" * 256, "content": "QQ=="}]}, "/attachments/0/filename", "at most 255"),
 ]
 
 
@@ -388,6 +424,51 @@ def test_a_lenient_body_lists_unknown_fields_among_the_warnings() -> None:
     assert "'subject'" in draft.warnings[0]
     assert "'botId'" in draft.warnings[1]
     assert draft.subject == ""
+
+
+def test_a_lenient_body_names_some_unknown_fields_and_counts_the_rest() -> None:
+    draft = _draft(GOOD | {f"x{at}": "x" for at in range(MAX_FAULTS + 7)}, lenient=True)
+    assert len(draft.warnings) == MAX_FAULTS + 1
+    assert draft.warnings[-1] == "7 more fields are not known here"
+
+
+def test_equal_addresses_over_the_bound_count_once() -> None:
+    said = ["ann@example.org", {"email": "bob@example.org", "name": "Bob"}, {"email": "bob@example.org"}]
+    draft = _draft({"to": said * 500})
+    assert draft.to == (ANN, Address("bob", "example.org", "Bob"), BOB)
+    assert len(_draft({"to": ["ann@example.org"] * 1000}).to) == 1000
+
+
+@pytest.mark.parametrize(
+    ("raw", "heavy"),
+    [
+        (b'{"to": "ann@example.org"}', False),
+        (b'{"to": "%b"}' % b",".join([b"a@b.c"] * 100), False),
+        (b'{"to": "%b"}' % b",".join([b"a@b.c"] * 101), True),
+        (b'{"to": "%b"}' % b",".join([b"a\\u0040b.c"] * 101), True),
+        (b'{"text": "%b"}' % (b"x" * 60_000), False),
+        (b'{"text": "%b"}' % (b"x" * 70_000), True),
+    ],
+)
+def test_what_may_take_long_is_known_before_it_is_read(raw: bytes, heavy: bool) -> None:
+    assert is_heavy(raw) is heavy
+
+
+BLANKS = b" " * 70_000
+
+
+@pytest.mark.parametrize("said", [GOOD, {"to": 5}, {"subject": ["x"], "sbject": 1}, [], "x", {}, {"x": 1}])
+def test_a_large_body_is_read_as_a_small_one(said: Any) -> None:
+    raw = _raw(said)
+    assert repr(_verdict(raw + BLANKS)) == repr(_verdict(raw))
+
+
+@pytest.mark.parametrize(
+    ("rest", "why"),
+    [(b"{", "EOF"), (b'{"text": "He said "hi""}', "column 70020"), (b"", "empty"), (b'{"a": 1} x', "column 70010")],
+)
+def test_a_large_body_that_is_not_json_is_told_with_the_place_where_it_stops(rest: bytes, why: str) -> None:
+    assert why in _faults(BLANKS + rest)[""]
 
 
 def test_a_lenient_body_is_still_refused_for_what_is_wrong() -> None:

@@ -381,6 +381,41 @@ def test_every_line_end_becomes_crlf_and_the_last_line_gets_one(text: str) -> No
     assert body.decode() == _lines(text).replace("\n", "\r\n")
 
 
+MEGABYTE = 1 << 20  # characters; longer texts are encoded in pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Hello\n" * 400_000, "7bit"),
+        ("Hello\r" * 400_000, "7bit"),
+        ("Hello\r\n" * 400_000, "7bit"),
+        ("\n" * 3_000_000, "7bit"),
+        ("\r\n" * 1_500_000 + "x", "7bit"),
+        ("Hello" * 500_000 + "\n", "quoted-printable"),
+        (("x" * 1999 + "\n") * 1200, "quoted-printable"),
+        ("blank \n" * 400_000, "quoted-printable"),
+        ("Grüße aus Köln\n" * 200_000, "quoted-printable"),
+        ("Grüße aus Köln\r" * 200_000, "quoted-printable"),
+        ("Grüße aus Köln" * 200_000, "quoted-printable"),
+        ("こんにちは\n" * 300_000, "base64"),
+        ("こ" * 2_000_000, "base64"),
+        *[("x" * (MEGABYTE + at) + "\r\n" + "=é \t\n" * 9, "quoted-printable") for at in range(-3, 3)],
+        *[("=" * (MEGABYTE + at) + "é" * 80, "quoted-printable") for at in range(-3, 3)],
+        *[("é" + " x" * (MEGABYTE // 2) + "y" * at + "é", "quoted-printable") for at in range(3)],
+    ],
+)
+def test_a_text_of_megabytes_is_encoded_as_a_short_one_is(text: str, encoding: str) -> None:
+    raw = _compose(_draft(text=text))
+    assert _field(raw, "Content-Transfer-Encoding") == encoding
+    lines = raw.split(b"\r\n")
+    assert max(map(len, lines)) <= (998 if encoding == "7bit" else 76)
+    assert not any(b"\r" in line or b"\n" in line for line in lines)
+    body = _parsed(raw).get_payload(decode=True)
+    assert isinstance(body, bytes)
+    assert body.decode() == _lines(text).replace("\n", "\r\n")
+
+
 @pytest.mark.parametrize("line", ["x" * 1_000_000, "ü" * 500_000, "😀" * 250_000, ". " * 500_000, "=\r" * 500_000])
 def test_a_megabyte_in_one_line_is_read_back(line: str) -> None:
     began = perf_counter()

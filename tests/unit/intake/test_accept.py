@@ -6,20 +6,23 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from threading import Thread, current_thread
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.intake.accept import MAX_RECIPIENTS, HandOff, Intake, Policy
+from app.intake.accept import MAX_RECIPIENTS, MOST_BYTES_INLINE, HandOff, Intake, Policy, fingerprint, is_large
 from app.intake.callers import Caller
+from app.intake.offload import Offload
 from app.intake.room import Room
 from app.mail.address import Address
 from app.mail.errors import InvalidMessage, TooLarge
-from app.mail.message import Claim, Draft, Lease, Message
-from app.mail.profile import Dialect, ProfileFacts
+from app.mail.message import Attachment, Claim, Draft, Lease, Message
+from app.mail.profile import Dialect, Profile, ProfileFacts
 from app.mail.routing import Route
 from app.store.census import Census
 from app.store.journal import Journal
@@ -47,7 +50,7 @@ def _no_call(_: str) -> None:
     pytest.fail("nobody is woken here")
 
 
-def _intake(**policy: Any) -> Intake:
+def _intake(offload: Offload | None = None, **policy: Any) -> Intake:
     known: dict[str, Any] = {
         "profiles": {"corp": CORP, "cloud": CLOUD},
         "default_profile": "corp",
@@ -56,7 +59,8 @@ def _intake(**policy: Any) -> Intake:
         "expires_after": 3600.0,
     }
     room = Room(Path("/"), waiting=lambda: 0, max_queued=0, min_free_bytes=0)
-    return Intake(Policy(**known | policy), _outbox(), HandOff(_no_place, _no_claim, _no_call, _no_call), room)
+    hand_off = HandOff(_no_place, _no_claim, _no_call, _no_call)
+    return Intake(Policy(**known | policy), _outbox(), hand_off, room, offload)
 
 
 @cache
@@ -214,6 +218,76 @@ def test_the_limit_is_on_the_composed_message_and_both_numbers_are_told() -> Non
     assert len(_prepared(DRAFT, max_message_bytes=size).content) == size
     with pytest.raises(TooLarge, match=rf"{size} bytes.*at most {size - 1}"):
         _prepared(DRAFT, max_message_bytes=size - 1)
+
+
+LARGE = replace(DRAFT, text="x\n" * MOST_BYTES_INLINE, attachments=(Attachment("a", b"QUJD" * 1000, "a/b"),))
+
+
+def test_a_large_message_over_the_limit_is_refused_before_it_is_composed() -> None:
+    at_least = 2 * MOST_BYTES_INLINE + 4000
+    with pytest.raises(TooLarge, match=f"at least {at_least} bytes when composed; at most 9999 are taken"):
+        _prepared(LARGE, max_message_bytes=9999)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"text": "y"},
+    {"html": "x"},
+    {"subject": "y"},
+    {"to": (BOB,)},
+    {"bcc": (BOB,)},
+    {"attachments": ()},
+]
+
+
+@pytest.mark.parametrize("draft", [DRAFT, LARGE], ids=["small", "large"])
+def test_two_requests_are_the_same_only_where_everything_is(draft: Draft) -> None:
+    assert fingerprint(draft) == fingerprint(replace(draft, warnings=("careful",)))
+    others = {fingerprint(replace(draft, **change)) for change in CHANGES}
+    assert len(others | {fingerprint(draft)}) == len(CHANGES) + (1 if draft.attachments else 0)
+
+
+def test_a_large_request_differs_in_its_last_character_and_in_its_files() -> None:
+    file = LARGE.attachments[0]
+    assert LARGE.text is not None
+    for other in (
+        replace(LARGE, text=LARGE.text[:-1] + "y"),
+        replace(LARGE, attachments=(replace(file, base64=file.base64[:-1] + b"A"),)),
+        replace(LARGE, attachments=(replace(file, filename="b"),)),
+    ):
+        assert fingerprint(other) != fingerprint(LARGE)
+    digest = sha256(LARGE.text.encode()).hexdigest()
+    assert fingerprint(replace(LARGE, text=digest)) != fingerprint(LARGE)
+
+
+@pytest.mark.parametrize(
+    ("draft", "large"),
+    [
+        (DRAFT, False),
+        (LARGE, True),
+        (replace(DRAFT, bcc=(BOB,) * 101), True),
+        (replace(DRAFT, reply_to=(BOB,) * 101), True),
+        (replace(DRAFT, html="x" * (MOST_BYTES_INLINE + 1)), True),
+        (replace(DRAFT, attachments=(Attachment("a", b"A" * (MOST_BYTES_INLINE + 1), "a/b"),)), True),
+    ],
+)
+async def test_a_large_message_is_composed_beside_the_event_loop(draft: Draft, large: bool) -> None:
+    threads: set[Thread] = set()
+
+    class Seen(dict[str, Profile]):
+        """Profiles that note in which thread they are asked for."""
+
+        def get(self, *asked: Any) -> Any:
+            threads.add(current_thread())
+            return super().get(*asked)
+
+    offload = Offload()
+    message = await _intake(offload, profiles=Seen(corp=CORP), max_message_bytes=10**9).preview(
+        draft, Caller(name="shop"), id=ID, now=NOW
+    )
+    await offload.close()
+    assert message == _prepared(draft, max_message_bytes=10**9)
+    assert is_large(draft) is large
+    assert (current_thread() in threads) is not large
 
 
 @pytest.mark.parametrize(
