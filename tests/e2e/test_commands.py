@@ -158,11 +158,26 @@ async def test_a_profile_in_trouble_is_listed_with_its_cure(scene: Scene) -> Non
     assert "Cure: The relay turns this machine away" in said
 
 
-async def test_a_terminal_does_not_obey_what_a_relay_says(scene: Scene) -> None:
-    scene.relay.on("RCPT", "550 5.1.1 \x1b[2Jgone")
-    said = await scene.do(*SEND)
-    assert "\x1b" not in said.out
-    assert "gone" in said.out
+HOSTILE = "gone \x1b[2J\x1b]0;title\x07\u009b31m\u0085\u202egpj.exe\u2066\u200bpal\u2028\ufeff\U000e0041"
+
+
+async def test_a_terminal_does_not_obey_what_callers_and_relays_wrote(scene: Scene) -> None:
+    raw = HOSTILE.encode() + b"\xff\x9b31m"
+    scene.relay.on("RCPT", b"550 5.1.1 " + raw + b"\r\n")
+    sent = await scene.do(*SEND, "--subject", "invoice \u202egpj.exe\u200b", "--tag", "a\u2066b")
+    assert "EENVELOPE/mailbox_unknown: " in sent.out
+    assert r"550 5.1.1 gone \x1b[2J" in sent.out
+    id_ = sent.out.split()[3]
+    scene.relay.on("GREETING", b"554 5.7.1 " + raw + b"\r\n")
+    refused = await scene.do(*SEND, "--json")  # opens the circuit, which health and profiles show
+    commands = [("show", id_), ("show", id_, "--json"), ("list",), ("list", "--json"), ("show", HOSTILE), ("health",)]
+    commands += [("profiles",), ("profiles", "--json"), ("doctor",), ("doctor", "--json")]
+    for said in (sent, refused, *[await scene.do(*words) for words in commands]):
+        lines = (said.out + said.err).split("\n")
+        assert all(line.isprintable() for line in lines), said
+        assert "Traceback" not in said.err
+    [kept] = await scene.told("show", id_)
+    assert kept["subject"] == "invoice \u202egpj.exe\u200b"
 
 
 async def test_at_a_terminal_bulk_work_shows_how_far_it_is(folder: Path) -> None:
