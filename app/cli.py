@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from app import __version__
-from app.commands import good_settings, messages, refuse
+from app.commands import good_settings, in_plain_words, messages, refuse
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.profile import Profile
 from app.settings import LogFormat, Settings, load
@@ -80,13 +80,11 @@ def serve(
 @commands.command()
 def health() -> None:
     """Ask the running service whether it can take mail (HEALTHCHECK of the image does); warnings do not count."""
-    from app.operator import NoAnswer, ask
+    from app.operator import ask
 
     database = good_settings().database
-    try:
+    with in_plain_words():
         reply = ask(database, "GET", "/health", patience=HEALTH_SECONDS)
-    except NoAnswer as error:
-        _fail(str(error))
     if reply is None:
         _fail(f"no service is running on {database}")
     write(reply.body["status"])
@@ -140,13 +138,13 @@ def profiles(
     as_json: Annotated[bool, typer.Option("--json", help="Write the API's answers, one JSON object a line.")] = False,
 ) -> None:
     """List the profiles: where they lead, how, and how they stand where a service runs."""
-    from app.operator import NoAnswer, ask
+    from app.operator import ask, no_service
 
     settings = good_settings()
-    try:
+    with in_plain_words():
         reply = ask(settings.database, "GET", "/profiles")
-    except NoAnswer as error:
-        _fail(str(error))
+    if reply is None:
+        note(f"{no_service(settings.database)}: these are the settings, not how the profiles stand")
     found = (
         [_as_set(settings, profile) for profile in settings.profiles.values()] if reply is None else reply.body["data"]
     )
@@ -301,7 +299,10 @@ def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dic
 
     from app.operator import NoAnswer, ask
 
-    reply = ask(settings.database, "POST", f"/profiles/{quote(name, safe='')}/verify", whom)
+    try:
+        reply = ask(settings.database, "POST", f"/profiles/{quote(name, safe='')}/verify", whom)
+    except ConfigError as error:
+        refuse(error)
     if reply is None:
         return _diagnose_here(settings, name, whom)
     if reply.status in (429, 503):

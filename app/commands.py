@@ -1,7 +1,7 @@
 """What the command line does to messages: send, show, list, tail, retry, cancel.
 
-Each speaks HTTP with the running service through the operator socket; where none runs, with one of its own on the
-same database (`operator.at_hand`). Texts are for people, `--json` gives the API's own answers, a line each.
+Each sends HTTP requests to the running service through its control socket; where none runs, to one of its own on the
+same database (`operator.at_hand`). Texts are for people, `--json` writes the API's own responses, a line each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
@@ -18,7 +18,7 @@ from urllib.parse import quote
 import typer
 
 from app.mail.errors import ConfigError, StoreUnavailable
-from app.operator import NoAnswer, Reply, Service, at_hand, follow
+from app.operator import NoAnswer, Reply, Service, at_hand, following, no_service, require_database
 from app.settings import Settings, load
 from app.terminal import complain, note, write, write_json, write_source
 
@@ -93,7 +93,7 @@ def send(
         "dry_run": dry_run,
     }
     headers = {} if wait is None else {"Prefer": f"wait={wait}"}
-    with speaking(good_settings(), delivers=True) as service:
+    with speaking(good_settings(), delivers=not dry_run, rehearses=dry_run) as service:
         reply = service.post("/send", {name: said for name, said in body.items() if said}, headers=headers)
     if dry_run and reply.status == 200 and not as_json:
         write_source(reply.body["raw"])
@@ -144,16 +144,15 @@ def list_(
 @messages.command()
 def tail(*, as_json: AsJson = False) -> None:
     """Follow what the running service does: a line for every change of a message's state, until Ctrl-C."""
-    changes = follow(good_settings().database)
-    if changes is None:
-        complain("no service runs here: there is nothing to follow")
-        raise typer.Exit(FAILED)
-    note("Following; Ctrl-C ends it.")
-    try:
-        for message in changes:
-            _tell(message, as_json=as_json)
-    except KeyboardInterrupt:
-        return
+    database = good_settings().database
+    with in_plain_words(), following(database) as changes:
+        if changes is None:
+            require_database(database)
+            raise NoAnswer(f"{no_service(database)}: there is nothing to follow")
+        note("Following; Ctrl-C ends it.")
+        with suppress(KeyboardInterrupt):
+            for message in changes:
+                _tell(message, as_json=as_json)
 
 
 @messages.command()
@@ -197,11 +196,17 @@ def cancel(
 
 
 @contextmanager
-def speaking(settings: Settings, *, delivers: bool = False) -> Iterator[Service]:
-    """Speak with a service; what keeps us from it ends the command in plain words."""
+def speaking(settings: Settings, *, delivers: bool = False, rehearses: bool = False) -> Iterator[Service]:
+    """Yield a service to send requests to, or end the command."""
+    with in_plain_words(), at_hand(settings, delivers=delivers, rehearses=rehearses) as service:
+        yield service
+
+
+@contextmanager
+def in_plain_words() -> Iterator[None]:
+    """End the command where a service cannot be reached or opened, and say why."""
     try:
-        with at_hand(settings, delivers=delivers) as service:
-            yield service
+        yield
     except ConfigError as error:
         refuse(error)
     except (NoAnswer, StoreUnavailable) as error:
@@ -247,7 +252,10 @@ def _act_on_all(service: Service, act: str, which: dict[str, str | None]) -> int
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(act, total=None)  # how many there are nobody counts beforehand
         while True:
-            reply = good(service.post(f"/messages/{act}", query={**which, "limit": str(STEP), "cursor": cursor}))
+            try:
+                reply = good(service.post(f"/messages/{act}", query={**which, "limit": str(STEP), "cursor": cursor}))
+            except NoAnswer as error:
+                raise NoAnswer(f"{error}; {count} were done before") from error
             count += int(reply.body["count"])
             progress.update(bar, completed=count)
             cursor = reply.body["next_cursor"]

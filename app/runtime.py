@@ -48,6 +48,7 @@ from app.store.census import Census
 from app.store.database import Lock, migrate
 from app.store.erasing import Erasing
 from app.store.history import History
+from app.store.identity import DatabaseFile
 from app.store.journal import Journal
 from app.store.keeping import Keeping
 from app.store.outbox import Outbox
@@ -75,6 +76,7 @@ class Runtime:
     metrics: Metrics
     callers: Callers
     verdicts: Verdicts
+    database_file: DatabaseFile | None
     journal: Journal
     history: History
     census: Census
@@ -199,6 +201,7 @@ class Runtime:
         self._closes(reader.close)
         await self.journal.open()
         self._closes(self.journal.close)
+        self.database_file = DatabaseFile.at(settings.database)
         search = SearchIndex(self.journal)
         self.history = History(reader, search)
         self.census = await self.history.census()

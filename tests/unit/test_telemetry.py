@@ -99,7 +99,7 @@ def test_whatever_is_logged_for_people_is_one_printable_line(
     console.seek(0)
     console.truncate()
     structlog.get_logger().info("delivery.deferred", subject=subject, value=value, reply=reply)
-    logging.getLogger("some.library").warning("it said %s", reply)
+    logging.getLogger("some.library").warning("it said %s", subject)
     assert len(lines := _lines(console)) == 2
     assert all(line.isprintable() for line in lines)
     assert "delivery.deferred" in lines[0]
