@@ -18,10 +18,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from app import __version__
-from app.commands import good_settings, messages, refuse
+from app.commands import good_settings, in_plain_words, messages, refuse
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.profile import Profile
 from app.settings import LogFormat, Settings, load
+from app.terminal import complain, note, set_up_streams, write, write_json
 from app.upkeep import upkeep
 
 HEALTH_SECONDS = 4.0  # less than the Dockerfile's HEALTHCHECK gives, so that the reason is told
@@ -38,12 +39,13 @@ commands.add_typer(upkeep)
 
 def main() -> None:
     """Run the command line."""
+    set_up_streams()
     commands()
 
 
 def _version(*, asked: bool) -> None:
     if asked:
-        typer.echo(f"mailchute {__version__}")
+        write(f"mailchute {__version__}")
         raise typer.Exit
 
 
@@ -69,8 +71,8 @@ def serve(
     settings = good_settings()
     if check:
         for warning in settings.warnings:
-            typer.echo(f"warning: {warning}", err=True)
-        typer.echo(f"The settings are good: {_summary(settings)}")
+            note(f"warning: {warning}")
+        write(f"The settings are good: {_summary(settings)}")
         return
     _serve(settings, hold=hold)
 
@@ -78,21 +80,19 @@ def serve(
 @commands.command()
 def health() -> None:
     """Ask the running service whether it can take mail (HEALTHCHECK of the image does); warnings do not count."""
-    from app.operator import NoAnswer, ask
+    from app.operator import ask
 
     database = good_settings().database
-    try:
+    with in_plain_words():
         reply = ask(database, "GET", "/health", patience=HEALTH_SECONDS)
-    except NoAnswer as error:
-        _fail(str(error))
     if reply is None:
         _fail(f"no service is running on {database}")
-    typer.echo(reply.body["status"])
+    write(reply.body["status"])
     for name, found in reply.body["checks"].items():
         for check in found:
             if check["status"] != "pass":
                 about = " ".join(str(check[key]) for key in ("componentId", "observedValue", "output") if key in check)
-                typer.echo(f"  {check['status']} {name} {about}".rstrip())
+                write(f"  {check['status']} {name} {about}".rstrip())
     if reply.status != 200:
         raise typer.Exit(1)
 
@@ -120,14 +120,14 @@ def doctor(
         try:
             found = _diagnose(settings, name, {"from": sender, "to": recipient})
         except NoAnswer as error:
-            typer.echo(f"mailchute: {error}", err=True)
+            complain(str(error))
             all_well = False
             continue
         all_well = all_well and found["ok"]
         if as_json:
-            typer.echo(json.dumps(found, ensure_ascii=False))
+            write_json(found)
         else:
-            typer.echo(("\n" if at else "") + _diagnosis_text(found))
+            write(*([""] if at else []), *_diagnosis_lines(found))
     if not all_well:
         raise typer.Exit(1)
 
@@ -138,20 +138,23 @@ def profiles(
     as_json: Annotated[bool, typer.Option("--json", help="Write the API's answers, one JSON object a line.")] = False,
 ) -> None:
     """List the profiles: where they lead, how, and how they stand where a service runs."""
-    from app.operator import NoAnswer, ask
+    from app.operator import ask, no_service
 
     settings = good_settings()
-    try:
+    with in_plain_words():
         reply = ask(settings.database, "GET", "/profiles")
-    except NoAnswer as error:
-        _fail(str(error))
+    if reply is None:
+        note(f"{no_service(settings.database)}: these are the settings, not how the profiles stand")
     found = (
         [_as_set(settings, profile) for profile in settings.profiles.values()] if reply is None else reply.body["data"]
     )
     for profile in found:
-        typer.echo(json.dumps(profile, ensure_ascii=False) if as_json else _profile_text(profile))
+        if as_json:
+            write_json(profile)
+        else:
+            write(*_profile_lines(profile))
     if not found:
-        typer.echo("There are none: it is the sandbox, where nothing leaves this machine.")
+        write("There are none: it is the sandbox, where nothing leaves this machine.")
 
 
 @commands.command()
@@ -164,8 +167,8 @@ def errors(
 
     if code is None:
         for each in ErrorCode:
-            typer.echo(f"{each:<12}{CODES[each]}")
-        typer.echo("\nmailchute errors CODE tells more.")
+            write(f"{each:<12}{CODES[each]}")
+        write("", "mailchute errors CODE tells more.")
         return
     if code.upper() in ErrorCode.__members__:
         known = ErrorCode(code.upper())
@@ -178,13 +181,13 @@ def errors(
         near = get_close_matches(code.upper(), names, n=1) or get_close_matches(code.lower(), names, n=1)
         cure_ = f"do you mean {near[0]}?" if near else "mailchute errors lists them"
         refuse(ConfigError(f"there is no error code or reason {code[:80]!r}; {cure_}"))
-    typer.echo(f"{known}: {CODES[known]}")
+    write(f"{known}: {CODES[known]}")
     if known in NODEMAILER:
-        typer.echo(f"nodemailer: {NODEMAILER[known]}")
+        write(f"nodemailer: {NODEMAILER[known]}")
     for reason in reasons:
         said = EXPLANATIONS[reason]
-        typer.echo(f"\n{reason} ({', '.join(said.classes)})\n  {said.meaning}")
-        typer.echo(f"  Usual causes: {'; '.join(said.causes)}.\n  Cure: {cure(reason)}")
+        write("", f"{reason} ({', '.join(said.classes)})", f"  {said.meaning}")
+        write(f"  Usual causes: {'; '.join(said.causes)}.", f"  Cure: {cure(reason)}")
 
 
 @commands.command()
@@ -201,7 +204,7 @@ def migrate() -> None:
             lock.release()
     except ConfigError as error:
         refuse(error)
-    typer.echo(f"{settings.database} is at schema {SCHEMA}")
+    write(f"{settings.database} is at schema {SCHEMA}")
 
 
 @commands.command()
@@ -218,7 +221,7 @@ def openapi(
     if check is None:
         sys.stdout.write(text)
     elif not check.is_file() or check.read_text("utf-8") != text:
-        typer.echo(f"{check} is not what the code serves: run make openapi", err=True)
+        note(f"{check} is not what the code serves: run make openapi")
         raise typer.Exit(1)
 
 
@@ -235,7 +238,7 @@ def _as_set(settings: Settings, profile: Profile) -> dict[str, Any]:
     }
 
 
-def _profile_text(said: dict[str, Any]) -> str:
+def _profile_lines(said: dict[str, Any]) -> list[str]:
     facts = [
         f"{said['host']}:{said['port']}",
         f"tls {said['tls']}",
@@ -251,11 +254,11 @@ def _profile_text(said: dict[str, Any]) -> str:
             f"  {circuit['error_code']}/{circuit['reason']}: {circuit['message']}",
             f"  Cure: {circuit['hint']}",
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def _fail(text: str) -> NoReturn:
-    typer.echo(f"mailchute: {text}", err=True)
+    complain(text)
     raise typer.Exit(1)
 
 
@@ -275,11 +278,15 @@ def _serve(settings: Settings, *, hold: bool) -> None:
     as_json = settings.log is LogFormat.JSON or (settings.log is None and not sys.stderr.isatty())
     set_up_logs(as_json=as_json)
     try:
-        serve(_held(settings, hold), say=typer.echo, read_again=lambda: _held(load(os.environ), hold))
+        serve(_held(settings, hold), say=_announce, read_again=lambda: _held(load(os.environ), hold))
     except ConfigError as error:
         refuse(error)
     except StoreUnavailable as error:
         _fail(str(error))
+
+
+def _announce(text: str) -> None:
+    write(*text.split("\n"))
 
 
 def _held(settings: Settings, hold: bool) -> Settings:  # noqa: FBT001
@@ -292,7 +299,10 @@ def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dic
 
     from app.operator import NoAnswer, ask
 
-    reply = ask(settings.database, "POST", f"/profiles/{quote(name, safe='')}/verify", whom)
+    try:
+        reply = ask(settings.database, "POST", f"/profiles/{quote(name, safe='')}/verify", whom)
+    except ConfigError as error:
+        refuse(error)
     if reply is None:
         return _diagnose_here(settings, name, whom)
     if reply.status in (429, 503):
@@ -324,7 +334,7 @@ def _diagnose_here(settings: Settings, name: str, whom: dict[str, str | None]) -
     return asyncio.run(diagnose())
 
 
-def _diagnosis_text(found: dict[str, Any]) -> str:
+def _diagnosis_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['profile']} ({found['host']}:{found['port']})"]
     for stage in found["stages"]:
         ms = "" if stage["ms"] is None else f"{stage['ms']:.1f} ms"
@@ -334,4 +344,4 @@ def _diagnosis_text(found: dict[str, Any]) -> str:
     else:
         lines.append(f"{found['error_code']}/{found['reason']} ({found['class']}): {found['message']}")
         lines.append(f"Cure: {found['hint']}")
-    return "\n".join(lines)
+    return lines

@@ -1,17 +1,16 @@
 """What the command line does to messages: send, show, list, tail, retry, cancel.
 
-Each speaks HTTP with the running service through the operator socket; where none runs, with one of its own on the
-same database (`operator.at_hand`). Texts are for people, `--json` gives the API's own answers, a line each.
+Each sends HTTP requests to the running service through its control socket; where none runs, to one of its own on the
+same database (`operator.at_hand`). Texts are for people, `--json` writes the API's own responses, a line each.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
@@ -19,9 +18,9 @@ from urllib.parse import quote
 import typer
 
 from app.mail.errors import ConfigError, StoreUnavailable
-from app.mail.reply import printable
-from app.operator import NoAnswer, Reply, Service, at_hand, follow
+from app.operator import NoAnswer, Reply, Service, at_hand, following, no_service, require_database
 from app.settings import Settings, load
+from app.terminal import complain, note, write, write_json, write_source
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write the API's answers, one JSON object a line.")]
 State = Annotated[str | None, typer.Option(help="queued, deferred, failed, in_doubt, …")]
@@ -52,7 +51,7 @@ def good_settings() -> Settings:
 
 def refuse(error: Exception) -> NoReturn:
     """End the command: it cannot work as things stand."""
-    say(str(error))
+    complain(*str(error).split("\n"))  # a line for each fault
     raise typer.Exit(REFUSED)
 
 
@@ -94,10 +93,10 @@ def send(
         "dry_run": dry_run,
     }
     headers = {} if wait is None else {"Prefer": f"wait={wait}"}
-    with speaking(good_settings(), delivers=True) as service:
+    with speaking(good_settings(), delivers=not dry_run, rehearses=dry_run) as service:
         reply = service.post("/send", {name: said for name, said in body.items() if said}, headers=headers)
     if dry_run and reply.status == 200 and not as_json:
-        typer.echo(reply.body["raw"], nl=False)
+        write_source(reply.body["raw"])
         return
     _tell_outcome(reply, as_json=as_json)
 
@@ -112,10 +111,12 @@ def show(
     """Show a message: its state, its recipients, and every attempt with what was said."""
     with speaking(good_settings()) as service:
         reply = good(service.get(f"{_path(id)}/raw" if raw else _path(id)))
-    if raw or as_json:
-        typer.echo(reply.text, nl=not raw)
-        return
-    typer.echo("\n".join(_details(reply.body)))
+    if raw:
+        write_source(reply.text)
+    elif as_json:
+        write_json(reply.body)
+    else:
+        write(*_details(reply.body))
 
 
 @messages.command("list")
@@ -137,22 +138,21 @@ def list_(
     which = _filters(state, error_code, profile, sender, recipient, tag, since, until, words)
     with speaking(good_settings()) as service:
         for message in _newest(service, which, limit):
-            typer.echo(_json(message) if as_json else _line(message))
+            _tell(message, as_json=as_json)
 
 
 @messages.command()
 def tail(*, as_json: AsJson = False) -> None:
     """Follow what the running service does: a line for every change of a message's state, until Ctrl-C."""
-    changes = follow(good_settings().database)
-    if changes is None:
-        say("no service runs here: there is nothing to follow")
-        raise typer.Exit(FAILED)
-    typer.echo("Following; Ctrl-C ends it.", err=True)
-    try:
-        for message in changes:
-            typer.echo(_json(message) if as_json else _line(message))
-    except KeyboardInterrupt:
-        return
+    database = good_settings().database
+    with in_plain_words(), following(database) as changes:
+        if changes is None:
+            require_database(database)
+            raise NoAnswer(f"{no_service(database)}: there is nothing to follow")
+        note("Following; Ctrl-C ends it.")
+        with suppress(KeyboardInterrupt):
+            for message in changes:
+                _tell(message, as_json=as_json)
 
 
 @messages.command()
@@ -196,21 +196,27 @@ def cancel(
 
 
 @contextmanager
-def speaking(settings: Settings, *, delivers: bool = False) -> Iterator[Service]:
-    """Speak with a service; what keeps us from it ends the command in plain words."""
+def speaking(settings: Settings, *, delivers: bool = False, rehearses: bool = False) -> Iterator[Service]:
+    """Yield a service to send requests to, or end the command."""
+    with in_plain_words(), at_hand(settings, delivers=delivers, rehearses=rehearses) as service:
+        yield service
+
+
+@contextmanager
+def in_plain_words() -> Iterator[None]:
+    """End the command where a service cannot be reached or opened, and say why."""
     try:
-        with at_hand(settings, delivers=delivers) as service:
-            yield service
+        yield
     except ConfigError as error:
         refuse(error)
     except (NoAnswer, StoreUnavailable) as error:
-        say(str(error))
+        complain(str(error))
         raise typer.Exit(FAILED) from None
 
 
 def _act(settings: Settings, act: str, ids: list[str], which: dict[str, str | None], *, as_json: bool) -> None:
     if bool(ids) == any(which.values()):
-        say(f"name messages to {act}, or a filter such as --state deferred, and not both")
+        complain(f"name messages to {act}, or a filter such as --state deferred, and not both")
         raise typer.Exit(REFUSED)
     with speaking(settings) as service:
         if ids:
@@ -219,19 +225,20 @@ def _act(settings: Settings, act: str, ids: list[str], which: dict[str, str | No
                 raise typer.Exit(FAILED)
             return
         count = _act_on_all(service, act, which)
-    typer.echo(_json({"count": count}) if as_json else f"{count} {'message' if count == 1 else 'messages'}")
+    if as_json:
+        write_json({"count": count})
+    else:
+        write(f"{count} {'message' if count == 1 else 'messages'}")
 
 
 def _act_on_one(service: Service, act: str, id_: str, *, as_json: bool) -> bool:
     wait = {"Prefer": "respond-async"} if not service.is_running else {}  # of our own, nobody sends
     reply = service.post(f"{_path(id_)}/{act}", headers=wait)
     is_message = isinstance(reply.body, dict) and "state" in reply.body
-    if as_json:
-        typer.echo(_json(reply.body))
-    elif is_message:
-        typer.echo(_line(reply.body))
+    if as_json or is_message:
+        _tell(reply.body, as_json=as_json)
     else:
-        say(f"{id_}: {reply.body['detail']}")
+        complain(f"{id_}: {reply.body['detail']}")
     return is_message and (reply.body["ok"] or act == "cancel")
 
 
@@ -245,7 +252,10 @@ def _act_on_all(service: Service, act: str, which: dict[str, str | None]) -> int
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(act, total=None)  # how many there are nobody counts beforehand
         while True:
-            reply = good(service.post(f"/messages/{act}", query={**which, "limit": str(STEP), "cursor": cursor}))
+            try:
+                reply = good(service.post(f"/messages/{act}", query={**which, "limit": str(STEP), "cursor": cursor}))
+            except NoAnswer as error:
+                raise NoAnswer(f"{error}; {count} were done before") from error
             count += int(reply.body["count"])
             progress.update(bar, completed=count)
             cursor = reply.body["next_cursor"]
@@ -277,7 +287,7 @@ def _attached(path: Path) -> dict[str, str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        say(f"{path} cannot be read: {error.strerror}")
+        complain(f"{path} cannot be read: {error.strerror}")
         raise typer.Exit(REFUSED) from None
     return {"filename": path.name, "content": base64.b64encode(content).decode()}
 
@@ -287,7 +297,7 @@ def good(reply: Reply) -> Reply:
     if reply.status < 400:
         return reply
     for line in _faults(reply):
-        say(line)
+        complain(line)
     raise typer.Exit(FAILED if reply.status in (404, 409, 429, 503) else REFUSED)
 
 
@@ -298,7 +308,7 @@ def _faults(reply: Reply) -> list[str]:
 
 def _tell_outcome(reply: Reply, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(_json(reply.body))
+        write_json(reply.body)
     if not isinstance(reply.body, dict) or not ("state" in reply.body or reply.status < 400):
         if as_json:
             raise typer.Exit(FAILED if reply.status == 503 else REFUSED)
@@ -306,27 +316,32 @@ def _tell_outcome(reply: Reply, *, as_json: bool) -> None:
     if "state" not in reply.body:
         return
     if not as_json:
-        typer.echo(_line(reply.body))
+        write(_line(reply.body))
         if reply.body["hint"]:
-            typer.echo(f"Cure: {_plain(reply.body['hint'])}")
+            write(f"Cure: {reply.body['hint']}")
     if not reply.body["ok"]:
         raise typer.Exit(FAILED)
+
+
+def _tell(message: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        write_json(message)
+    else:
+        write(_line(message))
 
 
 def _line(message: dict[str, Any]) -> str:
     """A message in one line: when, state, id, profile, and a sentence."""
     code = f"{message['error_code']}/{message['reason']}: " if message["error_code"] else ""
     when = message["created_at"][:19].replace("T", " ")
-    return (
-        f"{when}  {message['state']:<9}  {message['id']}  {message['profile']:<12}  {code}{_plain(message['message'])}"
-    )
+    return f"{when}  {message['state']:<9}  {message['id']}  {message['profile']:<12}  {code}{message['message']}"
 
 
 def _details(message: dict[str, Any]) -> Iterator[str]:
     yield _line(message)
     for name in ("subject", "sender", "message_id", "expires_at", "next_attempt_at", "hint"):
         if message.get(name):
-            yield f"  {name}: {_plain(str(message[name]))}"
+            yield f"  {name}: {message[name]}"
     for recipient in message["recipients"]:
         code = f"  {recipient['error_code']}/{recipient['reason']}" if recipient["error_code"] else ""
         yield f"  {recipient['address']}: {recipient['state']}{code}"
@@ -335,19 +350,4 @@ def _details(message: dict[str, Any]) -> Iterator[str]:
         ms = "under way" if attempt["duration_ms"] is None else f"{attempt['duration_ms']:.0f} ms, {end}"
         yield f"  attempt {attempt['number']}, {attempt['started_at'][:19]}, {attempt['profile']}: {ms}"
         for said in attempt["transcript"] or []:
-            yield f"    {said['ms']:>8.1f} {said['dir']}: {_plain(said['line'])}"
-
-
-def _plain(text: str) -> str:
-    """Keep a terminal from obeying what a caller or a relay wrote."""
-    return printable(text.encode("utf-8", "replace"))
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def say(text: str) -> None:
-    """Say it on stderr, a line for each of its own."""
-    for line in text.splitlines():
-        typer.echo(f"mailchute: {_plain(line)}", err=True)
+            yield f"    {said['ms']:>8.1f} {said['dir']}: {said['line']}"

@@ -51,6 +51,7 @@ from app.store.census import Census
 from app.store.database import Lock, migrate
 from app.store.erasing import Erasing
 from app.store.history import History
+from app.store.identity import DatabaseFile
 from app.store.journal import Journal
 from app.store.keeping import Keeping
 from app.store.outbox import Outbox
@@ -79,6 +80,7 @@ class Runtime:
     metrics: Metrics
     callers: Callers
     verdicts: Verdicts
+    database_file: DatabaseFile | None
     journal: Journal
     history: History
     census: Census
@@ -208,6 +210,7 @@ class Runtime:
         self._closes(reader.close)
         await self.journal.open()
         self._closes(self.journal.close)
+        self.database_file = DatabaseFile.at(settings.database)
         search = SearchIndex(self.journal)
         self.history = History(reader, search)
         self.census = await self.history.census()

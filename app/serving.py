@@ -1,7 +1,6 @@
-"""Running the application: uvicorn on TCP and on the operator socket, from start-up text to drain.
+"""Running the application: uvicorn on TCP and on the control socket, from start-up text to drain.
 
-The operator socket is `<database folder>/mailchute.sock`, mode 0600: who can open that file is the operator. The
-start-up text goes to stdout once both listen, as plain text whatever the log's form; logs go to stderr.
+The start-up text goes to stdout once both listen, as plain text whatever the log's form; logs go to stderr.
 
 Order of a stop: nothing more is claimed, /readyz turns red, waiting callers are answered with what is known → after a
 SIGTERM, `drain_delay` seconds in which requests are served as before, since whoever balances the load looks only now
@@ -15,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
-import os
 import resource
 import shlex
 import signal
@@ -26,7 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -34,10 +31,10 @@ import uvicorn
 
 from app import __version__
 from app.api.body import example
+from app.control_socket import ControlSocket, path_of
 from app.http1.connection import HttpProtocol, Limits
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.main import around
-from app.operator import socket_path
 from app.runtime import Runtime
 from app.settings import Settings
 from app.store.database import SCHEMA, Lock, schema_of
@@ -53,7 +50,6 @@ FEWEST_CONNECTIONS = 16
 EXPIRE_EVERY = 1.0  # seconds between two looks at the connections' deadlines
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 _LARGE_BLOCK = 1 << 20  # bytes; from here on a block is a mapping of its own
-_LONGEST_PATH = 107  # bytes of a Unix socket's path, sun_path less its NUL
 
 log = structlog.get_logger()
 
@@ -160,6 +156,7 @@ class _Server(uvicorn.Server):
         self._watching: asyncio.Task[None] | None = None
         self._expiring: asyncio.Task[None] | None = None
         self._first_signal = 0
+        self._control: ControlSocket | None = None
         self.failure: ConfigError | StoreUnavailable | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -167,11 +164,13 @@ class _Server(uvicorn.Server):
         try:
             await self._opening
             self._opening = None
+            self._control = ControlSocket(path_of(self._runtime.settings.database), backlog=BACKLOG)
             await super().startup(sockets)
-            await self._open_operator_socket()
+            await self._serve_control_socket(self._control.listener)
         except (ConfigError, StoreUnavailable) as error:
             self.failure = error
             self.should_exit = True
+            await self._runtime.close()
             return
         except asyncio.CancelledError:
             if not self.should_exit:
@@ -229,7 +228,8 @@ class _Server(uvicorn.Server):
         if self.failure is None:
             await self._serve_on(self._runtime.settings.drain_delay if self._first_signal == signal.SIGTERM else 0.0)
         await super().shutdown(sockets)
-        self._operator_path.unlink(missing_ok=True)
+        if self._control is not None:
+            self._control.remove()
         await self._runtime.close()
         for task in filter(None, (self._watching, self._expiring)):
             task.cancel()
@@ -246,31 +246,15 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.1)
             await self.on_tick(tick)  # the header Date
 
-    @property
-    def _operator_path(self) -> Path:
-        return socket_path(self._runtime.settings.database)
-
-    async def _open_operator_socket(self) -> None:
-        """Listen on the operator socket; the database's lock is held, so one that lies there is a dead one's."""
-        path = self._operator_path
-        if len(os.fsencode(path)) > _LONGEST_PATH:
-            raise ConfigError(
-                f"the operator socket's path {path} is too long; use a database folder with a shorter one"
-            )
+    async def _serve_control_socket(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        mask = os.umask(0o177)
-        try:
-            path.unlink(missing_ok=True)
-            server = await loop.create_unix_server(
-                lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
-                    config=self.config, server_state=self.server_state, app_state={}, _loop=loop
-                ),
-                path=str(path),
-            )
-        except OSError as error:
-            raise ConfigError(f"the operator socket {path} cannot be made: {error.strerror or error}") from error
-        finally:
-            os.umask(mask)
+        server = await loop.create_unix_server(
+            lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state={}, _loop=loop
+            ),
+            sock=listener,
+            backlog=BACKLOG,
+        )
         self.servers.append(server)
 
 

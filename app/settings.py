@@ -65,6 +65,7 @@ class Settings:
     database: Path
     log: LogFormat | None  # None = console at a terminal, else JSON
     sandbox: bool
+    sandbox_was_chosen: bool  # by MAILCHUTE_SANDBOX=true; else it is one because no relay is configured
     hold: bool  # pause every profile at start
     profiles: Mapping[str, Profile]
     default_profile: str
@@ -177,6 +178,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         database=database,
         log=LogFormat(written.log) if written.log else None,
         sandbox=_is_sandbox(written, listen),
+        sandbox_was_chosen=written.sandbox,
         hold=written.hold,
         profiles=profiles,
         default_profile=_default_profile(written, sources),

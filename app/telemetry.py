@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from functools import cache
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic_core import to_json
+
+from app.mail.escaping import escape
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -25,13 +27,16 @@ def set_up_logs(*, as_json: bool) -> None:
     render: Any = (
         structlog.processors.JSONRenderer(serializer=lambda event, **_: _json_line(event))
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            *(() if as_json else (_printable,)),
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -47,7 +52,21 @@ def _json_line(event: Mapping[str, Any]) -> str:
         text = to_json(event, fallback=str).decode()
     except ValueError:  # a lone surrogate, or bytes that are no text
         text = ""
-    return text if text and text.isascii() else json.dumps(event, default=str)
+    return text if text and text.isascii() and text.isprintable() else json.dumps(event, default=str)
+
+
+def _printable(_logger: object, _name: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Escape every value, so that none of a peer's reaches a terminal; a traceback keeps its lines, indented."""
+    return {
+        name: "\n".join(f"  {escape(line)}" for line in value.split("\n")) if name == "exception" else _shown(value)
+        for name, value in event.items()
+    }
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, str):
+        return escape(value)
+    return value if repr(value).isprintable() else escape(repr(value))
 
 
 class _Forward(logging.Handler):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
-from app.commands import FAILED, AsJson, good, good_settings, say, speaking
+from app.commands import FAILED, AsJson, good, good_settings, speaking
+from app.terminal import complain, write, write_json
 
 Names = Annotated[list[str], typer.Argument(help="Names of profiles.", metavar="PROFILE...")]
 
@@ -32,7 +32,7 @@ def _do_to_each(act: str, profiles: list[str]) -> None:
     with speaking(good_settings()) as service:
         for name in profiles:
             said = good(service.post(f"/profiles/{quote(name, safe='')}/{act}")).body
-            typer.echo(f"{name}: " + (f"paused since {said['paused_at']}" if said["paused_at"] else "not paused"))
+            write(f"{name}: " + (f"paused since {said['paused_at']}" if said["paused_at"] else "not paused"))
 
 
 @upkeep.command()
@@ -44,7 +44,10 @@ def backup(
     """Copy the database, whole and of one moment, while it is in use."""
     with speaking(good_settings()) as service:
         reply = good(service.post("/backup", {"file": str(file.absolute())}))
-    typer.echo(reply.text if as_json else f"{reply.body['file']}: {reply.body['bytes']:,} bytes")
+    if as_json:
+        write_json(reply.body)
+    else:
+        write(f"{reply.body['file']}: {reply.body['bytes']:,} bytes")
 
 
 @upkeep.command()
@@ -56,9 +59,12 @@ def erase(
     """Forget an address, and the content of what was sent to it or from it and has ended. Exit code 1: not all has."""
     with speaking(good_settings()) as service:
         said = good(service.post("/erase", {"address": address})).body
-    typer.echo(json.dumps(said) if as_json else f"{said['erased']} {_messages(said['erased'])} erased")
+    if as_json:
+        write_json(said)
+    else:
+        write(f"{said['erased']} {_messages(said['erased'])} erased")
     if said["live"]:
-        say(
+        complain(
             f"{said['live']} {_messages(said['live'])} left as they are, since they have not ended: look at them "
             f"(mailchute list --to {address}; --from), cancel or resolve them, then erase again"
         )
@@ -70,7 +76,7 @@ def vacuum() -> None:
     """Write the database file anew: unused space goes back to the disk, and no trace stays. Who sends waits."""
     with speaking(good_settings()) as service:
         said = good(service.post("/vacuum")).body
-    typer.echo(f"{said['bytes_before']:,} bytes before, {said['bytes']:,} now")
+    write(f"{said['bytes_before']:,} bytes before, {said['bytes']:,} now")
 
 
 def _messages(count: int) -> str:

@@ -118,6 +118,21 @@ MUTATIONS = (
         "    if (",
         "tests/api/test_circuit.py::test_whatever_goes_wrong_in_a_login_it_is_one_login_however_often_it_could_be_tried",
     ),
+    Mutation(
+        "the look at whose service answers",
+        "app/operator.py",
+        "    if theirs.is_same(ours):\n",
+        "    if theirs.inode:\n",
+        "tests/e2e/test_control_socket.py::"
+        "test_a_command_that_reaches_another_databases_service_says_so_and_does_nothing",
+    ),
+    Mutation(
+        "the look at whether somebody listens on a control socket",
+        "app/control_socket.py",
+        "        _refuse_to_displace(path)\n",
+        "",
+        "tests/e2e/test_control_socket.py::test_a_living_service_keeps_its_socket_though_its_lock_was_deleted",
+    ),
 )
 
 

@@ -241,7 +241,7 @@ async def test_the_operator_socket_needs_no_key(tmp_path: Path) -> None:
     async with running(tmp_path, environ={"MAILCHUTE_API_KEY": KEY}) as service:
 
         async def through_the_socket(scope: Scope, receive: Receive, send: Send) -> None:
-            await service.app({**scope, "server": ("mailchute.sock", None), "client": None}, receive, send)
+            await service.app({**scope, "server": ("mailchute.db.sock", None), "client": None}, receive, send)
 
         operator = service.visitor(app=through_the_socket)
         assert diagnosis(await operator.post(VERIFY, json={"from": None, "to": None}))["ok"]

@@ -37,7 +37,7 @@ class Scene:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:
         yield Path(name)
 
 
@@ -150,7 +150,7 @@ async def test_a_profile_in_trouble_is_listed_with_its_cure(scene: Scene) -> Non
     scene.relay.on("GREETING", "554 5.7.1 Not you, 127.0.0.1")
     await scene.do(*SEND)
     said = (await scene.do("profiles")).out
-    if not (scene.folder / "var" / "mailchute.sock").exists():
+    if not (scene.folder / "var" / "mailchute.db.sock").exists():
         assert said.count("\n") == 1  # without a service nobody knows how they stand
         return
     assert "circuit open since" in said
@@ -158,11 +158,31 @@ async def test_a_profile_in_trouble_is_listed_with_its_cure(scene: Scene) -> Non
     assert "Cure: The relay turns this machine away" in said
 
 
-async def test_a_terminal_does_not_obey_what_a_relay_says(scene: Scene) -> None:
-    scene.relay.on("RCPT", "550 5.1.1 \x1b[2Jgone")
-    said = await scene.do(*SEND)
-    assert "\x1b" not in said.out
-    assert "gone" in said.out
+HOSTILE = "gone \x1b[2J\x1b]0;title\x07\u009b31m\u0085\u202egpj.exe\u2066\u200bpal\u2028\ufeff\U000e0041"
+
+
+async def test_a_terminal_does_not_obey_what_callers_and_relays_wrote(folder: Path) -> None:
+    raw = HOSTILE.encode() + b"\xff\x9b31m"
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
+        async with Service(scene.settings, folder=folder):
+            relay.on("RCPT", b"550 5.1.1 " + raw + b"\r\n")
+            sent = await scene.do(*SEND, "--subject", "invoice \u202egpj.exe\u200b", "--tag", "a\u2066b")
+            assert "EENVELOPE/mailbox_unknown: " in sent.out
+            assert r"550 5.1.1 gone \x1b[2J" in sent.out
+            id_ = sent.out.split()[3]
+            relay.on("GREETING", b"554 5.7.1 " + raw + b"\r\n")
+            refused = await scene.do(*SEND, "--json")  # opens the circuit, which health and profiles show
+            commands = [("show", id_), ("show", id_, "--json"), ("list",), ("list", "--json"), ("show", HOSTILE)]
+            commands += [("profiles",), ("profiles", "--json"), ("doctor",), ("doctor", "--json"), ("health",)]
+            rest = await asyncio.gather(*[scene.do(*words) for words in commands])
+            [kept] = await scene.told("show", id_)
+        own = await scene.do(*SEND, "--profile", HOSTILE)
+    for said in (sent, refused, own, *rest):
+        lines = (said.out + said.err).split("\n")
+        assert all(line.isprintable() for line in lines), said
+        assert "Traceback" not in said.err
+    assert kept["subject"] == "invoice \u202egpj.exe\u200b"
 
 
 async def test_at_a_terminal_bulk_work_shows_how_far_it_is(folder: Path) -> None:
@@ -239,7 +259,8 @@ async def test_the_tail_shows_changes_as_they_happen(folder: Path) -> None:
                 assert await process.wait() == 0
 
 
-async def test_only_the_operator_follows(folder: Path) -> None:
+@pytest.mark.parametrize("path", ["/changes", "/service"])
+async def test_only_the_operator_follows_and_sees_which_database_it_is(path: str) -> None:
     async with Service() as service:
-        answer = await service.http.get("/changes")
+        answer = await service.http.get(path)
         assert answer.status_code == 404

@@ -18,7 +18,7 @@ FROM = 'default_from = "bot@ours.test"\n'
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:
         yield Path(name)
 
 

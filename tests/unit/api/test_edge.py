@@ -248,7 +248,7 @@ def test_without_a_key_only_direct_requests_of_this_machine_are_served(
 
 def test_the_operator_socket_is_known_by_its_path() -> None:
     scope = _scope(("X-Forwarded-For", "192.0.2.9"))
-    scope["server"], scope["client"] = ("/var/lib/mailchute/mailchute.sock", None), None
+    scope["server"], scope["client"] = ("/var/lib/mailchute/mailchute.db.sock", None), None
     assert Callers(KEY).identify(visit_of(scope, headers_of(scope))).is_operator
 
 
