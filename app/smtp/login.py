@@ -17,6 +17,7 @@ from typing import TypeAlias
 import aiosmtplib
 
 from app.mail.errors import TransactionError
+from app.mail.host import invisible
 from app.mail.outcome import Phase
 from app.mail.profile import AuthMode, Profile
 from app.smtp import classify
@@ -69,6 +70,8 @@ async def credentials_of(profile: Profile) -> Credentials:
         raise TransactionError(classify.unreadable(profile, Phase.AUTH, "password_file", why)) from error
     if not (password := password.rstrip("\r\n")):
         raise TransactionError(classify.unreadable(profile, Phase.AUTH, "password_file", "it is empty"))
+    if strange := invisible(password):
+        raise TransactionError(classify.unreadable(profile, Phase.AUTH, "password_file", f"it holds {strange}"))
     return Credentials(profile.username, password)
 
 
