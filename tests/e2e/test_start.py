@@ -209,7 +209,7 @@ class TestKey:
         async with Service({"MAILCHUTE_API_KEY": written}) as service:
             answer = await service.http.get("/messages", headers={"Authorization": f"Bearer {KEY}"})
             assert answer.status_code == 200
-            assert [line["warning"] for line in service.log if "warning" in line][0].startswith("MAILCHUTE_API_KEY: ")
+            assert next(line["warning"] for line in service.log if "warning" in line).startswith("MAILCHUTE_API_KEY: ")
 
     async def test_a_key_in_the_query_string_is_no_key(self, keyed: Service) -> None:
         assert (await keyed.http.get("/messages", params={"api_key": KEY, "key": KEY})).status_code == 401
