@@ -19,6 +19,7 @@ _SCHEME = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?//")
 _IMPLICIT = ("smtps", "ssl", "tls", "submissions")
 _PORT = re.compile(r"([^:]*):(\d{1,5})?\Z")
 _IPV6_PORT = re.compile(r"\[([0-9A-Fa-f:.%]+)\]:(\d{1,5})\Z")
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]{1,32})?\Z")
 _NAME = re.compile(r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\Z")
 # Of other categories than those below, and yet nothing is seen of them.
 _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
@@ -89,6 +90,8 @@ def invisible(text: str) -> str:
 
 
 def _is_address(text: str) -> bool:
+    if not _ADDRESS.match(text):  # of a zone (RFC 4007 §11) the library takes any characters
+        return False
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -122,8 +125,10 @@ def _slip(what: str, rest: str, *, is_implicit: bool = False) -> HostSlip:
     port = None
     if not _is_address(authority.strip(_BRACKETS)) and (found := _PORT.match(authority) or _IPV6_PORT.match(authority)):
         authority, port = found[1], int(found[2]) if found[2] else None
-    slip = _again(what, authority.strip(_BRACKETS + " "))
-    slip.port = port if port and port <= 65535 else slip.port
-    slip.has_login = slip.has_login or "@" in rest
-    slip.is_implicit = slip.is_implicit or is_implicit
-    return slip
+    host = authority.strip(_BRACKETS + _QUOTES + " ")
+    try:
+        host = host if _is_address(host) else _name(host)
+    except HostSlip:
+        host = ""
+    known = port if port and port <= 65535 else None
+    return HostSlip(what, host=host, port=known, has_login="@" in rest, is_implicit=is_implicit)
