@@ -57,7 +57,6 @@ def _base_path(value: object) -> object:
 
 
 Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,255}$")]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
 Keeping = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * DAY)]
 PhaseSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=3600)]
@@ -139,7 +138,7 @@ class ProfileSettings(_Strict):
     cert_sha256: Fingerprint | None = _said(
         None, "trust this one certificate, whoever signed it, whatever its name and dates; 64 hexadecimal digits"
     )
-    server_name: HostName | None = _said(None, "the name that the certificate must bear, and SNI", shown="`host`")
+    server_name: str | None = _said(None, "the name that the certificate must bear, and SNI", shown="`host`")
     client_cert: str | None = _said(None, "PEM file with our certificate")
     client_key: str | None = _said(None, "PEM file with its key, without a passphrase", shown="in `client_cert`")
     min_tls: Annotated[TlsVersion, BeforeValidator(_version)] | None = _said(
@@ -148,9 +147,7 @@ class ProfileSettings(_Strict):
     allow_cleartext_auth: bool = _said(False, "let a password cross in clear")
     from_: WrittenAddress | None = _said(None, "sender where the request names none", alias="from")
     envelope_from: WrittenAddress | None = _said(None, "MAIL FROM", shown="the sender's address")
-    helo_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$")] | None = _said(
-        None, "", shown="this host's FQDN, else its address"
-    )
+    helo_name: str | None = _said(None, "", shown="this host's FQDN, else its address")
     max_connections: Annotated[int, Field(ge=1, le=1000)] = _said(10, "open at once")
     max_messages_per_connection: Annotated[int, Field(ge=0, le=1_000_000)] | None = _said(
         None, "then it is closed and another opened; 0 = no bound", shown="100; 10 with Exim"

@@ -158,6 +158,8 @@ def _mailbox(item: object) -> Address:
     email, name = item.get("email"), item.get("name")
     if not isinstance(email, str) or not isinstance(name, str | None):
         raise InvalidAddress('an address needs "email", a string, and may have "name", a string')
+    if not email[:MAX_TEXT].strip():
+        raise InvalidAddress('"email" is empty; write name@example.org')
     try:
         return mailbox(email, name or "")
     except InvalidAddress as error:

@@ -19,11 +19,18 @@ class Offload:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload")
+        self._is_closed = False
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work`, first come, first served; return what it returns, or raise what it raises."""
+        """Run `work`, first come, first served; return what it returns, or raise what it raises.
+
+        Once closed, it runs in the event loop: a request that is still served then waits for nobody.
+        """
+        if self._is_closed:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
         """Finish what is running and end the thread; idempotent."""
+        self._is_closed = True
         await asyncio.to_thread(self._thread.shutdown)

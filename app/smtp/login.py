@@ -16,6 +16,7 @@ from pathlib import Path
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
 from app.mail.errors import TransactionError
+from app.mail.host import invisible
 from app.mail.outcome import Phase
 from app.mail.profile import MECHANISMS, MECHANISMS_IN_CLEAR, AuthMode, Profile
 from app.mail.reply import Reply, printable
@@ -87,6 +88,8 @@ async def credentials_of(profile: Profile) -> Credentials:
         raise TransactionError(classify.unreadable(profile, Phase.AUTH, "password_file", why)) from error
     if not (password := password.rstrip("\r\n")):
         raise TransactionError(classify.unreadable(profile, Phase.AUTH, "password_file", "it is empty"))
+    if strange := invisible(password):
+        raise TransactionError(classify.unreadable(profile, Phase.AUTH, "password_file", f"it holds {strange}"))
     return Credentials(profile.username, password)
 
 

@@ -204,6 +204,13 @@ class TestKey:
         assert answer.status_code == 200
         assert (await keyed.http.get("/messages", headers=headers)).status_code == 200
 
+    @pytest.mark.parametrize("written", [f"{KEY}\n", f"  {KEY}\r\n"])
+    async def test_a_key_with_blanks_around_it_is_the_key_without_them(self, written: str) -> None:
+        async with Service({"MAILCHUTE_API_KEY": written}) as service:
+            answer = await service.http.get("/messages", headers={"Authorization": f"Bearer {KEY}"})
+            assert answer.status_code == 200
+            assert next(line["warning"] for line in service.log if "warning" in line).startswith("MAILCHUTE_API_KEY: ")
+
     async def test_a_key_in_the_query_string_is_no_key(self, keyed: Service) -> None:
         assert (await keyed.http.get("/messages", params={"api_key": KEY, "key": KEY})).status_code == 401
 
@@ -257,6 +264,17 @@ class TestRefusals:
             pytest.param(
                 {"MAILCHUTE_DATABASE_URL": "postgresql://bot:secret@db/mail"}, ["PostgreSQL"], id="PostgreSQL URL"
             ),
+            pytest.param(
+                {"SMTP_HOST": "smtp://bot:secret@mail.example.org:587"},
+                ["SMTP_HOST is a URL; write SMTP_HOST=mail.example.org, SMTP_PORT=587, SMTP_USERNAME=…"],
+                id="a URL for the relay's host",
+            ),
+            pytest.param(
+                {"SMTP_HOST": '"mail.example.org"'},
+                ["SMTP_HOST is in quotes", "SMTP_HOST=mail.example.org"],
+                id="quotes",
+            ),
+            pytest.param({"MAILCHUTE_API_KEY": f"{KEY}\u200b"}, ["MAILCHUTE_API_KEY", "U+200B"], id="invisible"),
             pytest.param({"MAILCHUTE_ROLE": "worker"}, ["MAILCHUTE_ROLE=worker", "PostgreSQL"], id="role worker"),
             pytest.param({"MAILCHUTE_CONFIG": "none.toml"}, ["none.toml cannot be read"], id="no such file"),
         ],
