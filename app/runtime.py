@@ -45,7 +45,7 @@ from app.store.acts import Acts
 from app.store.backup import back_up
 from app.store.catalog import Catalog
 from app.store.census import Census
-from app.store.database import Lock, migrate
+from app.store.database import CHECKED_BYTES, Lock, migrate
 from app.store.erasing import Erasing
 from app.store.history import History
 from app.store.journal import Journal
@@ -263,6 +263,8 @@ class Runtime:
             for name in {*self.profiles, *waiting}:
                 await self.control.pause(name)
         await self._remember_rates()
+        if settings.database.stat().st_size <= CHECKED_BYTES and (mended := await self.outbox.mend(now=self.now())):
+            log.warning("store.mended", messages=mended)
         await self.worker.start(waiting)
         forgetting = self._forget_now_and_then(Keeping(self.journal, reader, self.census))
         for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal), forgetting):

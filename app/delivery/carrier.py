@@ -17,7 +17,18 @@ import structlog
 from app.delivery.attempt import carry_out, first_failure
 from app.delivery.circuits import CircuitOpen, Circuits
 from app.delivery.lane import Lane
-from app.delivery.plan import Done, Ending, FallBack, GiveUp, RetryAt, Step, ending, next_step
+from app.delivery.plan import (
+    NO_CONTENT,
+    Done,
+    Ending,
+    FallBack,
+    GiveUp,
+    RetryAt,
+    Step,
+    ending,
+    ending_of_nobody,
+    next_step,
+)
 from app.delivery.recorder import Recorder
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
@@ -97,6 +108,8 @@ class Carrier:
         try:
             if lane.paused_at is not None and lane.is_known:  # since it was claimed, or taken in
                 await self._release(claim, None)
+            elif not claim.pending:
+                await self._recorder.record(claim, None, ending_of_nobody(claim))
             elif (no_use := self._of_no_use(claim, lane)) is not None:
                 await self._defer(claim, *no_use)
             else:
@@ -283,8 +296,10 @@ class Carrier:
         """Carry a transaction out; gives everybody's outcome, and who may follow at once in another one."""
         try:
             content = claim.content or await self._outbox.content(claim.snapshot.id)
-            if content is None:
-                raise RuntimeError("the content is not in the store")
+            if content is None or len(content) != (claim.snapshot.size or len(content)):
+                attempt.end()
+                attempt.failure = NO_CONTENT
+                return dict.fromkeys(claim.pending, Rejected(NO_CONTENT)), frozenset()
             outcomes, more = await carry_out(
                 claim,
                 content,

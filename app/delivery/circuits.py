@@ -282,10 +282,8 @@ class Circuits:
         """Close the circuit of a profile that is another one now, or is there no more; says whether it is closed."""
         profile = self._profiles.get(name)
         as_set = await _as_set(profile) if profile is not None else None
-        if way.as_set is None and as_set is not None:
-            salt = bytes.fromhex(way.fingerprint.partition(":")[0])
-            if await asyncio.to_thread(_fingerprint, as_set, salt) == way.fingerprint:
-                way.as_set = as_set
+        if way.as_set is None and as_set is not None and await asyncio.to_thread(_fits, as_set, way.fingerprint):
+            way.as_set = as_set
         if as_set is None or as_set != way.as_set:
             await self._close(name, way, "its settings or its secret changed")
         return way.circuit is None
@@ -356,6 +354,15 @@ async def _as_set(profile: Profile) -> _AsSet:
         return without, (await credentials_of(profile)).password
     except TransactionError:
         return without, None
+
+
+def _fits(as_set: _AsSet, fingerprint: str) -> bool:
+    """Whether a fingerprint is of these; one that cannot be read is of none."""
+    try:
+        salt = bytes.fromhex(fingerprint.partition(":")[0])
+    except ValueError:
+        return False
+    return _fingerprint(as_set, salt) == fingerprint
 
 
 def _fingerprint(as_set: _AsSet, salt: bytes) -> str:

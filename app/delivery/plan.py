@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias, assert_never
 
 from app.mail.circuit import Circuit, is_of_opening
-from app.mail.codes import ErrorCode, Reason
+from app.mail.codes import CODE_OF, ErrorCode, Reason
 from app.mail.hints import at_the_end
 from app.mail.message import Claim, Recipient, leading_failure
 from app.mail.outcome import (
@@ -21,6 +21,7 @@ from app.mail.outcome import (
     InDoubt,
     MessageState,
     Outcome,
+    Phase,
     RecipientState,
     Rejected,
     Sent,
@@ -129,6 +130,28 @@ def ending(
         failure=leading_failure(recipients),
         next_attempt_at=step.at if isinstance(step, RetryAt) else None,
     )
+
+
+def ending_of_nobody(claim: Claim) -> Ending:
+    """End a message that was due though nobody is pending: another version wrote its rows, or they are damaged."""
+    people = claim.snapshot.recipients
+    state = message_state((r.state for r in people), while_pending=MessageState.DEFERRED)
+    return Ending(state, people, leading_failure(people) if people else NO_RECIPIENTS, next_attempt_at=None)
+
+
+def _damaged(message: str) -> Failure:
+    return Failure(
+        code=CODE_OF[Reason.UNEXPECTED],
+        reason=Reason.UNEXPECTED,
+        cls=FailureClass.PERMANENT,
+        phase=Phase.RESOLVE,  # nothing was begun
+        message=message,
+        hint="The database is damaged: check its disk, and send the message again.",
+    )
+
+
+NO_RECIPIENTS = _damaged("The recipients of the message are not in the database any more")
+NO_CONTENT = _damaged("The content of the message is not in the database any more, or not all of it")
 
 
 def _after(recipient: Recipient, outcome: Outcome | None, step: Step, in_doubt: InDoubtPolicy) -> Recipient:

@@ -97,11 +97,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """One forward-path and what became of it."""
+    """One forward-path and what became of it. `position` is its place in the request, which names its row."""
 
     address: str
     state: RecipientState = RecipientState.PENDING
     failure: Failure | None = None
+    position: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import (
@@ -47,6 +48,7 @@ COUNT_PERIOD = 10 * 60 * 1000  # milliseconds of one row of failure_counts
 COUNTS_KEPT = 24 * 3600 * 1000  # milliseconds that failures are counted for
 BUSY_SECONDS = 5.0  # how long a write waits for a stray reader's lock
 CHECKED_BYTES = 256 << 20  # up to which a file is looked through at start: a fifth of a second from memory
+_TEXT = partial(str, encoding="utf-8", errors="replace")  # one damaged text must not fail the rows beside it
 
 metadata = MetaData()
 
@@ -223,6 +225,7 @@ def connect(database: Path, *, read_only: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(
         database, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256, check_same_thread=False
     )
+    connection.text_factory = _TEXT
     try:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
         connection.execute("PRAGMA foreign_keys = ON")

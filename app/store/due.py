@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import bindparam, case, select, text, update
+from sqlalchemy import bindparam, case, false, select, text, update
 
 from app.store.database import messages
 from app.store.journal import Operation
-from app.store.records import to_ms
+from app.store.values import to_ms
 
 DUE_AT_ONCE = 500  # messages looked at in one transaction
 
@@ -47,6 +47,24 @@ _FIRST_DEFERRED = (
 _MAKE_DUE = update(messages).where(messages.c.id == bindparam("of_message")).values(due_at=bindparam("due"))
 
 
+_MEND = (
+    update(messages)
+    .where(
+        messages.c.due_at.is_(None),
+        messages.c.lease_token.is_(None),
+        text("messages.state IN ('queued', 'scheduled', 'sending', 'deferred')"),
+        messages.c.handover == false(),
+    )
+    .values(due_at=bindparam("due"))
+)
+
+
+def mend(now: datetime) -> Operation[int]:
+    """Make due what waits and never would be, since its time is lost; return how many. Reads the whole table."""
+    mended = yield (_MEND, {"due": to_ms(now)})
+    return mended.count
+
+
 def bring_forward(profile: str, now: datetime, latest: datetime) -> Operation[int]:
     """Let nothing of a profile wait behind `latest` but what was asked to; gives how many did."""
     brought = yield (_BRING_FORWARD, {"of_profile": profile, "now": to_ms(now), "latest": to_ms(latest)})
@@ -57,7 +75,11 @@ def make_some_due(profile: str, behind: bytes, now: datetime) -> Operation[bytes
     """Make due what is a profile's among the next deferred ones; gives where to go on, None = these were the last."""
     found = yield (_DEFERRED_BEHIND, {"behind": behind, "at_most": DUE_AT_ONCE})
     due = to_ms(now)
-    later = [{"of_message": id_, "due": due} for id_, whose, at in found.rows if whose == profile and at > due]
+    later = [
+        {"of_message": id_, "due": due}
+        for id_, whose, at in found.rows
+        if whose == profile and not (isinstance(at, int) and at <= due)
+    ]
     if later:
         yield (_MAKE_DUE, later)
     return found.rows[-1][0] if len(found.rows) == DUE_AT_ONCE else None
