@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias, assert_never
 
+from app.mail.attempt import Attempt
 from app.mail.circuit import Circuit, is_of_opening
 from app.mail.codes import CODE_OF, ErrorCode, Reason
-from app.mail.hints import at_the_end
+from app.mail.hints import at_the_end, hint
 from app.mail.message import Claim, Recipient, leading_failure
 from app.mail.outcome import (
     Deferred,
@@ -27,7 +28,7 @@ from app.mail.outcome import (
     Sent,
     message_state,
 )
-from app.mail.profile import InDoubtPolicy
+from app.mail.profile import InDoubtPolicy, Profile
 from app.mail.schedule import Schedule
 from app.smtp.limits import wait_asked_for
 
@@ -187,3 +188,16 @@ def expired(last: Failure) -> Failure:
         message=f"Given up after the last try failed ({last.code}/{last.reason}): {last.message}",
         hint=at_the_end(last.hint),
     )
+
+
+def policy_of(claim: Claim, profile: Profile) -> InDoubtPolicy:
+    """What may be in doubt at another profile's relay is held: the message's own would be another relay."""
+    return profile.in_doubt if profile.name == claim.snapshot.profile else InDoubtPolicy.HOLD
+
+
+def saying_where(lost: Failure, claim: Claim, profile: Profile, attempt: Attempt) -> Failure:
+    """Have the hint of a lost verdict name what to look for, where, and from when on."""
+    facts = {"message_id": claim.snapshot.message_id, "since": f"{attempt.started_at:%Y-%m-%dT%H:%M:%SZ}"}
+    if policy_of(claim, profile) is InDoubtPolicy.RETRY:
+        facts["again"] = "yes"
+    return replace(lost, hint=hint(Reason.OUTCOME_UNKNOWN, profile, facts))

@@ -12,7 +12,7 @@ RFC 5321 §4.2.5 (responsibility begins with the answer), RFC 1047 (the mark).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -39,7 +39,7 @@ from app.store.database import (
     failure_counts,
     messages,
 )
-from app.store.due import bring_forward, make_one_due, make_some_due, mend
+from app.store.due import bring_forward, found_missing, make_one_due, make_some_due, mend
 from app.store.journal import Journal, Operation, Result
 from app.store.reader import Reader
 from app.store.records import (
@@ -274,11 +274,15 @@ class Outbox:
         """Write that the attempt that is about to begin goes through another profile."""
         await self._journal.commit(partial(_redirect, claim, through))
 
-    async def make_due(self, profile: str, *, now: datetime) -> None:
-        """Make all of a profile's deferred messages due, a few at a time."""
+    async def make_due(self, profile: str, *, now: datetime, which: Callable[[Failure], bool] | None = None) -> None:
+        """Make a profile's deferred messages due, a few at a time: all, or those that a failure like this put off."""
         behind: bytes | None = bytes(16)
         while behind is not None:
-            behind = await self._journal.commit(partial(make_some_due, profile, behind, now))
+            behind = await self._journal.commit(partial(make_some_due, profile, which, behind, now))
+
+    async def found_missing(self) -> set[str]:
+        """Name the profiles that deferred messages did not find in the settings when they were due."""
+        return await self._journal.commit(found_missing)
 
     async def make_one_due(self, profile: str, *, now: datetime) -> None:
         """Make one of a profile's deferred messages due: the next one in turn."""

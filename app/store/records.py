@@ -265,7 +265,7 @@ def snapshot(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Snapshot:
         expires_at=from_ms(expires_at, created + _LIFE),
         next_attempt_at=from_ms(due_at) if shows_due else None,
         failure=why,
-        sandbox=bool(sandbox),
+        sandbox=sandbox == 1,
         caller=text_from(caller),
         tags=strings(json_from(tags)),
         metadata={name: value for name, value in mapping(metadata).items() if isinstance(value, str)},
