@@ -81,11 +81,10 @@ def create_api(runtime: Runtime) -> FastAPI:
         profiles.router,
         operate.router,
         keeping.router,
+        views.router,
         *([docs.router] if settings.docs else []),
     ):
         api.include_router(router)
-    if settings.sandbox:
-        api.include_router(views.router)
     api.add_exception_handler(MailError, _refuse)
     api.add_exception_handler(HTTPException, _refuse_http)
     api.add_exception_handler(RequestValidationError, _refuse_parameters)

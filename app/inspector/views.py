@@ -1,5 +1,7 @@
 """/sandbox: the messages that the sandbox was given, as a list, each with what became of it and all that it holds.
 
+It is served while the sandbox is on, and under a relay as long as messages of the sandbox are kept.
+
 A mail is somebody else's document. On our pages it is escaped text; its HTML is a document of its own, in a frame that
 runs no script, loads nothing and leads nowhere, under a policy that says so once more to whoever opens it alone; its
 files are for saving, never for showing.
@@ -50,19 +52,32 @@ _FILE = (
     (b"content-security-policy", b"sandbox; default-src 'none'; frame-ancestors 'none'"),
 )
 
-router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of)])
+
+async def _has_something_to_show(request: Request) -> None:
+    runtime = runtime_of(request)
+    if runtime.settings.sandbox:
+        return
+    for name in SANDBOX_PROFILES:
+        if await runtime.history.newest(Filter(profile=name), at_most=1):
+            return
+    raise NotFound(f"There is nothing at {request.url.path[:80]}; /docs lists what is")
+
+
+router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of), Depends(_has_something_to_show)])
 
 
 @router.get("/sandbox")
 async def sandbox(request: Request, before: str = "") -> Response:
     """List what the sandbox was given, newest first."""
-    history = runtime_of(request).history
+    runtime = runtime_of(request)
+    history = runtime.history
     last = _id(before) if before else None
     found = [await history.newest(Filter(profile=name), at_most=PAGE + 1, before=last) for name in SANDBOX_PROFILES]
     newest = sorted(chain(*found), key=lambda message: message.id, reverse=True)
     page = newest[:PAGE]
     older = str(page[-1].id) if len(newest) > PAGE else ""
-    return _render("sandbox.html", messages=page, older=older, is_first=not before)
+    is_on = runtime.settings.sandbox
+    return _render("sandbox.html", messages=page, older=older, is_first=not before, is_on=is_on)
 
 
 @router.get("/sandbox/static/inspector.css")
