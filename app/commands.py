@@ -201,11 +201,11 @@ def speaking(settings: Settings, *, delivers: bool = False) -> Iterator[Service]
     try:
         with at_hand(settings, delivers=delivers) as service:
             yield service
-    except ConfigError as error:
-        refuse(error)
     except (NoAnswer, StoreUnavailable) as error:
         say(str(error))
         raise typer.Exit(FAILED) from None
+    except ConfigError as error:
+        refuse(error)
 
 
 def _act(settings: Settings, act: str, ids: list[str], which: dict[str, str | None], *, as_json: bool) -> None:

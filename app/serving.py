@@ -38,6 +38,7 @@ from app.operator import socket_path
 from app.runtime import Runtime
 from app.settings import Settings
 from app.store.database import SCHEMA, Lock, schema_of
+from app.store.faults import refusal
 
 SHUTDOWN_SECONDS = 10  # that requests under way get, before attempts get theirs (app.runtime.GRACE)
 BACKLOG = 2048  # connections that wait to be taken
@@ -113,7 +114,8 @@ def _migrate_apart(settings: Settings) -> None:
         [sys.executable, "-m", "app", "migrate"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise ConfigError(done.stderr.strip().removeprefix("mailchute: "))
+        kind = StoreUnavailable if done.returncode == 1 else ConfigError
+        raise kind(done.stderr.strip().removeprefix("mailchute: "))
 
 
 class _Server(uvicorn.Server):
@@ -232,7 +234,7 @@ class _Server(uvicorn.Server):
                 path=str(path),
             )
         except OSError as error:
-            raise ConfigError(f"the operator socket {path} cannot be made: {error.strerror or error}") from error
+            raise refusal(f"the operator socket {path} cannot be made", error, path) from error
         finally:
             os.umask(mask)
         self.servers.append(server)

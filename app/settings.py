@@ -301,17 +301,25 @@ def _parse_listen(text: str, name: str) -> Listen:
 def _parse_database_url(url: str, name: str) -> Path:
     scheme, found, rest = url.partition("://")
     if not found and url != ":memory:":
-        return Path(url)
+        return _followed(Path(url))
     if scheme in ("sqlite", "sqlite+aiosqlite", ":memory:"):
         path = rest.removeprefix("/")
         if not path or path == ":memory:":
             raise ConfigError(f"{name}={url} would lose all mail at the end; name a file")
-        return Path(path)
+        return _followed(Path(path))
     if scheme.startswith("postgres"):
         raise ConfigError(
             f"{name}: PostgreSQL comes with a later version; name a SQLite file, such as var/mailchute.db"
         )
     raise ConfigError(f"{name}: {scheme}:// is not known; name a SQLite file, such as var/mailchute.db")
+
+
+def _followed(path: Path) -> Path:
+    """Follow a symbolic link: the lock, the log and the socket lie beside the file itself, whoever names it how."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError):  # a loop, or a folder that is closed to us: opening it tells
+        return path
 
 
 def _is_sandbox(written: Written, listen: Listen) -> bool:

@@ -6,6 +6,8 @@ keeps every other process out, because SQLite 3.7.0 to 3.51.2 can damage a WAL f
 (sqlite.org/wal.html#walresetbug). Nothing else of ours ever opens the database file itself: closing it would
 free SQLite's own locks (POSIX advisory locks).
 
+Over 400 lines, because a third of them are the tables.
+
 Instants are integers, milliseconds since 1970 UTC; ids are 16 bytes (UUIDv7, so they sort by time); lists and
 failures are JSON text. alembic/ is the only way the schema changes; `SCHEMA` is the step that this code serves.
 """
@@ -41,6 +43,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from app.mail.errors import ConfigError
+from app.store.faults import passes, refusal
 
 SCHEMA = "0007"  # the newest step in alembic/versions; a test keeps it so
 PART_BYTES = 256 * 1024  # size of one row of content
@@ -181,25 +184,41 @@ class Lock:
         """Take the lock.
 
         Raises:
-            ConfigError: another process has it, or the folder cannot be written.
+            ConfigError: another process has it, the file has a second name, or the folder cannot be written.
+            StoreNotOpened: the folder cannot be written now.
         """
         path = database.with_name(database.name + ".lock")
         try:
             _make_folder(database.parent)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
+            if passes(error, path):
+                raise refusal(f"{path} cannot be written", error, path) from error
             raise ConfigError(f"{path} cannot be written: {error.strerror}; name a folder that can") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._fd)
             raise ConfigError(f"{database} is in use by another Mailchute process; stop that one first") from error
+        if (names := _names_of(database)) > 1:
+            self.release()
+            raise ConfigError(
+                f"{database} has {names} names (hard links), and neither its lock nor its log is shared by them: find "
+                f"the others with `find / -xdev -samefile {database}` and remove them, or make copies in their place"
+            )
 
     def release(self) -> None:
         """Let go; idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _names_of(file: Path) -> int:
+    try:
+        return file.stat().st_nlink
+    except OSError:  # whoever opens it says what is wrong with it
+        return 1
 
 
 def _make_folder(folder: Path) -> None:
@@ -247,6 +266,7 @@ def schema_of(database: Path) -> str | None:
 
     Raises:
         ConfigError: it is not a database, or cannot be read.
+        StoreNotOpened: it cannot be read now.
     """
     if not database.exists():
         return None
@@ -259,7 +279,7 @@ def schema_of(database: Path) -> str | None:
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             return None
-        raise ConfigError(f"{database} cannot be opened: {error}") from error
+        raise refusal(f"{database} cannot be opened", error, database) from error
     except sqlite3.DatabaseError as error:
         raise ConfigError(
             f"{database} is not a SQLite database, or is damaged ({error}); it was not touched"
@@ -285,6 +305,7 @@ def migrate(database: Path) -> None:
     Raises:
         ConfigError: a newer version of Mailchute wrote it, it is no database, is damaged, or cannot be written; it was
             not touched.
+        StoreNotOpened: it cannot be opened or written now.
     """
     current = schema_of(database)
     if current is not None:
@@ -301,7 +322,7 @@ def migrate(database: Path) -> None:
         else:
             upgrade(database, current)
     except (OSError, sqlite3.Error) as error:
-        raise ConfigError(f"{database} cannot be brought to schema {SCHEMA}: {error}") from error
+        raise refusal(f"{database} cannot be brought to schema {SCHEMA}", error, database) from error
 
 
 def _refuse_damaged(database: Path) -> None:
@@ -316,6 +337,8 @@ def _refuse_damaged(database: Path) -> None:
                     for (found,) in connection.execute(f"PRAGMA quick_check({name})"):
                         if found != "ok":
                             raise sqlite3.DatabaseError(found.rpartition("\n")[2])
+    except sqlite3.OperationalError as error:
+        raise refusal(f"{database} cannot be read", error, database) from error
     except sqlite3.DatabaseError as error:
         raise ConfigError(
             f"{database} is damaged ({error}); it was not touched. Put a copy of it in its place, or what "
