@@ -42,7 +42,7 @@ from app.smtp.opening import open_session
 from app.smtp.pool import Pool
 from app.smtp.session import Session
 from app.store.acts import Acts
-from app.store.backup import back_up
+from app.store.backup import back_up, copy_through
 from app.store.catalog import Catalog
 from app.store.census import Census
 from app.store.database import CHECKED_BYTES, Lock, migrate
@@ -76,6 +76,7 @@ class Runtime:
     callers: Callers
     verdicts: Verdicts
     journal: Journal
+    _reader: Reader
     history: History
     census: Census
     outbox: Outbox
@@ -151,11 +152,21 @@ class Runtime:
         self.verdicts.release()
 
     async def back_up(self, to: Path) -> int:
-        """Copy the database into a new file while it is in use; gives its size in bytes.
+        """Copy the database into a new file while it is in use; return its size in bytes.
+
+        One whose file was removed or moved is copied as it is open.
 
         Raises:
             InvalidMessage: it cannot be written there; the pointer is /file.
+            StoreUnavailable: the database was written over.
         """
+        try:
+            await self.journal.look()
+        except StoreUnavailable:
+            if self.journal.is_spoilt:
+                raise
+            async with self._reader.lent() as connection:
+                return await copy_through(connection, to)
         try:
             return await back_up(self.settings.database, to)
         finally:
@@ -168,6 +179,7 @@ class Runtime:
         Raises:
             StoreUnavailable: it could not be done.
         """
+        await self.journal.look()
         before = self.settings.database.stat().st_size
         await self.erasing.vacuum()
         return before, self.settings.database.stat().st_size
@@ -194,11 +206,12 @@ class Runtime:
         lock = Lock(settings.database)
         self._parts.callback(lock.release)
         migrate(settings.database)
-        self.journal = Journal(settings.database)
-        reader = Reader(settings.database)
+        self.journal = Journal(settings.database, lock)
+        reader = self._reader = Reader(settings.database)
         self._closes(reader.close)
         await self.journal.open()
         self._closes(self.journal.close)
+        await reader.open()
         search = SearchIndex(self.journal)
         self.history = History(reader, search)
         self.census = await self.history.census()
@@ -331,14 +344,20 @@ async def _index_now_and_then(search: SearchIndex) -> None:
 
 
 async def _look_now_and_then(room: Room, journal: Journal) -> None:
+    known = ""
     for turn in count(1):
         await asyncio.sleep(LOOK_EVERY)
-        try:
-            await room.look()
-            if turn % CHECKPOINT_EVERY == 0:
-                await journal.checkpoint()
-        except (OSError, StoreUnavailable) as error:
-            log.error("store.look_failed", error=str(error))
+        failed = ""
+        for look in (room.look, journal.look, *([journal.checkpoint] if turn % CHECKPOINT_EVERY == 0 else [])):
+            try:
+                await look()
+            except (OSError, StoreUnavailable) as error:
+                failed = str(error)
+        if failed and failed != known:
+            log.error("store.look_failed", error=failed)
+        elif known and not failed:
+            log.info("store.looks_well")
+        known = failed
 
 
 async def _slowly(steps: AsyncIterator[int]) -> int:

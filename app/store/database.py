@@ -187,25 +187,51 @@ class Lock:
             ConfigError: another process has it, the file has a second name, or the folder cannot be written.
             StoreNotOpened: the folder cannot be written now.
         """
-        path = database.with_name(database.name + ".lock")
+        self._database, self._path = database, database.with_name(database.name + ".lock")
         try:
             _make_folder(database.parent)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = self._open()
+        except BlockingIOError as error:
+            raise ConfigError(self._in_use()) from error
         except OSError as error:
-            if passes(error, path):
-                raise refusal(f"{path} cannot be written", error, path) from error
-            raise ConfigError(f"{path} cannot be written: {error.strerror}; name a folder that can") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._fd)
-            raise ConfigError(f"{database} is in use by another Mailchute process; stop that one first") from error
+            if passes(error, self._path):
+                raise refusal(f"{self._path} cannot be written", error, self._path) from error
+            raise ConfigError(f"{self._path} cannot be written: {error.strerror}; name a folder that can") from error
         if (names := _names_of(database)) > 1:
             self.release()
             raise ConfigError(
                 f"{database} has {names} names (hard links), and neither its lock nor its log is shared by them: find "
                 f"the others with `find / -xdev -samefile {database}` and remove them, or make copies in their place"
             )
+
+    def keep(self) -> str:
+        """Take the lock again where its file was removed; return what is wrong where another process came first."""
+        try:
+            if os.path.samestat(os.fstat(self._fd), self._path.stat()):
+                return ""
+        except OSError:
+            pass
+        try:
+            fd = self._open()
+        except BlockingIOError:
+            return self._in_use() + f": its lock file {self._path} was removed"
+        except OSError:
+            return ""  # there is no such folder any more; whoever looks at the database tells
+        self.release()
+        self._fd = fd
+        return ""
+
+    def _open(self) -> int:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _in_use(self) -> str:
+        return f"{self._database} is in use by another Mailchute process; stop that one first"
 
     def release(self) -> None:
         """Let go; idempotent."""
@@ -235,14 +261,21 @@ def _make_folder(folder: Path) -> None:
             os.close(above)
 
 
-def connect(database: Path, *, read_only: bool) -> sqlite3.Connection:
-    """Open a connection with our pragmas. One thread uses it; another may close it once that has ended.
+def connect(database: Path, *, read_only: bool, mode: str = "rw") -> sqlite3.Connection:
+    """Open a file with our pragmas; `mode="rwc"` makes it, where it is not there.
+
+    One thread uses the connection; another may close it afterwards.
 
     Raises:
-        sqlite3.Error: the file cannot be opened, or is not a database.
+        sqlite3.Error: the file is gone, cannot be opened, or is not a database.
     """
     connection = sqlite3.connect(
-        database, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256, check_same_thread=False
+        f"{database.absolute().as_uri()}?mode={mode}",  # no new file in the place of one that was removed
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        cached_statements=256,
+        check_same_thread=False,
     )
     connection.text_factory = _TEXT
     try:
@@ -401,7 +434,7 @@ def upgrade(database: Path, current: str | None, *, to: str = "head") -> None:
             f"{database} was written by a newer version of Mailchute (schema {current}, this one serves {SCHEMA}); "
             "it was not touched"
         )
-    connection = connect(database, read_only=False)
+    connection = connect(database, read_only=False, mode="rwc")
     try:
         # A step may make a table anew, and what refers to it must not go with the old one.
         connection.execute("PRAGMA foreign_keys = OFF")
