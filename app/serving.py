@@ -33,7 +33,7 @@ import uvicorn
 from app import __version__
 from app.api.body import example
 from app.mail.errors import ConfigError, StoreUnavailable
-from app.main import around
+from app.main import around, prepare
 from app.operator import socket_path
 from app.runtime import Runtime
 from app.settings import Settings
@@ -134,6 +134,7 @@ class _Server(uvicorn.Server):
         self._has_terminal = sys.stdin.isatty()
         self._opening: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._first_signal = 0
         self.failure: ConfigError | StoreUnavailable | None = None
 
@@ -142,6 +143,7 @@ class _Server(uvicorn.Server):
         try:
             await self._opening
             self._opening = None
+            await prepare(self._runtime)
             await super().startup(sockets)
             await self._open_operator_socket()
         except (ConfigError, StoreUnavailable) as error:
@@ -170,6 +172,8 @@ class _Server(uvicorn.Server):
         try:
             settings = self._read_again()
             not_now = self._runtime.reload(settings)
+            self._preparing = asyncio.create_task(prepare(self._runtime))
+            self._preparing.add_done_callback(lambda done: done.cancelled() or done.exception())
         except ConfigError as error:
             for line in str(error).splitlines():
                 log.error("settings.refused", error=line)

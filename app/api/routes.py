@@ -20,7 +20,7 @@ def headers_in(request: Request) -> Headers:
     return known
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """The dependency of every route that is not open to all.
 
     Raises:

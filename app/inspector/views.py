@@ -26,6 +26,7 @@ from app.inspector.reading import read, shown
 from app.mail.errors import NotFound
 from app.mail.message import Snapshot
 from app.mail.profile import SANDBOX_PROFILES
+from app.runtime import Runtime
 from app.store.history import Filter
 
 if TYPE_CHECKING:
@@ -53,17 +54,30 @@ _FILE = (
 )
 
 
-async def _has_something_to_show(request: Request) -> None:
-    runtime = runtime_of(request)
+async def has_something_to_show(runtime: Runtime) -> bool:
+    """Whether the sandbox is on, or has left messages."""
     if runtime.settings.sandbox:
-        return
+        return True
     for name in SANDBOX_PROFILES:
         if await runtime.history.newest(Filter(profile=name), at_most=1):
-            return
-    raise NotFound(f"There is nothing at {request.url.path[:80]}; /docs lists what is")
+            return True
+    return False
 
 
-router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of), Depends(_has_something_to_show)])
+def prepare() -> None:
+    """Import the template engine, and read the templates and the style sheet."""
+    templates = _templates()
+    for name in templates.list_templates():
+        templates.get_template(name)
+    _stylesheet()
+
+
+async def _is_there(request: Request) -> None:
+    if not await has_something_to_show(runtime_of(request)):
+        raise NotFound(f"There is nothing at {request.url.path[:80]}; /docs lists what is")
+
+
+router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of), Depends(_is_there)])
 
 
 @router.get("/sandbox")
@@ -82,8 +96,7 @@ async def sandbox(request: Request, before: str = "") -> Response:
 
 @router.get("/sandbox/static/inspector.css")
 async def stylesheet() -> Response:
-    body = (Path(__file__).parent / "static" / "inspector.css").read_bytes()
-    return to_response(Answer(200, body, ((b"content-type", b"text/css; charset=utf-8"),)))
+    return to_response(Answer(200, _stylesheet(), ((b"content-type", b"text/css; charset=utf-8"),)))
 
 
 @router.get("/sandbox/{id}")
@@ -149,12 +162,18 @@ def _render(template: str, **values: object) -> Response:
 
 
 @lru_cache(maxsize=1)
+def _stylesheet() -> bytes:
+    return (Path(__file__).parent / "static" / "inspector.css").read_bytes()
+
+
+@lru_cache(maxsize=1)
 def _templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(default=True),
+        auto_reload=False,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
