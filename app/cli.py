@@ -202,6 +202,8 @@ def migrate() -> None:
             migrate(settings.database)
         finally:
             lock.release()
+    except StoreUnavailable as error:
+        _fail(str(error))
     except ConfigError as error:
         refuse(error)
     write(f"{settings.database} is at schema {SCHEMA}")
@@ -279,10 +281,10 @@ def _serve(settings: Settings, *, hold: bool) -> None:
     set_up_logs(as_json=as_json)
     try:
         serve(_held(settings, hold), say=_announce, read_again=lambda: _held(load(os.environ), hold))
-    except ConfigError as error:
-        refuse(error)
     except StoreUnavailable as error:
         _fail(str(error))
+    except ConfigError as error:
+        refuse(error)
 
 
 def _announce(text: str) -> None:

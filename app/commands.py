@@ -196,9 +196,11 @@ def cancel(
 
 
 @contextmanager
-def speaking(settings: Settings, *, delivers: bool = False, rehearses: bool = False) -> Iterator[Service]:
+def speaking(
+    settings: Settings, *, delivers: bool = False, rehearses: bool = False, saves: bool = False
+) -> Iterator[Service]:
     """Yield a service to send requests to, or end the command."""
-    with in_plain_words(), at_hand(settings, delivers=delivers, rehearses=rehearses) as service:
+    with in_plain_words(), at_hand(settings, delivers=delivers, rehearses=rehearses, saves=saves) as service:
         yield service
 
 
@@ -207,11 +209,11 @@ def in_plain_words() -> Iterator[None]:
     """End the command where a service cannot be reached or opened, and say why."""
     try:
         yield
-    except ConfigError as error:
-        refuse(error)
     except (NoAnswer, StoreUnavailable) as error:
         complain(str(error))
         raise typer.Exit(FAILED) from None
+    except ConfigError as error:
+        refuse(error)
 
 
 def _act(settings: Settings, act: str, ids: list[str], which: dict[str, str | None], *, as_json: bool) -> None:

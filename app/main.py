@@ -13,6 +13,7 @@ from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from app import __version__
@@ -22,9 +23,12 @@ from app.api.edge import App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
 from app.api.routes import headers_in, to_response
 from app.inspector import views
+from app.mail.address import parse_address
 from app.mail.errors import Fault, InvalidMessage, MailError, NotFound
+from app.mail.profile import TlsMode
 from app.runtime import Runtime
 from app.settings import Settings
+from app.smtp import tls
 
 _ABOUT = (
     "Sends e-mail through your relay, and remembers every attempt and every error. "
@@ -50,6 +54,28 @@ def around(runtime: Runtime) -> App:
         metrics=runtime.metrics,
         base_path=runtime.settings.base_path,
     )
+
+
+async def prepare(runtime: Runtime) -> None:
+    """Import and read now what a request may need later: a process without a free descriptor cannot any more.
+
+    Raises:
+        StoreUnavailable: the store cannot be read.
+    """
+    shows_sandbox = await views.has_something_to_show(runtime)
+    # In a worker thread, so that what starts one is imported, too.
+    await run_in_threadpool(_prepare, runtime, shows_sandbox=shows_sandbox)
+
+
+def _prepare(runtime: Runtime, *, shows_sandbox: bool) -> None:
+    parse_address("x@bücher.example")
+    "relay.example".encode("idna")  # as getaddrinfo does with every name
+    if any(profile.tls is not TlsMode.NONE for profile in runtime.profiles.values()):
+        tls.prepare()
+    if runtime.settings.docs:
+        docs.prepare()
+    if shows_sandbox:
+        views.prepare()
 
 
 def create_api(runtime: Runtime) -> FastAPI:
@@ -87,11 +113,10 @@ def create_api(runtime: Runtime) -> FastAPI:
         profiles.router,
         operate.router,
         keeping.router,
+        views.router,
         *([docs.router] if settings.docs else []),
     ):
         api.include_router(router)
-    if settings.sandbox:
-        api.include_router(views.router)
     api.add_exception_handler(MailError, _refuse)
     api.add_exception_handler(HTTPException, _refuse_http)
     api.add_exception_handler(RequestValidationError, _refuse_parameters)

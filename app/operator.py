@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from app.control_socket import path_of, reach
 from app.mail.errors import ConfigError
 from app.settings import Settings
-from app.store.identity import DatabaseFile
+from app.store.database_file import DatabaseFile
 
 if TYPE_CHECKING:
     import httpx2
@@ -156,18 +157,21 @@ def _changes(response: httpx2.Response) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def at_hand(settings: Settings, *, delivers: bool = False, rehearses: bool = False) -> Iterator[Service]:
+def at_hand(
+    settings: Settings, *, delivers: bool = False, rehearses: bool = False, saves: bool = False
+) -> Iterator[Service]:
     """Yield the running service, or one of our own on the same database.
 
     Our own service leaves the queue alone and makes no database. One that `delivers` sends what is due while it is
-    there, and makes the database if need be; one that `rehearses` has a database of its own that goes with it.
+    there, and makes the database if need be; one that `rehearses` has a database of its own that goes with it. What
+    `saves` also reaches a running service whose file was removed or replaced: it still has that file open.
 
     Raises:
         ConfigError: none runs, and none can be opened as things stand; or as `ask`.
         StoreUnavailable: none runs, and none can be opened now.
         NoAnswer: as `ask`.
     """
-    with _running(settings.database, patience=PATIENCE) as service:
+    with _running(settings.database, patience=PATIENCE, saves=saves) as service:
         if service is not None:
             yield service
             return
@@ -176,8 +180,8 @@ def at_hand(settings: Settings, *, delivers: bool = False, rehearses: bool = Fal
 
 
 @contextmanager
-def _running(database: Path, *, patience: float) -> Iterator[Service | None]:
-    with _connected(database, patience=patience) as client:
+def _running(database: Path, *, patience: float, saves: bool = False) -> Iterator[Service | None]:
+    with _connected(database, patience=patience, saves=saves) as client:
         if client is None:
             yield None
             return
@@ -190,7 +194,7 @@ def _running(database: Path, *, patience: float) -> Iterator[Service | None]:
 
 
 @contextmanager
-def _connected(database: Path, *, patience: float) -> Iterator[httpx2.Client | None]:
+def _connected(database: Path, *, patience: float, saves: bool = False) -> Iterator[httpx2.Client | None]:
     """Yield a client of the running service, once that has this database; None = no service runs."""
     with reach(path_of(database)) as address:
         if address is None:
@@ -203,23 +207,26 @@ def _connected(database: Path, *, patience: float) -> Iterator[httpx2.Client | N
             transport=transport, base_url="http://mailchute", timeout=patience, trust_env=False
         ) as client:
             first = min(patience, FIRST_PATIENCE)
-            _check_identity(database, _response(lambda: client.get("/service", timeout=first), first))
+            identity = _response(lambda: client.get("/service", timeout=first), first)
+            _check_identity(database, identity, saves=saves)
             yield client
 
 
-def _check_identity(database: Path, reply: Reply) -> None:
+def _check_identity(database: Path, reply: Reply, *, saves: bool) -> None:
     """Refuse a service of another database: its messages are not those that we were asked about."""
     path = path_of(database)
     if reply.status != 200 or not isinstance(reply.body, dict) or "inode" not in reply.body:
         raise ConfigError(f"what listens on {path} is no Mailchute service: it does not say which database it has")
     ours = DatabaseFile.at(database)
     theirs = DatabaseFile(Path(reply.body["path"]), reply.body["device"], reply.body["inode"])
-    if theirs.is_same(ours):
+    is_of_this_path = theirs.path == Path(os.path.realpath(database))
+    if theirs.is_same(ours) or (saves and is_of_this_path):
         return
-    if ours is None or ours.path == theirs.path:
+    if is_of_this_path:
         raise ConfigError(
             f"nothing was done: the database file that the service on {path} has open is no longer at {database}, "
-            "where it was found at start; stop the service, and put the right file there"
+            "where it was found at start; save what it has open (mailchute backup FILE), stop it, and put the right "
+            "file there"
         )
     raise ConfigError(
         f"nothing was done: the service that listens on {path} has another database open, {theirs.path}, and not "

@@ -45,13 +45,13 @@ from app.smtp.opening import open_session
 from app.smtp.pool import Pool
 from app.smtp.session import Session
 from app.store.acts import Acts
-from app.store.backup import back_up
+from app.store.backup import back_up, copy_through
 from app.store.catalog import Catalog
 from app.store.census import Census
-from app.store.database import Lock, migrate
+from app.store.database import CHECKED_BYTES, Lock, migrate
+from app.store.database_file import DatabaseFile
 from app.store.erasing import Erasing
 from app.store.history import History
-from app.store.identity import DatabaseFile
 from app.store.journal import Journal
 from app.store.keeping import Keeping
 from app.store.outbox import Outbox
@@ -82,6 +82,7 @@ class Runtime:
     verdicts: Verdicts
     database_file: DatabaseFile | None
     journal: Journal
+    _reader: Reader
     history: History
     census: Census
     outbox: Outbox
@@ -162,11 +163,21 @@ class Runtime:
         self.verdicts.release()
 
     async def back_up(self, to: Path) -> int:
-        """Copy the database into a new file while it is in use; gives its size in bytes.
+        """Copy the database into a new file while it is in use; return its size in bytes.
+
+        One whose file was removed or moved is copied as it is open.
 
         Raises:
             InvalidMessage: it cannot be written there; the pointer is /file.
+            StoreUnavailable: the database was written over.
         """
+        try:
+            await self.journal.look()
+        except StoreUnavailable:
+            if self.journal.is_spoilt:
+                raise
+            async with self._reader.lent() as connection:
+                return await copy_through(connection, to)
         try:
             return await back_up(self.settings.database, to)
         finally:
@@ -179,6 +190,7 @@ class Runtime:
         Raises:
             StoreUnavailable: it could not be done.
         """
+        await self.journal.look()
         before = self.settings.database.stat().st_size
         await self.erasing.vacuum()
         return before, self.settings.database.stat().st_size
@@ -205,12 +217,13 @@ class Runtime:
         lock = Lock(settings.database)
         self._parts.callback(lock.release)
         migrate(settings.database)
-        self.journal = Journal(settings.database)
-        reader = Reader(settings.database)
+        self.journal = Journal(settings.database, lock)
+        reader = self._reader = Reader(settings.database)
         self._closes(reader.close)
         await self.journal.open()
         self._closes(self.journal.close)
         self.database_file = DatabaseFile.at(settings.database)
+        await reader.open()
         search = SearchIndex(self.journal)
         self.history = History(reader, search)
         self.census = await self.history.census()
@@ -218,7 +231,14 @@ class Runtime:
         self.verdicts = Verdicts()
         if settings.sandbox and self._delivers:
             await self._open_sandbox()
-        catalog = Catalog(self.journal, reader)
+        await self._open_delivery(Catalog(self.journal, reader))
+        self.erasing = Erasing(self.journal, reader)
+        await self._open_intake()
+        if self._delivers:
+            await self._start(search, Keeping(self.journal, reader, self.census))
+
+    async def _open_delivery(self, catalog: Catalog) -> None:
+        settings = self.settings
         circuits = Circuits(
             self.profiles,
             open_session=self._open_session,
@@ -246,7 +266,6 @@ class Runtime:
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
         self.worker.take_up(await catalog.states())
-        self.erasing = Erasing(self.journal, reader)
         self.control = Control(
             catalog=catalog,
             circuits=circuits,
@@ -257,6 +276,9 @@ class Runtime:
             now=self.now,
             expires_after=lambda: timedelta(seconds=self.settings.expires_after),
         )
+
+    async def _open_intake(self) -> None:
+        settings = self.settings
         self.room = Room(
             settings.database.parent,
             waiting=lambda: self.census.waiting,
@@ -273,15 +295,19 @@ class Runtime:
             self.room,
             self.offload,
         )
-        if not self._delivers:
-            return
+
+    async def _start(self, search: SearchIndex, keeping: Keeping) -> None:
+        """Settle what an earlier process left, begin to claim, and begin what is done now and then."""
+        settings = self.settings
         waiting = await self.history.profiles_waiting()
         if settings.hold:
             for name in {*self.profiles, *waiting}:
                 await self.control.pause(name)
         await self._remember_rates()
+        if settings.database.stat().st_size <= CHECKED_BYTES and (mended := await self.outbox.mend(now=self.now())):
+            log.warning("store.mended", messages=mended)
         await self.worker.start(waiting)
-        forgetting = self._forget_now_and_then(Keeping(self.journal, reader, self.census))
+        forgetting = self._forget_now_and_then(keeping)
         for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal), forgetting):
             self._closes(partial(_ended, asyncio.create_task(chore)))
 
@@ -346,14 +372,20 @@ async def _index_now_and_then(search: SearchIndex) -> None:
 
 
 async def _look_now_and_then(room: Room, journal: Journal) -> None:
+    known = ""
     for turn in count(1):
         await asyncio.sleep(LOOK_EVERY)
-        try:
-            await room.look()
-            if turn % CHECKPOINT_EVERY == 0:
-                await journal.checkpoint()
-        except (OSError, StoreUnavailable) as error:
-            log.error("store.look_failed", error=str(error))
+        failed = ""
+        for look in (room.look, journal.look, *([journal.checkpoint] if turn % CHECKPOINT_EVERY == 0 else [])):
+            try:
+                await look()
+            except (OSError, StoreUnavailable) as error:
+                failed = str(error)
+        if failed and failed != known:
+            log.error("store.look_failed", error=failed)
+        elif known and not failed:
+            log.info("store.looks_well")
+        known = failed
 
 
 async def _slowly(steps: AsyncIterator[int]) -> int:

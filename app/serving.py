@@ -34,7 +34,7 @@ from app.api.body import example
 from app.control_socket import ControlSocket, path_of
 from app.http1.connection import HttpProtocol, Limits
 from app.mail.errors import ConfigError, StoreUnavailable
-from app.main import around
+from app.main import around, prepare
 from app.runtime import Runtime
 from app.settings import Settings
 from app.store.database import SCHEMA, Lock, schema_of
@@ -135,7 +135,8 @@ def _migrate_apart(settings: Settings) -> None:
         [sys.executable, "-m", "app", "migrate"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise ConfigError(done.stderr.strip().removeprefix("mailchute: "))
+        kind = StoreUnavailable if done.returncode == 1 else ConfigError
+        raise kind(done.stderr.strip().removeprefix("mailchute: "))
 
 
 class _Server(uvicorn.Server):
@@ -155,6 +156,7 @@ class _Server(uvicorn.Server):
         self._opening: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._expiring: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._first_signal = 0
         self._control: ControlSocket | None = None
         self.failure: ConfigError | StoreUnavailable | None = None
@@ -165,6 +167,7 @@ class _Server(uvicorn.Server):
             await self._opening
             self._opening = None
             self._control = ControlSocket(path_of(self._runtime.settings.database), backlog=BACKLOG)
+            await prepare(self._runtime)
             await super().startup(sockets)
             await self._serve_control_socket(self._control.listener)
         except (ConfigError, StoreUnavailable) as error:
@@ -203,6 +206,8 @@ class _Server(uvicorn.Server):
         try:
             settings = self._read_again()
             not_now = self._runtime.reload(settings)
+            self._preparing = asyncio.create_task(prepare(self._runtime))
+            self._preparing.add_done_callback(lambda done: done.cancelled() or done.exception())
         except ConfigError as error:
             for line in str(error).splitlines():
                 log.error("settings.refused", error=line)

@@ -160,7 +160,7 @@ def _known_keys(at: tuple[str, ...]) -> list[str]:
 def _whole(written: Written, sources: Sources) -> Settings:
     name = sources.name
     listen = _parse_listen(written.listen, name("listen"))
-    database = database_path(written.database_url, name("database_url"))
+    database = _followed(database_path(written.database_url, name("database_url")))
     if written.role != "all":
         raise ConfigError(
             f"{name('role')}={written.role} needs PostgreSQL, which this version does not have: set it to all"
@@ -322,6 +322,14 @@ def _parse_listen(text: str, name: str) -> Listen:
         return Listen(host_of(bare) or "0.0.0.0", int(port))  # noqa: S104 (":8587" says so)
     except HostSlip:
         raise ConfigError(f"{name} is not an address; write host:port, such as 127.0.0.1:8587 or [::1]:8587") from None
+
+
+def _followed(path: Path) -> Path:
+    """Follow a symbolic link: the lock, the log and the socket lie beside the file itself, whoever names it how."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError):  # a loop, or a folder that is closed to us: opening it tells
+        return path
 
 
 def _is_sandbox(written: Written, listen: Listen) -> bool:

@@ -42,7 +42,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy the database, whole and of one moment, while it is in use."""
-    with speaking(good_settings()) as service:
+    with speaking(good_settings(), saves=True) as service:
         reply = good(service.post("/backup", {"file": str(file.absolute())}))
     if as_json:
         write_json(reply.body)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.mail.message import Recipient, Snapshot
+from app.mail.message import Recipient, Snapshot, may_arrive_twice
 from app.mail.outcome import FailureClass, MessageState, RecipientState
 from app.store.history import AttemptRecord
 
@@ -264,6 +264,9 @@ def instant(at: datetime) -> str:
     return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
+_MAY_ARRIVE_TWICE = "nobody knows whether it was taken, so it may arrive twice"
+
+
 def sentence(snapshot: Snapshot) -> str:
     """Say in one sentence how things stand."""
     total = len(snapshot.recipients)
@@ -283,11 +286,12 @@ def sentence(snapshot: Snapshot) -> str:
         case MessageState.SENDING:
             return "accepted, being sent"
         case MessageState.DEFERRED if snapshot.failure and snapshot.failure.cls is FailureClass.CONFIGURATION:
-            return f"not sent; {said}; will be sent once the profile works, until {instant(snapshot.expires_at)}"
+            so_far = _MAY_ARRIVE_TWICE if may_arrive_twice(snapshot.recipients) else "not sent"
+            return f"{so_far}; {said}; will be sent once the profile works, until {instant(snapshot.expires_at)}"
         case MessageState.DEFERRED:
             at = instant(snapshot.next_attempt_at) if snapshot.next_attempt_at else "its time"
             if snapshot.failure and snapshot.failure.cls is FailureClass.UNKNOWN:
-                return f"nobody knows whether it was taken, so it may arrive twice; {said}; sent again at {at}"
+                return f"{_MAY_ARRIVE_TWICE}; {said}; sent again at {at}"
             return f"not sent yet; {said}; tried again at {at}"
         case MessageState.IN_DOUBT:
             return f"handed over, but nobody knows whether it was taken; {said}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter, Response
 
 from app.api.edge import Answer
+from app.api.problems import packaged
 from app.api.routes import to_response
 from app.mail.errors import NotFound
 
@@ -48,12 +49,17 @@ async def asset(name: str) -> Response:
     content_type = _TYPES.get(Path(name).suffix)
     if content_type is None or name not in _names():
         raise NotFound(f"There is no {name[:80]} here")
-    body = (_FOLDER / name).read_bytes()
+    body = packaged(_FOLDER / name)  # read each time: the viewers have megabytes
     return to_response(Answer(200, body, ((b"content-type", content_type), (b"cache-control", b"max-age=3600"))))
 
 
+def prepare() -> None:
+    """Read the folder."""
+    _names()
+
+
 def _page(name: str, policy: bytes) -> Response:
-    body = (_FOLDER / name).read_bytes()
+    body = packaged(_FOLDER / name)
     headers = ((b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", policy))
     return to_response(Answer(200, body, headers))
 

@@ -18,7 +18,7 @@ from fastapi.security.http import HTTPBase
 from pydantic import BaseModel
 
 from app.api.lookup import schema_of
-from app.api.problems import Problem
+from app.api.problems import Problem, packaged
 
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
 
@@ -248,7 +248,7 @@ def _named(node: Any, schemas: dict[str, Any]) -> Any:
 
 def _illustrate(whole: dict[str, Any]) -> None:
     """Show what the service answered; `at` says to what: an operation, or `*`, and a status."""
-    examples = json.loads(_EXAMPLES.read_bytes())
+    examples = json.loads(packaged(_EXAMPLES))
     for operation_id, operation in _operations(whole):
         for status, response in operation["responses"].items():
             fitting = [name for name, example in examples.items() if f"{operation_id} {status}" in example["at"]] or [

@@ -6,7 +6,9 @@ The only place that knows HTTP statuses, beside those of a message's state (`edg
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import structlog
 from pydantic import BaseModel, Field
 
 from app.mail.errors import (
@@ -24,6 +26,8 @@ from app.mail.errors import (
     TooLarge,
     Unauthenticated,
 )
+
+log = structlog.get_logger()
 
 
 class MalformedRequest(Refused):
@@ -172,3 +176,16 @@ DOORS = (
         "Send it again a little later; the log has the request's X-Request-Id and what happened.",
     ),
 )
+
+
+def packaged(path: Path) -> bytes:
+    """Read a file of the package.
+
+    Raises:
+        MailError: not now, as for want of a descriptor.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        log.error("http.file_unreadable", file=path.name, error=str(error))
+        raise MailError from error

@@ -122,7 +122,7 @@ async def pause_profile(request: Request, name: str) -> Response:
     responses=problems(401, 404, 503),
 )
 async def resume_profile(request: Request, name: str) -> Response:
-    """Send what is due, and close its circuit; nothing happens to one that is neither paused nor in trouble."""
+    """Send everything that waits for the profile now, except scheduled messages; this closes its circuit, too."""
     runtime = runtime_of(request)
     profile = _profile(runtime, name)
     await runtime.control.resume(profile.name)
@@ -150,8 +150,8 @@ async def resume_profile(request: Request, name: str) -> Response:
 async def verify_profile(request: Request, name: str) -> Response:
     """Resolve, connect, TLS, greeting, EHLO, STARTTLS, AUTH, MAIL, RCPT, then RSET: no content is sent.
 
-    200 whether or not it works: `ok` says so, and closes the profile's circuit. With a login at most once a minute
-    (429): relays lock accounts.
+    200 whether or not it works: `ok` says so. Where it is true, the profile's circuit closes, and what was deferred on
+    the way to the relay is sent now. With a login at most once a minute (429): relays lock accounts.
     """
     runtime = runtime_of(request)
     profile = _profile(runtime, name)

@@ -19,7 +19,7 @@ def headers_in(request: Request) -> Headers:
     return headers_of(request.scope)
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """The dependency of every route that is not open to all.
 
     Raises:

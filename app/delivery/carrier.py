@@ -16,14 +16,26 @@ import structlog
 
 from app.delivery.attempt import carry_out, first_failure
 from app.delivery.circuits import CircuitOpen, Circuits
-from app.delivery.contents import Contents
+from app.delivery.contents import ContentLost, Contents
 from app.delivery.lane import Lane
-from app.delivery.plan import Done, Ending, FallBack, GiveUp, RetryAt, Step, ending, next_step
+from app.delivery.plan import (
+    NO_CONTENT,
+    Done,
+    Ending,
+    FallBack,
+    GiveUp,
+    RetryAt,
+    Step,
+    ending,
+    ending_of_nobody,
+    next_step,
+    policy_of,
+    saying_where,
+)
 from app.delivery.recorder import Recorder
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreBroken, StoreUnavailable
-from app.mail.hints import hint
 from app.mail.message import Claim
 from app.mail.outcome import (
     Deferred,
@@ -100,6 +112,8 @@ class Carrier:
         try:
             if lane.paused_at is not None and lane.is_known:  # since it was claimed, or taken in
                 await self._release(claim, None)
+            elif not claim.pending:
+                await self._recorder.record(claim, None, ending_of_nobody(claim))
             elif (no_use := self._of_no_use(claim, lane)) is not None:
                 await self._defer(claim, *no_use)
             else:
@@ -142,7 +156,7 @@ class Carrier:
         if profile is None:
             await self._give_back(trying)
         else:
-            await self._record(trying.claim, attempt, outcomes, step, _policy(trying.claim, profile))
+            await self._record(trying.claim, attempt, outcomes, step, policy_of(trying.claim, profile))
 
     async def _turn_to(self, trying: _Try, profile: Profile) -> None:
         """Have the row of the attempt that is about to begin say through which profile it goes."""
@@ -168,7 +182,9 @@ class Carrier:
         if self._now() >= claim.snapshot.expires_at:
             never = self._failure(lane.profile, Reason.EXPIRED, FailureClass.PERMANENT)
             return claim.snapshot.failure or never, GiveUp()
-        if not lane.is_known:
+        if not lane.is_known or (
+            claim.snapshot.sandbox and not lane.profile.sandbox
+        ):  # the sandbox's mail never leaves
             gone = self._failure(lane.profile, Reason.PROFILE_UNKNOWN, FailureClass.CONFIGURATION)
             again = self._now() + timedelta(seconds=self.schedule.waits[-1])
             return gone, RetryAt(min(again, claim.snapshot.expires_at))
@@ -208,7 +224,10 @@ class Carrier:
 
     async def _defer(self, claim: Claim, failure: Failure, step: Step) -> None:
         """Write a failure of which there was no attempt."""
-        await self._record(claim, None, {address: Deferred(failure) for address in claim.pending}, step)
+        end = ending(claim, {address: Deferred(failure) for address in claim.pending}, step)
+        if end.state is MessageState.DEFERRED and failure.reason is Reason.PROFILE_UNKNOWN:
+            end = replace(end, failure=failure)  # though a recipient may be in doubt: a start looks for these
+        await self._recorder.record(claim, None, end)
 
     def _step(self, claim: Claim, outcomes: Mapping[str, Outcome], profile: Profile, *, may_fall_back: bool) -> Step:
         return next_step(
@@ -217,7 +236,7 @@ class Carrier:
             schedule=self.schedule,
             now=self._now(),
             jitter=self._jitter(),
-            in_doubt=_policy(claim, profile),
+            in_doubt=policy_of(claim, profile),
             circuit=self._circuits.of(profile.name),
             may_fall_back=may_fall_back,
         )
@@ -296,7 +315,7 @@ class Carrier:
             )
             if attempt.failure is not None:
                 outcomes = {
-                    whom: InDoubt(_saying_where(outcome.failure, claim, profile, attempt))
+                    whom: InDoubt(saying_where(outcome.failure, claim, profile, attempt))
                     if isinstance(outcome, InDoubt) and outcome.failure.reason is Reason.OUTCOME_UNKNOWN
                     else outcome
                     for whom, outcome in outcomes.items()
@@ -305,6 +324,10 @@ class Carrier:
             return outcomes, more
         except (LeaseLost, CircuitOpen):
             raise
+        except ContentLost:
+            attempt.end()
+            attempt.failure = NO_CONTENT
+            return dict.fromkeys(claim.pending, Rejected(NO_CONTENT)), frozenset()
         except StoreUnavailable as error:
             log.error("delivery.mark_failed", message_id=str(claim.snapshot.id), error=str(error))
             failure = classify.unexpected(profile, attempt.phase, error)
@@ -332,14 +355,14 @@ class Carrier:
 
     async def _left_in_doubt(self, claim: Claim, profile: Profile, attempt: Attempt) -> None:
         lost = self._failure(profile, Reason.OUTCOME_UNKNOWN, FailureClass.UNKNOWN)
-        lost = attempt.failure = _saying_where(lost, claim, profile, attempt)
+        lost = attempt.failure = saying_where(lost, claim, profile, attempt)
         waiting = (one for one in claim.snapshot.recipients if one.state is RecipientState.PENDING)
         outcomes = {
             one.address: InDoubt(lost) if one.address in claim.pending else Deferred(one.failure or lost)
             for one in waiting
         }
         step = self._step(claim, outcomes, profile, may_fall_back=False)
-        await self._record(claim, attempt, outcomes, step, _policy(claim, profile))
+        await self._record(claim, attempt, outcomes, step, policy_of(claim, profile))
 
     async def settle(self, found: Interrupted) -> None:
         """Write how an attempt ended whose process did: with the mark in doubt, without it certainly not sent."""
@@ -376,19 +399,6 @@ class Carrier:
 
     def _jitter(self) -> float:
         return LEAST_JITTER + (LONGEST_JITTER - LEAST_JITTER) * self._random_bits(20) / (1 << 20)
-
-
-def _saying_where(lost: Failure, claim: Claim, profile: Profile, attempt: Attempt) -> Failure:
-    """Have the hint of a verdict that was lost say what to look for, where, and from when on."""
-    facts = {"message_id": claim.snapshot.message_id, "since": f"{attempt.started_at:%Y-%m-%dT%H:%M:%SZ}"}
-    if _policy(claim, profile) is InDoubtPolicy.RETRY:
-        facts["again"] = "yes"
-    return replace(lost, hint=hint(Reason.OUTCOME_UNKNOWN, profile, facts))
-
-
-def _policy(claim: Claim, profile: Profile) -> InDoubtPolicy:
-    """What may be in doubt at another profile's relay is held: the message's own would be another relay."""
-    return profile.in_doubt if profile.name == claim.snapshot.profile else InDoubtPolicy.HOLD
 
 
 async def _end_of(writing: asyncio.Future[Claim]) -> asyncio.CancelledError | None:

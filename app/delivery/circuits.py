@@ -78,6 +78,9 @@ class Circuits:
         self._now = now
         self._clock = clock
         self._ways: dict[str, _Way] = {}
+        self._absent: dict[
+            str, tuple[Circuit, str]
+        ] = {}  # of profiles that are not in the settings; the store keeps them
         self._writing: set[asyncio.Task[None]] = set()
         self._is_trying = False
         self._closed: Callable[[str], Awaitable[None]] = _nobody
@@ -95,15 +98,14 @@ class Circuits:
         `closed` is told of a circuit that closed, `let_try` that a message may try one.
         """
         self._closed, self._let_try = closed, let_try
-        for name, state in known.items():
-            if state.circuit is not None:
-                way = self._way(name)
-                way.circuit, way.fingerprint = state.circuit, state.fingerprint
-                self._show(name, state.circuit)
+        self._absent = {name: (one.circuit, one.fingerprint) for name, one in known.items() if one.circuit is not None}
+        self._take_back()
 
     async def start(self) -> None:
         """Close what belongs to other settings, and try the rest at its pace from now on."""
         self._is_trying = True
+        for name in list(self._absent):
+            await self._closed(name)  # what waits for it is to say that it is gone
         for name, way in list(self._ways.items()):
             if way.circuit is not None and not await self._close_if_changed(name, way):
                 self._watch(name, way)
@@ -134,9 +136,17 @@ class Circuits:
         return way is None or way.circuit is None or way.may_try
 
     def settings_changed(self) -> None:
-        """Look at once whether a profile with an open circuit is another one now."""
+        """Look at once whether a profile with an open circuit is another one now, and whether one is back."""
+        self._take_back()
         for way in self._ways.values():
             way.look.set()
+
+    def _take_back(self) -> None:
+        for name in [name for name in self._absent if name in self._profiles]:
+            way = self._way(name)
+            way.circuit, way.fingerprint = self._absent.pop(name)
+            self._show(name, way.circuit)
+            self._watch(name, way)
 
     async def close(self, profile: str, why: str) -> None:
         """Close a circuit and let what waits go; nothing happens to one that is closed."""
@@ -282,16 +292,25 @@ class Circuits:
             await self._let_try(name)
 
     async def _close_if_changed(self, name: str, way: _Way) -> bool:
-        """Close the circuit of a profile that is another one now, or is there no more; says whether it is closed."""
+        """Close the circuit of a profile that is another one now, or is gone; return whether it is closed."""
         profile = self._profiles.get(name)
-        as_set = await _as_set(profile) if profile is not None else None
-        if way.as_set is None and as_set is not None:
-            salt = bytes.fromhex(way.fingerprint.partition(":")[0])
-            if await asyncio.to_thread(_fingerprint, as_set, salt) == way.fingerprint:
-                way.as_set = as_set
-        if as_set is None or as_set != way.as_set:
+        if profile is None:
+            await self._set_aside(name, way)
+            return True
+        as_set = await _as_set(profile)
+        if way.as_set is None and await asyncio.to_thread(_fits, as_set, way.fingerprint):
+            way.as_set = as_set
+        if as_set != way.as_set:
             await self._close(name, way, "its settings or its secret changed")
         return way.circuit is None
+
+    async def _set_aside(self, name: str, way: _Way) -> None:
+        """Keep the circuit of a profile that is gone until it is back; its messages say meanwhile that it is gone."""
+        if way.circuit is not None:
+            self._absent[name] = (way.circuit, way.fingerprint)
+            self._metrics.circuit_open.remove(name, way.circuit.failure.reason)
+            way.circuit, way.fingerprint, way.may_try, way.trial = None, "", False, None
+            await self._closed(name)
 
     async def _probe(self, way: _Way, profile: Profile) -> None:
         """Walk as far as EHLO, under TLS where that is set; no login."""
@@ -359,6 +378,15 @@ async def _as_set(profile: Profile) -> _AsSet:
         return without, (await credentials_of(profile)).password
     except TransactionError:
         return without, None
+
+
+def _fits(as_set: _AsSet, fingerprint: str) -> bool:
+    """Whether a fingerprint is of these; one that cannot be read is of none."""
+    try:
+        salt = bytes.fromhex(fingerprint.partition(":")[0])
+    except ValueError:
+        return False
+    return _fingerprint(as_set, salt) == fingerprint
 
 
 def _fingerprint(as_set: _AsSet, salt: bytes) -> str:

@@ -15,6 +15,10 @@ from uuid import UUID
 from app.mail.message import Claim
 
 
+class ContentLost(Exception):
+    """The store has not the whole content of the message any more."""
+
+
 class Contents:
     """`load` reads a message's bytes, None where they are gone; `most` bytes of them are held at once."""
 
@@ -35,7 +39,7 @@ class Contents:
 
         Raises:
             StoreUnavailable: it cannot be read.
-            RuntimeError: it is not in the store, or a part of it is missing.
+            ContentLost: it is not in the store, or a part of it is missing.
         """
         if claim.content is not None:
             yield claim.content
@@ -44,8 +48,8 @@ class Contents:
         await self._take(size)
         try:
             content = await self._load(claim.snapshot.id)
-            if content is None or len(content) != size:
-                raise RuntimeError("the content is not in the store, or not whole")
+            if content is None or (size and len(content) != size):  # 0 = the size itself is lost
+                raise ContentLost
             yield content
         finally:
             self._held -= size

@@ -12,6 +12,7 @@ from uuid import UUID
 from app.delivery.circuits import Circuits
 from app.delivery.worker import Worker
 from app.mail.acts import Act
+from app.mail.circuit import is_of_profile
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
 from app.store.acts import Acts
@@ -85,14 +86,16 @@ class Control:
         self._worker.pause(profile, since or self._now())
 
     async def resume(self, profile: str) -> None:
-        """Begin again with what waits for a profile: it is paused no more, and its circuit closes."""
+        """Send what waits for a profile: it is no longer paused, its circuit closes, what was deferred is due now."""
         await self._catalog.resume(profile)
         self._worker.resume(profile)
         await self._circuits.close(profile, "it was resumed")
+        await self._worker.release(profile)
 
     async def verified(self, profile: str) -> None:
-        """Take note that a profile works: a diagnosis got through all its stages."""
+        """Take note that a profile works: what failed on the way to its relay is due now."""
         await self._circuits.close(profile, "it was verified")
+        await self._worker.release(profile, is_of_profile)
 
     def _tell(self, snapshot: Snapshot) -> None:
         if snapshot.next_attempt_at is not None:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import inf
 
 from app.delivery.flow import Flow, Meter
 from app.mail.profile import Profile
@@ -34,6 +35,7 @@ class Lane:
     last_success: datetime | None = None  # of this process
     backlog: bool = False  # something waits in the store that could go now
     ahead: float | None = None  # how far the wall clock was ahead of the monotonic one at the last look; None = no look
+    capped: float = -inf  # when due times were capped last, by the monotonic clock
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:

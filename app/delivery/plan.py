@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias, assert_never
 
+from app.mail.attempt import Attempt
 from app.mail.circuit import Circuit, is_of_opening
-from app.mail.codes import ErrorCode, Reason
-from app.mail.hints import at_the_end
+from app.mail.codes import CODE_OF, ErrorCode, Reason
+from app.mail.hints import at_the_end, hint
 from app.mail.message import Claim, Recipient, leading_failure
 from app.mail.outcome import (
     Deferred,
@@ -21,12 +22,13 @@ from app.mail.outcome import (
     InDoubt,
     MessageState,
     Outcome,
+    Phase,
     RecipientState,
     Rejected,
     Sent,
     message_state,
 )
-from app.mail.profile import InDoubtPolicy
+from app.mail.profile import InDoubtPolicy, Profile
 from app.mail.schedule import Schedule
 from app.smtp.limits import wait_asked_for
 
@@ -131,6 +133,28 @@ def ending(
     )
 
 
+def ending_of_nobody(claim: Claim) -> Ending:
+    """End a message that was due though nobody is pending: another version wrote its rows, or they are damaged."""
+    people = claim.snapshot.recipients
+    state = message_state((r.state for r in people), while_pending=MessageState.DEFERRED)
+    return Ending(state, people, leading_failure(people) if people else NO_RECIPIENTS, next_attempt_at=None)
+
+
+def _damaged(message: str) -> Failure:
+    return Failure(
+        code=CODE_OF[Reason.UNEXPECTED],
+        reason=Reason.UNEXPECTED,
+        cls=FailureClass.PERMANENT,
+        phase=Phase.RESOLVE,  # nothing was begun
+        message=message,
+        hint="The database is damaged: check its disk, and send the message again.",
+    )
+
+
+NO_RECIPIENTS = _damaged("The recipients of the message are not in the database any more")
+NO_CONTENT = _damaged("The content of the message is not in the database any more, or not all of it")
+
+
 def _after(recipient: Recipient, outcome: Outcome | None, step: Step, in_doubt: InDoubtPolicy) -> Recipient:
     if outcome is None or isinstance(outcome, Sent):
         return recipient if outcome is None else replace(recipient, state=RecipientState.SENT, failure=None)
@@ -164,3 +188,16 @@ def expired(last: Failure) -> Failure:
         message=f"Given up after the last try failed ({last.code}/{last.reason}): {last.message}",
         hint=at_the_end(last.hint),
     )
+
+
+def policy_of(claim: Claim, profile: Profile) -> InDoubtPolicy:
+    """What may be in doubt at another profile's relay is held: the message's own would be another relay."""
+    return profile.in_doubt if profile.name == claim.snapshot.profile else InDoubtPolicy.HOLD
+
+
+def saying_where(lost: Failure, claim: Claim, profile: Profile, attempt: Attempt) -> Failure:
+    """Have the hint of a lost verdict name what to look for, where, and from when on."""
+    facts = {"message_id": claim.snapshot.message_id, "since": f"{attempt.started_at:%Y-%m-%dT%H:%M:%SZ}"}
+    if policy_of(claim, profile) is InDoubtPolicy.RETRY:
+        facts["again"] = "yes"
+    return replace(lost, hint=hint(Reason.OUTCOME_UNKNOWN, profile, facts))

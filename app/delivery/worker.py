@@ -28,8 +28,10 @@ from app.delivery.recorder import PAUSE_WITHOUT_STORE, until_written
 from app.mail.circuit import Circuit
 from app.mail.errors import StoreUnavailable
 from app.mail.message import Claim, Lease
+from app.mail.outcome import Failure
 from app.mail.profile import Profile, stand_in
 from app.mail.schedule import Schedule
+from app.smtp.limits import LONGEST_WAIT
 from app.smtp.pool import Pool
 from app.store.catalog import ProfileState
 from app.store.outbox import Outbox
@@ -122,6 +124,9 @@ class Worker:
         await self._circuits.start()
         for name in profiles_waiting:
             self._lane(name)
+        for name in await self._outbox.found_missing():
+            if name in self._lanes and self._lanes[name].is_known:  # it is back, as after a reload
+                self._keep(self._make_due(name))
         self._is_claiming = True
         for lane in self._lanes.values():
             self._claim_for(lane)
@@ -149,6 +154,19 @@ class Worker:
         lane = self._lane(profile)
         lane.paused_at = None
         lane.wake.set()
+
+    async def release(self, profile: str, which: Callable[[Failure], bool] | None = None) -> None:
+        """Make due now what waits for a profile: all but scheduled messages, or those that such a failure deferred.
+
+        Raises:
+            StoreUnavailable: not all of it could be done; a repetition goes on from there.
+        """
+        for name in self._waiting_for(profile):
+            now = self._now()
+            await self._outbox.make_due(name, now=now, which=which)
+            if which is None:  # queued ones too: a clock that was ahead put them off
+                await self._outbox.bring_forward(name, now=now, latest=now)
+            self.nudge(name)
 
     def standing(self, profile: str) -> Standing:
         """Say how it stands with a profile now."""
@@ -231,8 +249,8 @@ class Worker:
 
     def nudge(self, profile: str) -> None:
         """Say that a message is due in the queue."""
-        lane = self._lanes.get(profile)
-        if lane is not None:
+        if self._is_claiming and not self._stopping:
+            lane = self._lane(profile)  # a new one, if a message of a profile that is gone was retried
             lane.backlog = True
             lane.wake.set()
 
@@ -244,11 +262,11 @@ class Worker:
             lane.backlog = False
             nap = LONGEST_NAP
             room = lane.room_for_waiting
+            self._mind_the_clock(lane)
             if lane.paused_at is not None and lane.is_known:
                 pass
             elif room > 0:
                 try:
-                    self._mind_the_clock(lane)
                     nap = await self._claim_some(lane, min(room, MOST_CLAIMS))
                 except Exception as error:  # a loop that ends silently is a queue that stands still
                     unforeseen = not isinstance(error, StoreUnavailable)
@@ -283,15 +301,20 @@ class Worker:
         return 0 if wait <= 0 else min(wait, LONGEST_NAP)
 
     def _mind_the_clock(self, lane: Lane) -> None:
-        """Where the clock was put back, perhaps before this process began, let no due time lie behind the longest wait.
+        """Cap due times: no message but a scheduled one is due later than its longest wait.
 
-        Handed in before the claim, which finds what has become due by it.
+        At once where the clock was put back, perhaps before this process began. Otherwise now and then, by the longest
+        wait that anything asks for: a clock that was ahead between two looks leaves no other trace. Handed in before
+        the claim, which finds what has become due by it.
         """
-        now = self._now()
-        before, lane.ahead = lane.ahead, now.timestamp() - self._clock()
-        if before is not None and lane.ahead >= before - PUT_BACK:
+        now, clock = self._now(), self._clock()
+        before, lane.ahead = lane.ahead, now.timestamp() - clock
+        was_put_back = before is None or lane.ahead < before - PUT_BACK
+        if not was_put_back and clock < lane.capped + LONGEST_NAP:
             return
-        latest = now + timedelta(seconds=max(self._carrier.schedule.waits) * LONGEST_JITTER)
+        lane.capped = clock
+        wait = max(self._carrier.schedule.waits)
+        latest = now + timedelta(seconds=(wait if was_put_back else max(wait, LONGEST_WAIT)) * LONGEST_JITTER)
         bringing = self._outbox.bring_forward(lane.profile.name, now=now, latest=latest)
 
         def tell(brought: asyncio.Future[int]) -> None:

@@ -1,5 +1,7 @@
 """/sandbox: the messages that the sandbox was given, as a list, each with what became of it and all that it holds.
 
+It is served while the sandbox is on, and under a relay as long as messages of the sandbox are kept.
+
 A mail is somebody else's document. On our pages it is escaped text; its HTML is a document of its own, in a frame that
 runs no script, loads nothing and leads nowhere, under a policy that says so once more to whoever opens it alone; its
 files are for saving, never for showing.
@@ -24,6 +26,7 @@ from app.inspector.reading import read, shown
 from app.mail.errors import NotFound
 from app.mail.message import Snapshot
 from app.mail.profile import SANDBOX_PROFILES
+from app.runtime import Runtime
 from app.store.history import Filter
 
 if TYPE_CHECKING:
@@ -50,25 +53,50 @@ _FILE = (
     (b"content-security-policy", b"sandbox; default-src 'none'; frame-ancestors 'none'"),
 )
 
-router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of)])
+
+async def has_something_to_show(runtime: Runtime) -> bool:
+    """Whether the sandbox is on, or has left messages."""
+    if runtime.settings.sandbox:
+        return True
+    for name in SANDBOX_PROFILES:
+        if await runtime.history.newest(Filter(profile=name), at_most=1):
+            return True
+    return False
+
+
+def prepare() -> None:
+    """Import the template engine, and read the templates and the style sheet."""
+    templates = _templates()
+    for name in templates.list_templates():
+        templates.get_template(name)
+    _stylesheet()
+
+
+async def _is_there(request: Request) -> None:
+    if not await has_something_to_show(runtime_of(request)):
+        raise NotFound(f"There is nothing at {request.url.path[:80]}; /docs lists what is")
+
+
+router = APIRouter(include_in_schema=False, dependencies=[Depends(caller_of), Depends(_is_there)])
 
 
 @router.get("/sandbox")
 async def sandbox(request: Request, before: str = "") -> Response:
     """List what the sandbox was given, newest first."""
-    history = runtime_of(request).history
+    runtime = runtime_of(request)
+    history = runtime.history
     last = _id(before) if before else None
     found = [await history.newest(Filter(profile=name), at_most=PAGE + 1, before=last) for name in SANDBOX_PROFILES]
     newest = sorted(chain(*found), key=lambda message: message.id, reverse=True)
     page = newest[:PAGE]
     older = str(page[-1].id) if len(newest) > PAGE else ""
-    return _render(request, "sandbox.html", messages=page, older=older, is_first=not before)
+    is_on = runtime.settings.sandbox
+    return _render(request, "sandbox.html", messages=page, older=older, is_first=not before, is_on=is_on)
 
 
 @router.get("/sandbox/static/inspector.css")
 async def stylesheet() -> Response:
-    body = (Path(__file__).parent / "static" / "inspector.css").read_bytes()
-    return to_response(Answer(200, body, ((b"content-type", b"text/css; charset=utf-8"),)))
+    return to_response(Answer(200, _stylesheet(), ((b"content-type", b"text/css; charset=utf-8"),)))
 
 
 @router.get("/sandbox/{id}")
@@ -139,12 +167,18 @@ def _render(request: Request, template: str, **values: object) -> Response:
 
 
 @lru_cache(maxsize=1)
+def _stylesheet() -> bytes:
+    return (Path(__file__).parent / "static" / "inspector.css").read_bytes()
+
+
+@lru_cache(maxsize=1)
 def _templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(default=True),
+        auto_reload=False,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -71,6 +71,11 @@ def is_of_opening(failure: Failure) -> bool:
     return is_before(failure.phase, Phase.MAIL)
 
 
+def is_of_profile(failure: Failure) -> bool:
+    """Whether the way to the relay failed, not the message or a recipient: a profile that works cures it."""
+    return failure.cls is FailureClass.CONFIGURATION or is_of_opening(failure)
+
+
 def condemns(failure: Failure, *, is_proven: bool = False) -> bool:
     """Whether this one failure says that no message would fare better.
 

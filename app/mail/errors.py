@@ -14,7 +14,8 @@
     │   └── Overloaded             503: more arrives at once than is held in memory
     ├── TransactionError(failure)  a relay gave no verdict: the phase and the cause say what that means
     ├── StoreUnavailable           503: nothing was taken
-    │   └── StoreBroken            nor will anything be, until the service is started again
+    │   ├── StoreBroken            nor will anything be, until the service is started again
+    │   └── StoreNotOpened         start-up only, and a ConfigError: the file cannot be opened now
     └── LeaseLost                  somebody else holds the message now; what we know is dropped
     ConfigError                    start-up only: the settings contradict each other
 
@@ -130,3 +131,7 @@ class LeaseLost(MailError):
 
 class ConfigError(Exception):
     """The settings cannot work as they stand. The text names the setting and the cure."""
+
+
+class StoreNotOpened(StoreUnavailable, ConfigError):
+    """The database file cannot be opened or written now; starting again later may help, without any change."""

@@ -360,6 +360,11 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
         (_P,),
     ),
     Reason.UNEXPECTED: Explanation(
-        "Something happened that this version does not know.", ("a bug: please report it with the log line",), (_T,)
+        "Something happened that this version does not know.",
+        (
+            "a bug: please report it with the log line",
+            "the message was stored by a newer version of Mailchute, or its rows in the database are damaged",
+        ),
+        (_T, _U, _P),
     ),
 }

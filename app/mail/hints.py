@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from app.mail.codes import Reason
-from app.mail.profile import MECHANISMS, MECHANISMS_IN_CLEAR, AuthMode, Profile, TlsMode, TlsVersion, is_loopback
+from app.mail.profile import (
+    MECHANISMS,
+    MECHANISMS_IN_CLEAR,
+    SANDBOX_PROFILES,
+    AuthMode,
+    Profile,
+    TlsMode,
+    TlsVersion,
+    is_loopback,
+)
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
@@ -286,6 +295,8 @@ def _message_too_large(_: Profile, facts: Facts) -> str:
 
 
 def _profile_unknown(p: Profile, _: Facts) -> str:
+    if p.name in SANDBOX_PROFILES:
+        return "The message was for the sandbox, which is off: cancel it, and send it again through a relay."
     return f"There is no profile {p.name} in the settings any more: add it again, or cancel the message."
 
 

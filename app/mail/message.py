@@ -11,7 +11,7 @@ Frozen, pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -97,11 +97,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """One forward-path and what became of it."""
+    """One forward-path and what became of it. `position` is its place in the request, which names its row."""
 
     address: str
     state: RecipientState = RecipientState.PENDING
     failure: Failure | None = None
+    position: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,7 @@ class Claim:
     @property
     def is_doubtful(self) -> bool:
         """Whether a relay may have the message already, for somebody this attempt is for."""
-        return any(
-            r.state is RecipientState.PENDING and r.failure is not None and r.failure.code is ErrorCode.EINDOUBT
-            for r in self.snapshot.recipients
-        )
+        return may_arrive_twice(self.snapshot.recipients)
 
     @property
     def envelope(self) -> Envelope:
@@ -180,6 +178,14 @@ class Receipt:
     claim: Claim | None = None
     is_replay: bool = False
     is_revived: bool = False
+
+
+def may_arrive_twice(recipients: Iterable[Recipient]) -> bool:
+    """Whether one of them is pending though a relay may have the message."""
+    return any(
+        r.state is RecipientState.PENDING and r.failure is not None and r.failure.code is ErrorCode.EINDOUBT
+        for r in recipients
+    )
 
 
 def leading_failure(recipients: Sequence[Recipient]) -> Failure | None:

@@ -184,8 +184,13 @@ async def read_certificate(profile: Profile, address: SocketAddress) -> Certific
 async def certificate_of(tls: ssl.SSLObject) -> Certificate | None:
     """Read the certificate that the peer of a TLS connection showed."""
     der = tls.getpeercert(binary_form=True)
-    # In a thread: the first one imports 5 MB of cryptography, and later ones are remembered.
+    # In a thread: it takes a millisecond; later ones are remembered.
     return None if der is None else await asyncio.to_thread(_certificate, der)
+
+
+def prepare() -> None:
+    """Import what reads certificates: 8 MB, which only a profile with TLS needs."""
+    import cryptography.x509  # noqa: F401
 
 
 @lru_cache(maxsize=64)

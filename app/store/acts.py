@@ -23,17 +23,20 @@ from app.store.census import Census
 from app.store.database import bodies, messages
 from app.store.journal import Journal, Operation
 from app.store.records import (
+    DUE_AT,
     MESSAGE_BY_ID,
     RECIPIENTS_OF,
+    STATE,
     WRITE_RECIPIENT,
     changed_recipients,
+    counted_state,
     failure_text,
     recipient_from,
     snapshot,
-    to_ms,
 )
+from app.store.values import to_ms
 
-_Done: TypeAlias = tuple[MessageState, Snapshot]  # the state it came from, and what it is now
+_Done: TypeAlias = tuple[MessageState | None, Snapshot]  # what it was counted as, and what it is now
 
 _HAS_CONTENT = select(bodies.c.part).where(bodies.c.message_id == bindparam("of_message")).limit(1)
 _SETTLE = (
@@ -86,14 +89,16 @@ def _do(act: Act, message_id: UUID, now: datetime, until: datetime) -> Operation
     if not found.rows:
         raise NotFound(f"There is no message {message_id}")
     whom = yield (RECIPIENTS_OF, {"of_message": message_id.bytes})
-    said = snapshot(found.rows[0], (recipient_from(*r) for r in whom.rows))
+    row = found.rows[0]
+    said = snapshot(row, (recipient_from(*r) for r in whom.rows))
+    was = counted_state(row[STATE], row[DUE_AT])
     then = after(act, said)
     if act is Act.RETRY and not (yield from _has_content(said)):
         raise Conflict("The message's content is not kept any more, so it cannot be sent again")
     if act in (Act.RESOLVE_AS_SENT, Act.RESOLVE_AS_FAILED) and said.next_attempt_at is not None:
         # Of somebody else, who goes on waiting as before.
-        return said.state, (yield from _write(said, then, said.state, due=said.next_attempt_at, until=said.expires_at))
-    return said.state, (yield from _settle(said, then, now=now, until=until))
+        return was, (yield from _write(said, then, said.state, due=said.next_attempt_at, until=said.expires_at))
+    return was, (yield from _settle(said, then, now=now, until=until))
 
 
 def revive(said: Snapshot, *, now: datetime, until: datetime) -> Operation[Snapshot]:

@@ -25,8 +25,8 @@ from app.store.records import (
     json_text,
     recipient_from,
     snapshot,
-    to_ms,
 )
+from app.store.values import to_ms
 
 LARGE = PART_BYTES  # bytes; a larger content is read back when it is sent, so that what waits for that holds no memory
 KEY_LIFE = timedelta(hours=24)  # of an idempotency key
@@ -148,7 +148,7 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
         subject=message.subject,
         size=len(content),
         attempts=0 if lease is None else 1,
-        recipients=tuple(Recipient(address) for address in envelope.recipients),
+        recipients=tuple(Recipient(address, position=at) for at, address in enumerate(envelope.recipients)),
         created_at=message.created_at,
         expires_at=message.expires_at,
         next_attempt_at=due_at if lease is None else None,

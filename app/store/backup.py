@@ -23,13 +23,24 @@ STEPS = 10_000  # of SQLite's machine, between two looks at whether it is still 
 
 
 async def back_up(database: Path, to: Path) -> int:
-    """Copy the database into a new file, mode 0600; gives its size in bytes. Cancelled, it leaves nothing.
+    """Copy the database into a new file, mode 0600; return its size in bytes. Cancelled, it leaves nothing.
 
     Raises:
         InvalidMessage: that file is there, or it cannot be written; the pointer is /file.
     """
     try:
         connection = connect(database, read_only=True)
+    except sqlite3.Error as error:
+        raise _refused(f"{to} was not written ({error})") from error
+    try:
+        return await copy_through(connection, to)
+    finally:
+        connection.close()
+
+
+async def copy_through(connection: sqlite3.Connection, to: Path) -> int:
+    """Do what `back_up` does through a reading connection, which has what was opened even if its name is gone."""
+    try:
         is_unwanted = threading.Event()
         copying = asyncio.ensure_future(asyncio.to_thread(_copy, connection, to, is_unwanted))
         try:
@@ -39,8 +50,6 @@ async def back_up(database: Path, to: Path) -> int:
             with suppress(sqlite3.Error, OSError, InvalidMessage):
                 await copying
             raise
-        finally:
-            connection.close()
     except OSError as error:
         raise _refused(
             f"{to} cannot be written ({error.strerror or error}); name a file in a folder that can"
@@ -63,6 +72,8 @@ def _copy(connection: sqlite3.Connection, to: Path, is_unwanted: threading.Event
         _refuse_existing(to)
         part.rename(to)
     finally:
+        connection.set_progress_handler(None, 0)
+        connection.execute("PRAGMA query_only = ON")
         is_over.set()
         syncing.join()
         os.close(handle)

@@ -13,7 +13,8 @@ from app.mail.circuit import Circuit
 from app.store.database import profile_states
 from app.store.journal import Journal, Operation
 from app.store.reader import Reader
-from app.store.records import circuit_from, circuit_text, from_ms, to_ms
+from app.store.records import circuit_from, circuit_text
+from app.store.values import from_ms, text_from, to_ms
 
 _PROFILE_IS = profile_states.c.profile == bindparam("of_profile")
 _PAUSE = upsert(profile_states).values(profile=bindparam("of_profile"), paused_at=bindparam("at"))
@@ -59,7 +60,7 @@ class Catalog:
 
     async def states(self) -> dict[str, ProfileState]:
         """Give what is remembered of every profile."""
-        return {name: _state(*rest) for name, *rest in await self._reader.rows(_STATES)}
+        return {text_from(name): _state(*rest) for name, *rest in await self._reader.rows(_STATES)}
 
 
 def _pause(profile: str, now: datetime) -> Operation[None]:
@@ -77,6 +78,6 @@ def _keep_circuit(profile: str, circuit: Circuit | None, fingerprint: str) -> Op
     )
 
 
-def _state(paused_at: int | None, circuit: str | None) -> ProfileState:
-    opened, fingerprint = circuit_from(circuit) if circuit is not None else (None, "")
+def _state(paused_at: object, circuit: object) -> ProfileState:
+    opened, fingerprint = circuit_from(circuit) or (None, "")
     return ProfileState(from_ms(paused_at) if paused_at is not None else None, opened, fingerprint)

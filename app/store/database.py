@@ -6,6 +6,8 @@ keeps every other process out, because SQLite 3.7.0 to 3.51.2 can damage a WAL f
 (sqlite.org/wal.html#walresetbug). Nothing else of ours ever opens the database file itself: closing it would
 free SQLite's own locks (POSIX advisory locks).
 
+Over 400 lines, because a third of them are the tables.
+
 Instants are integers, milliseconds since 1970 UTC; ids are 16 bytes (UUIDv7, so they sort by time); lists and
 failures are JSON text. alembic/ is the only way the schema changes; `SCHEMA` is the step that this code serves.
 """
@@ -17,6 +19,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import (
@@ -40,6 +43,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from app.mail.errors import ConfigError
+from app.store.faults import passes, refusal
 
 SCHEMA = "0007"  # the newest step in alembic/versions; a test keeps it so
 PART_BYTES = 256 * 1024  # size of one row of content
@@ -47,6 +51,7 @@ COUNT_PERIOD = 10 * 60 * 1000  # milliseconds of one row of failure_counts
 COUNTS_KEPT = 24 * 3600 * 1000  # milliseconds that failures are counted for
 BUSY_SECONDS = 5.0  # how long a write waits for a stray reader's lock
 CHECKED_BYTES = 256 << 20  # up to which a file is looked through at start: a fifth of a second from memory
+_TEXT = partial(str, encoding="utf-8", errors="replace")  # one damaged text must not fail the rows beside it
 
 metadata = MetaData()
 
@@ -179,25 +184,67 @@ class Lock:
         """Take the lock.
 
         Raises:
-            ConfigError: another process has it, or the folder cannot be written.
+            ConfigError: another process has it, the file has a second name, or the folder cannot be written.
+            StoreNotOpened: the folder cannot be written now.
         """
-        path = database.with_name(database.name + ".lock")
+        self._database, self._path = database, database.with_name(database.name + ".lock")
         try:
             _make_folder(database.parent)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = self._open()
+        except BlockingIOError as error:
+            raise ConfigError(self._in_use()) from error
         except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error.strerror}; name a folder that can") from error
+            if passes(error, self._path):
+                raise refusal(f"{self._path} cannot be written", error, self._path) from error
+            raise ConfigError(f"{self._path} cannot be written: {error.strerror}; name a folder that can") from error
+        if (names := _names_of(database)) > 1:
+            self.release()
+            raise ConfigError(
+                f"{database} has {names} names (hard links), and neither its lock nor its log is shared by them: find "
+                f"the others with `find / -xdev -samefile {database}` and remove them, or make copies in their place"
+            )
+
+    def keep(self) -> str:
+        """Take the lock again where its file was removed; return what is wrong where another process came first."""
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._fd)
-            raise ConfigError(f"{database} is in use by another Mailchute process; stop that one first") from error
+            if os.path.samestat(os.fstat(self._fd), self._path.stat()):
+                return ""
+        except OSError:
+            pass
+        try:
+            fd = self._open()
+        except BlockingIOError:
+            return self._in_use() + f": its lock file {self._path} was removed"
+        except OSError:
+            return ""  # there is no such folder any more; whoever looks at the database tells
+        self.release()
+        self._fd = fd
+        return ""
+
+    def _open(self) -> int:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _in_use(self) -> str:
+        return f"{self._database} is in use by another Mailchute process; stop that one first"
 
     def release(self) -> None:
         """Let go; idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _names_of(file: Path) -> int:
+    try:
+        return file.stat().st_nlink
+    except OSError:  # whoever opens it says what is wrong with it
+        return 1
 
 
 def _make_folder(folder: Path) -> None:
@@ -214,15 +261,23 @@ def _make_folder(folder: Path) -> None:
             os.close(above)
 
 
-def connect(database: Path, *, read_only: bool) -> sqlite3.Connection:
-    """Open a connection with our pragmas. One thread uses it; another may close it once that has ended.
+def connect(database: Path, *, read_only: bool, mode: str = "rw") -> sqlite3.Connection:
+    """Open a file with our pragmas; `mode="rwc"` makes it, where it is not there.
+
+    One thread uses the connection; another may close it afterwards.
 
     Raises:
-        sqlite3.Error: the file cannot be opened, or is not a database.
+        sqlite3.Error: the file is gone, cannot be opened, or is not a database.
     """
     connection = sqlite3.connect(
-        database, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256, check_same_thread=False
+        f"{database.absolute().as_uri()}?mode={mode}",  # no new file in the place of one that was removed
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        cached_statements=256,
+        check_same_thread=False,
     )
+    connection.text_factory = _TEXT
     try:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -244,6 +299,7 @@ def schema_of(database: Path) -> str | None:
 
     Raises:
         ConfigError: it is not a database, or cannot be read.
+        StoreNotOpened: it cannot be read now.
     """
     if not database.exists():
         return None
@@ -256,7 +312,7 @@ def schema_of(database: Path) -> str | None:
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             return None
-        raise ConfigError(f"{database} cannot be opened: {error}") from error
+        raise refusal(f"{database} cannot be opened", error, database) from error
     except sqlite3.DatabaseError as error:
         raise ConfigError(
             f"{database} is not a SQLite database, or is damaged ({error}); it was not touched"
@@ -282,6 +338,7 @@ def migrate(database: Path) -> None:
     Raises:
         ConfigError: a newer version of Mailchute wrote it, it is no database, is damaged, or cannot be written; it was
             not touched.
+        StoreNotOpened: it cannot be opened or written now.
     """
     current = schema_of(database)
     if current is not None:
@@ -298,7 +355,7 @@ def migrate(database: Path) -> None:
         else:
             upgrade(database, current)
     except (OSError, sqlite3.Error) as error:
-        raise ConfigError(f"{database} cannot be brought to schema {SCHEMA}: {error}") from error
+        raise refusal(f"{database} cannot be brought to schema {SCHEMA}", error, database) from error
 
 
 def _refuse_damaged(database: Path) -> None:
@@ -313,6 +370,8 @@ def _refuse_damaged(database: Path) -> None:
                     for (found,) in connection.execute(f"PRAGMA quick_check({name})"):
                         if found != "ok":
                             raise sqlite3.DatabaseError(found.rpartition("\n")[2])
+    except sqlite3.OperationalError as error:
+        raise refusal(f"{database} cannot be read", error, database) from error
     except sqlite3.DatabaseError as error:
         raise ConfigError(
             f"{database} is damaged ({error}); it was not touched. Put a copy of it in its place, or what "
@@ -375,7 +434,7 @@ def upgrade(database: Path, current: str | None, *, to: str = "head") -> None:
             f"{database} was written by a newer version of Mailchute (schema {current}, this one serves {SCHEMA}); "
             "it was not touched"
         )
-    connection = connect(database, read_only=False)
+    connection = connect(database, read_only=False, mode="rwc")
     try:
         # A step may make a table anew, and what refers to it must not go with the old one.
         connection.execute("PRAGMA foreign_keys = OFF")

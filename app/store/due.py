@@ -5,13 +5,17 @@ Operations for the journal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import bindparam, case, select, text, update
+from sqlalchemy import bindparam, case, false, select, text, update
 
+from app.mail.codes import CODE_OF, Reason
+from app.mail.outcome import Failure
 from app.store.database import messages
 from app.store.journal import Operation
-from app.store.records import to_ms
+from app.store.records import failure_from
+from app.store.values import text_from, to_ms
 
 DUE_AT_ONCE = 500  # messages looked at in one transaction
 
@@ -28,7 +32,7 @@ _BRING_FORWARD = (
 )
 _DEFERRED = text("messages.state = 'deferred' AND messages.state NOT IN ('queued', 'sending', 'sent')")
 _DEFERRED_BEHIND = (
-    select(messages.c.id, messages.c.profile, messages.c.due_at)
+    select(messages.c.id, messages.c.profile, messages.c.due_at, messages.c.failure)
     .where(_DEFERRED, messages.c.id > bindparam("behind"))
     .order_by(messages.c.id)
     .limit(bindparam("at_most"))
@@ -47,17 +51,63 @@ _FIRST_DEFERRED = (
 _MAKE_DUE = update(messages).where(messages.c.id == bindparam("of_message")).values(due_at=bindparam("due"))
 
 
+_MEND = (
+    update(messages)
+    .where(
+        messages.c.due_at.is_(None),
+        messages.c.lease_token.is_(None),
+        text("messages.state IN ('queued', 'scheduled', 'sending', 'deferred')"),
+        messages.c.handover == false(),
+    )
+    .values(due_at=bindparam("due"))
+)
+
+
+_FOUND_MISSING = (
+    select(messages.c.profile)
+    .where(
+        messages.c.error_code == CODE_OF[Reason.PROFILE_UNKNOWN].value,
+        messages.c.failure.contains(f'"reason":"{Reason.PROFILE_UNKNOWN}"'),
+        messages.c.state == "deferred",
+        messages.c.due_at.is_not(None),
+    )
+    .distinct()
+)
+
+
+def found_missing() -> Operation[set[str]]:
+    """Name the profiles that deferred messages did not find in the settings when they were due."""
+    return {text_from(name) for (name,) in (yield (_FOUND_MISSING, {})).rows}
+
+
+def mend(now: datetime) -> Operation[int]:
+    """Make due what waits and never would be, since its time is lost; return how many. Reads the whole table."""
+    mended = yield (_MEND, {"due": to_ms(now)})
+    return mended.count
+
+
 def bring_forward(profile: str, now: datetime, latest: datetime) -> Operation[int]:
     """Let nothing of a profile wait behind `latest` but what was asked to; gives how many did."""
     brought = yield (_BRING_FORWARD, {"of_profile": profile, "now": to_ms(now), "latest": to_ms(latest)})
     return brought.count
 
 
-def make_some_due(profile: str, behind: bytes, now: datetime) -> Operation[bytes | None]:
-    """Make due what is a profile's among the next deferred ones; gives where to go on, None = these were the last."""
+def make_some_due(
+    profile: str, which: Callable[[Failure], bool] | None, behind: bytes, now: datetime
+) -> Operation[bytes | None]:
+    """Make due what is a profile's among the next deferred messages; `which` asks for the failure, None = all.
+
+    Returns where to go on, None = these were the last.
+    """
     found = yield (_DEFERRED_BEHIND, {"behind": behind, "at_most": DUE_AT_ONCE})
     due = to_ms(now)
-    later = [{"of_message": id_, "due": due} for id_, whose, at in found.rows if whose == profile and at > due]
+    later = [
+        {"of_message": id_, "due": due}
+        for id_, whose, at, failure in found.rows
+        if whose == profile
+        and not (isinstance(at, int) and at <= due)
+        and (which is None or (why := failure_from(failure)) is None or which(why))
+    ]
     if later:
         yield (_MAKE_DUE, later)
     return found.rows[-1][0] if len(found.rows) == DUE_AT_ONCE else None

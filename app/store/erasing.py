@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
 from sqlalchemy import Select, bindparam, column, delete, func, insert, select, table, update
 
 from app.mail.errors import StoreUnavailable
@@ -23,7 +22,15 @@ from app.mail.outcome import Failure, MessageState
 from app.store.database import attempts, bodies, idempotency_keys, message_search, messages, recipients, tags
 from app.store.journal import Journal, Operation
 from app.store.reader import Reader
-from app.store.records import MESSAGE_BY_ID, RECIPIENTS_OF, failure_text, json_text, recipient_from, snapshot
+from app.store.records import (
+    MESSAGE_BY_ID,
+    RECIPIENTS_OF,
+    facts_from,
+    failure_text,
+    json_text,
+    recipient_from,
+    snapshot,
+)
 
 ERASED = "erased@erased.invalid"  # in place of an address; RFC 6761 §6.4: nobody's, ever
 STEP = 20  # messages in one transaction
@@ -162,10 +169,10 @@ def _erase_one(said: Snapshot, address: str) -> Operation[None]:
     whom = [_without(recipient, address) for recipient in said.recipients]
     yield (
         _BLANK_RECIPIENT,
-        [{**of_message, "at": at, "whom": r.address, "why": failure_text(r.failure)} for at, r in enumerate(whom)],
+        [{**of_message, "at": r.position, "whom": r.address, "why": failure_text(r.failure)} for r in whom],
     )
     for number, facts in (yield (_FACTS, of_message)).rows:
-        rest = {name: fact for name, fact in from_json(facts or "{}").items() if name not in _TEXTS}
+        rest = {name: fact for name, fact in facts_from(facts, None).items() if name not in _TEXTS}
         yield (_BLANK_ATTEMPT, {**of_message, "of_number": number, "rest": json_text(rest)})
     is_sender = said.sender == address
     blanked = yield (

@@ -6,6 +6,7 @@ start (`census.py`). RFC 9562 §5.7.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,9 +14,9 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import from_json
 from sqlalchemy import ColumnElement, Select, bindparam, exists, func, literal_column, select, text, tuple_
 
+from app.mail.codes import CODE_OF, ErrorCode, Reason
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
 from app.store.census import Census
@@ -34,16 +35,19 @@ from app.store.records import (
     MESSAGE_BY_ID,
     RECIPIENTS_OF,
     SNAPSHOT_COLUMNS,
+    counted_state,
+    facts_from,
     first_of,
-    from_ms,
+    has_id,
     recipient_from,
     snapshot,
-    to_ms,
 )
 from app.store.search import SearchIndex
+from app.store.values import from_ms, known, text_from, to_ms, whole
 
 _AFTER_ALL = UUID(int=(1 << 128) - 1)
 BEGUN_PAGE = 1000  # rows read at once
+_MOST_ATTEMPTS = (1 << 32) - 1  # that a cursor has room for
 _STATES_OF_THE_QUEUE = ("queued", "sending")
 
 
@@ -93,7 +97,7 @@ def _in_order(names: frozenset[str]) -> tuple[Select[Any], ColumnElement[Any]]:
     key = recipients.c.message_id if "recipient" in names else tags.c.message_id if "tag" in names else messages.c.id
     if key is not messages.c.id:
         page = page.join_from(key.table, messages, messages.c.id == key)
-    return page.where(key < bindparam("before"), key >= bindparam("from_id")), key
+    return page.where(key < bindparam("before"), key >= bindparam("from_id"), has_id(messages.c.id)), key
 
 
 def _found() -> tuple[Select[Any], ColumnElement[Any]]:
@@ -105,7 +109,7 @@ def _found() -> tuple[Select[Any], ColumnElement[Any]]:
     key = message_search.c.rowid
     page = select(*SNAPSHOT_COLUMNS).join_from(message_search, messages, messages.c.seq == key)
     matches = literal_column("message_search").op("MATCH")(bindparam("of_q"))
-    return page.where(matches, key < end, key >= first), key
+    return page.where(matches, key < end, key >= first, has_id(messages.c.id)), key
 
 
 @lru_cache(maxsize=16)
@@ -114,6 +118,8 @@ def attempts_matching(names: frozenset[str]) -> Select[Any]:
     page = select(attempts.c.message_id, *_ATTEMPT_COLUMNS).where(
         tuple_(attempts.c.message_id, attempts.c.number) < tuple_(bindparam("before"), bindparam("before_number")),
         attempts.c.message_id >= bindparam("from_id"),
+        has_id(attempts.c.message_id),
+        attempts.c.number >= 0,  # else no cursor can lead behind it
     )
     for name in ("error_code", "profile"):
         if name in names:
@@ -169,7 +175,11 @@ _LATEST_OF_PROFILE = (
 _LAST_SUCCESS = (
     select(attempts.c.started_at)
     .join(_LATEST_OF_PROFILE, attempts.c.message_id == _LATEST_OF_PROFILE.c.id)
-    .where(attempts.c.error_code.is_(None), attempts.c.facts.is_not(None))
+    .where(
+        attempts.c.error_code.is_(None),
+        attempts.c.facts.is_not(None),
+        func.typeof(attempts.c.started_at) == "integer",
+    )
     .order_by(attempts.c.started_at.desc())
     .limit(1)
 )
@@ -245,7 +255,11 @@ class History:
         """Count what is not over, once: this reads all that waits."""
         rows = await self._reader.rows(_WAITING)
         (in_doubt,) = (await self._reader.rows(_IN_DOUBT))[0]
-        return Census({MessageState(state): count for state, count in rows} | {MessageState.IN_DOUBT: in_doubt})
+        census = Census({MessageState.IN_DOUBT: in_doubt})
+        for stored, count in rows:
+            if (state := counted_state(stored, 0)) is not MessageState.IN_DOUBT:
+                census.move(None, state, count)
+        return census
 
     async def oldest_waiting(self, profiles: Iterable[str], *, now: datetime) -> datetime | None:
         """Since when the oldest message waits that could have been sent by now, None where there is none.
@@ -256,18 +270,21 @@ class History:
         rows = [*await self._reader.rows(_OLDEST_DEFERRED), *await self._reader.rows(_OLDEST_LEASED)]
         for profile in profiles:
             rows += await self._reader.rows(_FIRST_DUE, {"of_profile": profile, "now": to_ms(now)})
-        found = [since for (since,) in rows if since is not None]
+        found = [since for (since,) in rows if isinstance(since, int)]
         return from_ms(min(found)) if found else None
 
     async def failures(self, *, now: datetime) -> Mapping[str, int]:
         """Count the failed attempts of the last 24 hours (to ten minutes) by reason; what never came is not there."""
         since = to_ms(now) - COUNTS_KEPT
         rows = await self._reader.rows(_FAILURES, {"since": since - since % COUNT_PERIOD})
-        return {reason: int(count) for reason, count in rows}
+        counts: Counter[str] = Counter()
+        for reason, count in rows:
+            counts[known(Reason, reason, Reason.UNEXPECTED)] += int(count)
+        return counts
 
     async def profiles_waiting(self) -> set[str]:
         """Name every profile that a message waits for, whether or not it is in the settings."""
-        return {name for (name,) in await self._reader.rows(_PROFILES_WAITING)}
+        return {text_from(name) for (name,) in await self._reader.rows(_PROFILES_WAITING)}
 
     async def last_success(self, profile: str) -> datetime | None:
         """When the latest of a profile's successful attempts began; looks at its latest thousand messages."""
@@ -279,10 +296,11 @@ class History:
         found: list[datetime] = []
         before = 1 << 62
         while rows := await self._reader.rows(_BEGUN, {"before": before, "at_most": BEGUN_PAGE}):
-            found += [from_ms(at) for _, at, through in rows if through == profile and at > to_ms(since)]
-            before, oldest, _ = rows[-1]
-            if oldest <= to_ms(since):
+            begun = [(from_ms(at), through) for _, at, through in rows if isinstance(at, int)]
+            found += [at for at, through in begun if through == profile and at > since]
+            if begun and begun[-1][0] <= since:
                 break
+            before = rows[-1][0]
         return found
 
     async def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
@@ -301,20 +319,22 @@ def _between(since: datetime | None, until: datetime | None, before: UUID | None
 
 
 def _attempt(
-    number: int,
-    profile: str,
-    started_at: int,
-    handover: int,
-    error_code: str | None,
-    reason: str | None,
-    facts: str | None,
+    number: object,
+    profile: object,
+    started_at: object,
+    handover: object,
+    error_code: object,
+    reason: object,
+    facts: object,
 ) -> AttemptRecord:
+    why = None if reason is None else known(Reason, reason, Reason.UNEXPECTED)
+    code = None if error_code is None else known(ErrorCode, error_code, CODE_OF[why or Reason.UNEXPECTED])
     return AttemptRecord(
-        number=number,
-        profile=profile,
+        number=min(whole(number), _MOST_ATTEMPTS),
+        profile=text_from(profile),
         started_at=from_ms(started_at),
         handover=bool(handover),
-        error_code=error_code,
-        reason=reason,
-        facts=from_json(facts) if facts else {},
+        error_code=code,
+        reason=why,
+        facts=facts_from(facts, code),
     )

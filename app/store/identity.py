@@ -1,34 +1,145 @@
-"""Which file a database is, whatever it is called: the same file has many names (symlinks, bind mounts, hard links)."""
+"""Whether the database's path still leads to the files that are open.
+
+A file that was removed, moved or replaced lives on for whoever has it open: SQLite takes commits into it, and the next
+start knows nothing of them. A file that was written over (`cp backup.db mailchute.db`) has the same device and inode,
+while the log still holds pages of the old one: it is known by its `user_version`, which every checkpoint of ours
+raises, so that a copy made before has a lower one. Used by the journal's thread alone.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import TypeAlias
+
+_Seen: TypeAlias = tuple[int, int]  # device and inode, or length and time
+_stat = os.stat
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseFile:
-    """A file that exists. `path` is absolute and names it without symlinks; device and inode tell it from any other."""
+class Identity:
+    """The files of one database as its writer opened them; each look returns "" or what is wrong, for an operator."""
 
-    path: Path
-    device: int
-    inode: int
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._file, self._log, self._index = (f"{database}{suffix}" for suffix in ("", "-wal", "-shm"))
+        self._open: dict[str, _Seen] = {}
+        self._seen: _Seen = (0, 0)
+        self._generations: set[int] = set()  # that the file may bear; none = it is not known
+        self._current = 0
+        self._holds_commits = False
+        self._spoilt = ""  # for good
+        self._missing = ""  # at the last whole look
 
-    @classmethod
-    def at(cls, database: Path) -> DatabaseFile | None:
-        """Return what is at a path now, None where nothing is.
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether another program wrote over the file or its log: what is open cannot be read any more."""
+        return bool(self._spoilt)
 
-        Raises:
-            OSError: it may not be looked at.
-        """
+    def opened(self, connection: sqlite3.Connection) -> None:
+        """Take note of what is open, once the connection has read something."""
+        for name in (self._file, self._log, self._index):
+            with suppress(OSError):
+                self._open[name] = _which(_stat(name))
+        (self._current,) = connection.execute("PRAGMA user_version").fetchone()
+
+    def next_generation(self) -> str:
+        """Return the statement that raises the file's number, to be executed before a checkpoint."""
+        self._current += 1
+        if self._generations:
+            self._generations.add(self._current)
+        return f"PRAGMA user_version = {self._current}"
+
+    def checkpointed(self, *, is_log_empty: bool = False) -> None:
+        """Take note of the file after a checkpoint, and whether that has emptied the log."""
+        self._holds_commits = self._holds_commits and not is_log_empty
+        with suppress(OSError, sqlite3.Error):
+            self._seen = _looks(_stat(self._file))
+            self._generations = {_generation_of(self._database), self._current}
+
+    def committed(self) -> None:
+        """Take note that the log holds something."""
+        self._holds_commits = True
+
+    def check(self) -> str:
+        """Look at the file and its log; two calls of stat, so that every COMMIT can afford it."""
+        return self._spoilt or self._missing or self._look_at(self._file) or self._look_at(self._log)
+
+    def confirm(self, connection: sqlite3.Connection) -> str:
+        """Look once more, outside of a transaction: an empty log is well where all of it is in the file."""
+        with suppress(OSError, sqlite3.Error):  # what cannot be brought into the file is lost
+            if self._holds_commits and _stat(self._log).st_size == 0:
+                _, frames, done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._holds_commits = frames != done
+        found = self.check()
+        if found == _EMPTIED:
+            self._spoilt = found
+        return found
+
+    def look(self, found: str = "") -> str:
+        """Look at everything, and keep what is wrong for `check`; `found` is what the caller has found already."""
+        self._missing = ""
+        self._missing = found or self.check() or self._look_at(self._index)
+        return self._missing
+
+    def _look_at(self, name: str) -> str:
         try:
-            path = Path(os.path.realpath(database))
-            facts = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return cls(path, facts.st_dev, facts.st_ino)
+            found = _stat(name)
+        except OSError:
+            return self._lost(name, "is gone") if name in self._open else ""
+        if _which(found) != self._open.get(name):
+            return self._lost(name, "is another file now") if name in self._open else ""
+        if name is self._log:
+            return _EMPTIED if self._holds_commits and not found.st_size else ""
+        if name is self._file and self._generations and _looks(found) != self._seen:
+            self._recognise(found)
+        return self._spoilt
 
-    def is_same(self, other: DatabaseFile | None) -> bool:
-        """Whether both are one file; the paths may differ, as they do inside and outside a container."""
-        return other is not None and (self.device, self.inode) == (other.device, other.inode)
+    def _lost(self, name: str, what: str) -> str:
+        return (
+            f"{name} {what}: it was removed, moved or replaced while it was open, and what is written now would be "
+            "lost. Put it back, or save what is open (mailchute backup FILE) before the service is started again"
+        )
+
+    def _recognise(self, found: os.stat_result) -> None:
+        """Tell a checkpoint, which keeps the file's number, from a file that was written over this one."""
+        try:
+            generation = _generation_of(self._database)
+        except sqlite3.OperationalError:
+            return  # it cannot be read now, as for want of a descriptor: at the next look, then
+        except sqlite3.DatabaseError:
+            generation = -1
+        if generation in self._generations:
+            self._seen = _looks(found)
+            self._generations = {generation, self._current}
+        else:
+            self._spoilt = (
+                f"{self._file} was written over by another program while it was open, as by a copy of a backup; "
+                f"{_START_AGAIN}"
+            )
+
+
+_EMPTIED = (
+    "the database's log (-wal) was emptied by another program, and what it held is lost; nothing more is taken. Start "
+    "the service again to go on with what the file has"
+)
+_START_AGAIN = (
+    "nothing more is taken. Stop the service, move the file, -wal and -shm away, put the copy in their place, and start"
+)
+
+
+def _which(found: os.stat_result) -> _Seen:
+    return found.st_dev, found.st_ino
+
+
+def _looks(found: os.stat_result) -> _Seen:
+    return found.st_size, found.st_mtime_ns
+
+
+def _generation_of(file: Path) -> int:
+    """Read the number in the file itself, whatever the log says; SQLite keeps the locks of the writer beside it."""
+    uri = f"{file.absolute().as_uri()}?mode=ro&immutable=1"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+        (generation,) = connection.execute("PRAGMA user_version").fetchone()
+        return int(generation)

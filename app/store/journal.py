@@ -21,25 +21,21 @@ import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from sqlalchemy import ClauseElement
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from app.mail.errors import StoreBroken, StoreUnavailable
-from app.store.database import BUSY_SECONDS, connect
+from app.store.database import BUSY_SECONDS, Lock, connect
+from app.store.identity import Identity
+from app.store.statements import Params, Statements
 
 T = TypeVar("T")
-Params: TypeAlias = dict[str, Any] | Sequence[dict[str, Any]]
-_InOrder: TypeAlias = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
 MAX_BATCH = 256  # operations in one commit: bounds how long the first of them waits
 LOG_BYTES = 64 << 20  # over which the log is cut short, and an operator is told
@@ -57,37 +53,6 @@ class Result:
 
 Operation: TypeAlias = Generator[tuple[ClauseElement, Params], Result, T]
 MakeOperation: TypeAlias = Callable[[], Operation[T]]
-
-
-class Statements:
-    """SQLAlchemy expressions as SQLite's text, compiled once each. One a connection; no locking.
-
-    Parameters go by position: SQLite looks a named one up by its name at every execution, at twice the cost.
-    """
-
-    def __init__(self) -> None:
-        self._dialect = sqlite.dialect(paramstyle="qmark")
-        self._known: dict[ClauseElement, tuple[str, Mapping[str, Any], _InOrder]] = {}
-
-    def run(self, cursor: sqlite3.Cursor, statement: ClauseElement, params: Params) -> None:
-        """Execute a statement once, or once for each of a list of parameters."""
-        text, fixed, in_order = self._known.get(statement) or self._compile(statement)
-        if isinstance(params, dict):
-            cursor.execute(text, in_order({**fixed, **params} if fixed else params))
-        else:
-            cursor.executemany(text, [in_order({**fixed, **each} if fixed else each) for each in params])
-
-    def _compile(self, statement: ClauseElement) -> tuple[str, Mapping[str, Any], _InOrder]:
-        compiled = cast("SQLCompiler", statement.compile(dialect=self._dialect))
-        constants = {n: v for n, v in compiled.params.items() if not compiled.binds[n].required}
-        known = self._known[statement] = str(compiled), constants, _in_order(compiled.positiontup or [])
-        return known
-
-
-def _in_order(names: Sequence[str]) -> _InOrder:
-    if len(names) > 1:
-        return itemgetter(*names)
-    return lambda params: tuple(params[name] for name in names)
 
 
 @dataclass(slots=True)
@@ -112,8 +77,10 @@ class _End:
 class Journal:
     """The one writer. `open()` starts its thread, `close()` writes what is queued and ends it."""
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, lock: Lock | None = None) -> None:
+        """Nothing is opened yet; a `lock` is held on to at each look."""
         self._database = database
+        self._lock = lock
         self._log = database.with_name(database.name + "-wal")
         self._queue: SimpleQueue[_Entry[Any] | _Chore[Any] | _End] = SimpleQueue()
         self._behind: _Chore[Any] | _End | None = None  # what came behind the batch that is being written
@@ -121,6 +88,8 @@ class Journal:
         self._thread: threading.Thread | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._statements = Statements()
+        self._identity = Identity(database)
+        self._numbered = 0  # commits when the file got its number
         self.fault = ""  # why it is broken
         self.broken = asyncio.Event()  # set when it takes nothing more, whatever comes
         self.commits = 0  # how many COMMITs there were, for the figures
@@ -167,13 +136,20 @@ class Journal:
         """
         return self._tidy(self._bring_back)
 
+    def look(self) -> asyncio.Future[None]:
+        """Look whether the path still leads to the files that are open; to be asked now and then.
+
+        The future fails with `StoreUnavailable` where it does not, and so does every commit until it does again.
+        """
+        return self._tidy(self._look)
+
     def fold(self) -> asyncio.Future[bool]:
         """Write the log into the file, and empty it; False = somebody still reads in it.
 
         What was forgotten lies in the log until then, and a log that has grown keeps its size. Nobody's mail waits for
         a reader. The future fails as that of `checkpoint` does.
         """
-        return self._tidy(partial(_empty_log, patience=0.0))
+        return self._tidy(self._fold)
 
     def vacuum(self) -> asyncio.Future[None]:
         """Write the whole file anew, without what is unused; all that writes waits meanwhile.
@@ -182,6 +158,11 @@ class Journal:
         """
         os.environ["SQLITE_TMPDIR"] = str(self._database.absolute().parent)  # mail lies nowhere else, and there it may
         return self._tidy(_vacuum)
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether another program wrote over what is open."""
+        return self._identity.is_spoilt
 
     @property
     def log_bytes(self) -> int:
@@ -210,7 +191,7 @@ class Journal:
 
     def _run(self) -> None:
         try:
-            connection = connect(self._database, read_only=False)
+            connection = self._connect()
         except sqlite3.Error as error:
             unavailable = StoreUnavailable(f"the store cannot be opened: {error}")
             self._loop.call_soon_threadsafe(self._opened.set_exception, unavailable)
@@ -231,6 +212,25 @@ class Journal:
         finally:
             connection.close()
 
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file and its log, and number the file, unless it cannot be written now."""
+        connection = connect(self._database, read_only=False)
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+            self._identity.opened(connection)
+            with suppress(sqlite3.Error):
+                self._number(connection)
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._identity.checkpointed()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _number(self, connection: sqlite3.Connection) -> None:
+        connection.execute(self._identity.next_generation())
+        self._numbered = self.commits
+
     def _collect(self, first: _Entry[Any]) -> list[_Entry[Any]]:
         batch = [first]
         with suppress(Empty):
@@ -247,6 +247,8 @@ class Journal:
         try:
             if self.fault:
                 raise StoreBroken(self.fault)
+            if chore.do != self._look and (lost := self._lost(connection)):
+                raise StoreUnavailable(lost)
             result = chore.do(connection)
         except StoreUnavailable as fault:
             error = fault
@@ -255,33 +257,59 @@ class Journal:
             error = StoreUnavailable(f"the store cannot be tidied up: {fault}")
         self._loop.call_soon_threadsafe(_settle, chore.future, result, error)
 
+    def _look(self, _: sqlite3.Connection) -> None:
+        if lost := self._identity.look(self._lock.keep() if self._lock is not None else ""):
+            raise StoreUnavailable(lost)
+
     def _bring_back(self, connection: sqlite3.Connection) -> None:
+        if self.commits != self._numbered:
+            self._number(connection)
+        is_empty = False
         if self.log_bytes <= LOG_BYTES:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         else:
-            _empty_log(connection, patience=LOG_PATIENCE)
+            is_empty = _empty_log(connection, patience=LOG_PATIENCE)
+        self._identity.checkpointed(is_log_empty=is_empty)
+
+    def _fold(self, connection: sqlite3.Connection) -> bool:
+        self._number(connection)
+        is_empty = _empty_log(connection, patience=0.0)
+        self._identity.checkpointed(is_log_empty=is_empty)
+        return is_empty
 
     def _write(self, connection: sqlite3.Connection, batch: list[_Entry[Any]]) -> None:
         going = batch
         while going:
-            is_ending = False
+            is_ending, changes = False, connection.total_changes
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 failed = self._run_all(connection, going)
-                if failed is None:
+                if failed is None and not self._identity.check():
                     is_ending = True
                     connection.execute("COMMIT")
-                    self.commits += 1
+                    self._committed(has_changed=connection.total_changes != changes)
                     return
                 connection.execute("ROLLBACK")
+                if lost := self._lost(connection):
+                    self._refuse(going, lost)
+                    return
                 going = [entry for entry in going if entry is not failed]
             except sqlite3.Error as error:
                 _roll_back(connection)
                 if is_ending:
-                    _overwrite(connection)
+                    _overwrite(connection, self._identity.next_generation())
                 self._look_at(error)
-                self._refuse(going, f"the store did not take the write: {error}")
+                self._refuse(going, self._lost(connection) or f"the store did not take the write: {error}")
                 return
+
+    def _committed(self, *, has_changed: bool) -> None:
+        self.commits += 1
+        if has_changed:
+            self._identity.committed()
+
+    def _lost(self, connection: sqlite3.Connection) -> str:
+        """Say what is wrong with the file's name, "" if nothing is; outside of a transaction."""
+        return self._identity.check() and self._identity.confirm(connection)
 
     def _refuse(self, batch: list[_Entry[Any]], why: str = "") -> None:
         for entry in batch:
@@ -333,11 +361,11 @@ def _roll_back(connection: sqlite3.Connection) -> None:
             connection.execute("ROLLBACK")
 
 
-def _overwrite(connection: sqlite3.Connection) -> None:
+def _overwrite(connection: sqlite3.Connection, without_meaning: str) -> None:
     """Write a transaction without a meaning over the frames of one that failed in its COMMIT."""
     try:
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute("PRAGMA user_version = 0")
+        connection.execute(without_meaning)
         connection.execute("COMMIT")
     except sqlite3.Error:  # its frames are there or not; no sync is needed for that
         _roll_back(connection)

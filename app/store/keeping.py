@@ -14,28 +14,39 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Select, bindparam, case, delete, exists, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, case, delete, exists, func, select, text
 
 from app.mail.outcome import MessageState
 from app.store.census import Census
 from app.store.database import attempts, bodies, message_search, messages, recipients
 from app.store.journal import Journal, Operation
 from app.store.reader import Reader
-from app.store.records import first_of, to_ms
+from app.store.records import first_of
+from app.store.values import to_ms
 
 LOOKED_AT = 50  # messages a step looks at
 WEIGHT = 1000  # of what a step deletes, about a page of the file each; one message that has more goes alone
 IN_VAIN = 200  # steps without a find after which a round ends; the next one goes on from there
 
-_ENDED_AT = case(
-    (messages.c.error_code == "EEXPIRED", messages.c.expires_at),  # whenever that was found out
-    else_=func.coalesce(
-        select(func.max(attempts.c.started_at)).where(attempts.c.message_id == messages.c.id).scalar_subquery(),
-        messages.c.created_at,  # it was never tried: cancelled
+
+def _readable(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    return case((func.typeof(column) == "integer", column))
+
+
+_ENDED_AT = func.coalesce(
+    case(
+        (messages.c.error_code == "EEXPIRED", _readable(messages.c.expires_at)),  # whenever that was found out
+        else_=select(func.max(_readable(attempts.c.started_at)))
+        .where(attempts.c.message_id == messages.c.id)
+        .scalar_subquery(),
     ),
+    _readable(messages.c.created_at),  # it was never tried: cancelled
+    0,  # neither can be read: it goes by its id
 )
 _IS_OVER = messages.c.due_at.is_(None) & (bindparam("ended_by") >= _ENDED_AT)
-_IS_SETTLED = messages.c.due_at.is_(None) & (messages.c.state != "in_doubt")
+# In doubt, or in a state that this version does not know: its content may be needed once more.
+_HAS_A_VERDICT = text("messages.state IN ('sent', 'partial', 'failed', 'cancelled')")
+_IS_SETTLED = messages.c.due_at.is_(None) & _HAS_A_VERDICT
 
 
 def _looked_at(key: ColumnElement[Any], is_over: ColumnElement[bool]) -> Select[Any]:
@@ -54,7 +65,7 @@ def _looked_at(key: ColumnElement[Any], is_over: ColumnElement[bool]) -> Select[
 
 # By the bodies that there are: what has lost its own is not looked at again.
 _LOOK_AT_BODIES = (
-    _looked_at(bodies.c.message_id, _IS_OVER & (messages.c.state != "in_doubt"))
+    _looked_at(bodies.c.message_id, _IS_OVER & _HAS_A_VERDICT)
     .join_from(bodies, messages, messages.c.id == bodies.c.message_id)
     .where(bodies.c.part == 0)
 )

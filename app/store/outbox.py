@@ -12,7 +12,7 @@ RFC 5321 §4.2.5 (responsibility begins with the answer), RFC 1047 (the mark).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -41,27 +41,28 @@ from app.store.database import (
     failure_counts,
     messages,
 )
-from app.store.due import bring_forward, make_one_due, make_some_due
+from app.store.due import bring_forward, found_missing, make_one_due, make_some_due, mend
 from app.store.journal import Journal, Operation, Result
 from app.store.reader import Reader
 from app.store.records import (
-    INSERT_ATTEMPT,
+    BEGIN_ATTEMPT,
     RECIPIENTS_OF,
     SNAPSHOT_COLUMNS,
     WRITE_RECIPIENT,
     attempt_facts,
     changed_recipients,
+    counted_state,
     failure_text,
-    from_ms,
+    has_id,
     recipient_from,
     snapshot,
-    to_ms,
 )
+from app.store.values import from_ms, text_from, to_ms
 
 MOST_CRASHES = 5  # of one message in a row; then it is taken for their cause
 
 # What was claimed, when the next is due, and how many came from which state.
-_Claimed: TypeAlias = tuple[list[Claim], datetime | None, list[tuple[MessageState, int]]]
+_Claimed: TypeAlias = tuple[list[Claim], datetime | None, list[tuple[MessageState | None, int]]]
 
 _CLAIMABLE = messages.c.id.in_(
     select(messages.c.id)
@@ -70,6 +71,7 @@ _CLAIMABLE = messages.c.id.in_(
         messages.c.due_at.is_not(None),
         messages.c.due_at <= bindparam("now"),
         messages.c.lease_token.is_(None),
+        has_id(messages.c.id),
     )
     .order_by(messages.c.due_at)
     .limit(bindparam("at_most"))
@@ -92,6 +94,7 @@ _NEXT_DUE = (
         messages.c.profile == bindparam("of_profile"),
         messages.c.due_at.is_not(None),
         messages.c.lease_token.is_(None),
+        has_id(messages.c.id),
     )
     .order_by(messages.c.due_at)
     .limit(1)
@@ -105,11 +108,11 @@ _LEASED = (
         attempts.c.profile.label("through"),
         attempts.c.started_at,
     )
-    .join(
+    .outerjoin(  # an attempt whose row is lost was interrupted all the same
         attempts,
         (attempts.c.message_id == messages.c.id) & (attempts.c.number == messages.c.attempts),
     )
-    .where(messages.c.lease_token.is_not(None))
+    .where(messages.c.lease_token.is_not(None), has_id(messages.c.id))
 )
 _SCHEMA_ROW = table("alembic_version", column("version_num"))
 _TOUCH = update(_SCHEMA_ROW).values(version_num=_SCHEMA_ROW.c.version_num).returning(_SCHEMA_ROW.c.version_num)
@@ -273,15 +276,23 @@ class Outbox:
         """Write that the attempt that is about to begin goes through another profile."""
         await self._journal.commit(partial(_redirect, claim, through))
 
-    async def make_due(self, profile: str, *, now: datetime) -> None:
-        """Make all of a profile's deferred messages due, a few at a time."""
+    async def make_due(self, profile: str, *, now: datetime, which: Callable[[Failure], bool] | None = None) -> None:
+        """Make a profile's deferred messages due, a few at a time: all, or those that a failure like this put off."""
         behind: bytes | None = bytes(16)
         while behind is not None:
-            behind = await self._journal.commit(partial(make_some_due, profile, behind, now))
+            behind = await self._journal.commit(partial(make_some_due, profile, which, behind, now))
+
+    async def found_missing(self) -> set[str]:
+        """Name the profiles that deferred messages did not find in the settings when they were due."""
+        return await self._journal.commit(found_missing)
 
     async def make_one_due(self, profile: str, *, now: datetime) -> None:
         """Make one of a profile's deferred messages due: the next one in turn."""
         await self._journal.commit(partial(make_one_due, profile, now))
+
+    async def mend(self, *, now: datetime) -> int:
+        """Make due what waits and has lost its time; return how many. Not for a large file: it reads all of it."""
+        return await self._journal.commit(partial(mend, now))
 
     async def interrupted(self) -> list[Interrupted]:
         """Give what an earlier process had leased when it ended."""
@@ -292,7 +303,7 @@ class Outbox:
         await self._journal.commit(_check)
 
     async def content(self, message_id: UUID) -> bytes | None:
-        """Read a message's bytes; None where they are not kept any more."""
+        """Read a message's bytes; None where they are not kept any more, or a part of them is lost."""
         content = BytesIO()  # part by part, so that a large one is held once
         async for part in self.parts(message_id):
             content.write(part)
@@ -303,7 +314,7 @@ class Outbox:
         part, number = b"", 0
         while number == 0 or len(part) == PART_BYTES:
             rows = await self._reader.rows(_PART, {"of_message": message_id.bytes, "number": number})
-            if not rows:
+            if not rows or not isinstance(rows[0][0], bytes):
                 return
             part, number = rows[0][0], number + 1
             yield part
@@ -331,13 +342,13 @@ def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation
         whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
         yield (
-            INSERT_ATTEMPT,
+            BEGIN_ATTEMPT,
             {"message_id": row[0], "number": said.attempts, "profile": profile, "started_at": to_ms(now)},
         )
         claims.append(Claim(said, lease, bool(smtputf8)))
     due = yield (_NEXT_DUE, {"of_profile": profile})
-    next_due = from_ms(due.rows[0][0]) if due.rows else None
-    return claims, next_due, [(MessageState(state), count) for state, count in came_from.rows]
+    next_due = from_ms(due.rows[0][0]) if due.rows and isinstance(due.rows[0][0], int) else None
+    return claims, next_due, [(counted_state(state, 0), count) for state, count in came_from.rows]
 
 
 def _mark(claim: Claim) -> Operation[None]:
@@ -426,7 +437,7 @@ def _fall_back(claim: Claim, attempt: Attempt, through: str, now: datetime) -> O
     counted = yield (_ONE_MORE_ATTEMPT, {"of_message": id_, "token": claim.lease.token, "number": number})
     _fence(counted, said)
     yield from _record_attempt(id_, attempt)
-    yield (INSERT_ATTEMPT, {"message_id": id_, "number": number, "profile": through, "started_at": to_ms(now)})
+    yield (BEGIN_ATTEMPT, {"message_id": id_, "number": number, "profile": through, "started_at": to_ms(now)})
     return replace(claim, snapshot=replace(said, attempts=number))
 
 
@@ -456,7 +467,7 @@ def _check() -> Operation[None]:
 def _interrupted() -> Operation[list[Interrupted]]:
     leased = yield (_LEASED, {})
     found = []
-    for *row, smtputf8, token, handover, through, started_at in leased.rows:
+    for *row, smtputf8, token, is_marked, through, started_at in leased.rows:
         whom = yield (RECIPIENTS_OF, {"of_message": row[0]})
         said = snapshot(tuple(row), (recipient_from(*r) for r in whom.rows))
         reasons = yield (_CRASHES, {"of_message": row[0], "at_most": MOST_CRASHES})
@@ -464,9 +475,9 @@ def _interrupted() -> Operation[list[Interrupted]]:
         found.append(
             Interrupted(
                 Claim(said, Lease(token, said.expires_at), bool(smtputf8)),
-                profile=through,
-                started_at=from_ms(started_at),
-                is_marked=bool(handover),
+                profile=said.profile if through is None else text_from(through),
+                started_at=from_ms(started_at, said.created_at),
+                is_marked=bool(is_marked),
                 crashes=1 + len(list(takewhile(lambda reason: reason == Reason.WORKER_CRASHED, earlier))),
             )
         )

@@ -1,20 +1,23 @@
-"""Reading connections: `query_only`, one a thread, a few threads."""
+"""Reading connections: `query_only`, and as many as there are threads."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeAlias
 
 from sqlalchemy import ClauseElement
 
 from app.mail.errors import StoreUnavailable
 from app.store.database import connect
-from app.store.journal import Statements
+from app.store.statements import Statements
+
+_Connection: TypeAlias = tuple[sqlite3.Connection, Statements]
 
 THREADS = 2
 
@@ -25,8 +28,20 @@ class Reader:
     def __init__(self, database: Path) -> None:
         self._database = database
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reader")
-        self._local = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._idle: SimpleQueue[_Connection] = SimpleQueue()
+        self._made = 0  # connections
+
+    async def open(self) -> None:
+        """Open every connection now: what is open can be read whatever becomes of the file's name.
+
+        Raises:
+            StoreUnavailable: the file cannot be read.
+        """
+        try:
+            while self._made < THREADS:
+                self._idle.put(await asyncio.to_thread(self._open))
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the store cannot be read: {error}") from error
 
     async def rows(self, statement: ClauseElement, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Run one SELECT and give all its rows; the caller has bounded them.
@@ -36,26 +51,49 @@ class Reader:
         """
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, self._run, statement, params or {})
+            return await loop.run_in_executor(self._threads, self._run, statement, dict(params or {}))
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the store cannot be read: {error}") from error
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[sqlite3.Connection]:
+        """Lend a connection for a long read, once one is idle; the others serve `rows` meanwhile."""
+        lent = await asyncio.to_thread(self._take)
+        try:
+            yield lent[0]
+        finally:
+            self._idle.put(lent)
 
     async def close(self) -> None:
         """Finish what is running and close; idempotent."""
         await asyncio.to_thread(self._threads.shutdown)
-        while self._open:
-            self._open.pop().close()
+        with suppress(Empty):
+            while True:
+                self._idle.get_nowait()[0].close()
 
-    def _run(self, statement: ClauseElement, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        local = self._local
-        if not hasattr(local, "connection"):
-            local.connection = connect(self._database, read_only=True)
-            local.statements = Statements()
-            self._open.append(local.connection)
-        cursor: sqlite3.Cursor = local.connection.cursor()
+    def _run(self, statement: ClauseElement, params: dict[str, Any]) -> list[tuple[Any, ...]]:
+        connection, statements = taken = self._take()
         try:
-            local.statements.run(cursor, statement, params)
-            rows: list[tuple[Any, ...]] = cursor.fetchall()
-            return rows
+            with closing(connection.cursor()) as cursor:
+                statements.run(cursor, statement, params)
+                rows: list[tuple[Any, ...]] = cursor.fetchall()
+                return rows
         finally:
-            cursor.close()
+            self._idle.put(taken)
+
+    def _take(self) -> _Connection:
+        if self._made < THREADS:
+            with suppress(Empty):
+                return self._idle.get_nowait()
+            return self._open()
+        return self._idle.get()
+
+    def _open(self) -> _Connection:
+        connection = connect(self._database, read_only=True)
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # which opens the log
+        except BaseException:
+            connection.close()
+            raise
+        self._made += 1
+        return connection, Statements()

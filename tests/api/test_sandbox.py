@@ -319,3 +319,18 @@ async def show(service: Application, path: str) -> str:
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'self';")
     assert "script-src" not in answer.headers["content-security-policy"]
     return answer.text
+
+
+async def test_what_was_kept_stays_readable_under_a_relay_for_as_long_as_it_is_kept(tmp_path: Path) -> None:
+    async with running(tmp_path, sandbox=True) as sandbox:
+        sent = (await sandbox.send(subject="Kept", html="<b>Hello</b>")).json()
+    async with running(tmp_path, keep=True) as service:
+        page = await show(service, "/sandbox")
+        assert "The sandbox is off" in page
+        assert "Nothing leaves this machine" not in page
+        assert "Kept" in await show(service, f"/sandbox/{sent['id']}")
+        assert (await service.client.get(f"/sandbox/{sent['id']}/html")).status_code == 200
+        assert (await service.client.get("/sandbox/static/inspector.css")).status_code == 200
+        real = (await service.send()).json()
+        problem(await service.client.get(f"/sandbox/{real['id']}"), status=404)
+        assert real["id"] not in await show(service, "/sandbox")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from uuid import UUID
@@ -166,3 +167,49 @@ async def test_an_hour_on_no_lease_is_anybody_elses(store: Store) -> None:
     claims, _ = await store.outbox.claim("relay", lease=Lease(99, later + DAY), at_most=10, now=later)
     assert claims == []
     await store.recorded(claim, MessageState.SENT, at=NOW, failure=None)
+
+
+async def test_what_a_clock_that_was_ahead_between_two_looks_put_off_is_capped_all_the_same(store: Store) -> None:
+    """The worker has seen the same clock before and after, and looks by the due times themselves."""
+    clock = Clock()
+    async with Relay() as relay, working(store, relay, clock) as (worker, _):
+        while worker._lanes["relay"].ahead is None:
+            await store.outbox.check()
+        ahead = await store.ended(MessageState.DEFERRED, at=clock.now() + DAY)  # until the day after tomorrow
+        worker._lanes["relay"].capped = -inf  # half a minute later
+        worker.resume("relay")  # wakes it
+        async with asyncio.timeout(5):
+            while (at := await due(store, ahead)) is None or at > clock.now() + timedelta(hours=2):
+                await store.outbox.check()
+
+
+async def test_a_paused_profile_is_looked_at_too(store: Store) -> None:
+    clock = Clock()
+    async with Relay() as relay, working(store, relay, clock) as (worker, verdicts):
+        worker.pause("relay", clock.now())
+        queued = make_message(number=90, created_at=clock.now() + DAY)
+        await store.outbox.append(queued, lease=None, now=clock.now() + DAY)
+        worker._lanes["relay"].capped = -inf
+        worker.nudge("relay")
+        async with asyncio.timeout(5):
+            while (at := await due(store, queued.id)) is None or at > clock.now():
+                await store.outbox.check()
+        assert relay.mails == []
+        verdict = verdicts.expect(queued.id)
+        worker.resume("relay")
+        await sent(verdict)
+
+
+async def test_what_is_released_is_due_now_but_for_what_is_scheduled(store: Store) -> None:
+    deferred = await store.ended(MessageState.DEFERRED)
+    queued = make_message(number=90, created_at=NOW + DAY)
+    scheduled = replace(make_message(number=91), send_at=NOW + DAY)
+    for message in (queued, scheduled):
+        await store.outbox.append(message, lease=None, now=message.created_at)
+    clock = Clock()
+    async with Relay() as relay, working(store, relay, clock) as (worker, verdicts):
+        expected = [verdicts.expect(id_) for id_ in (deferred, queued.id)]
+        await worker.release("relay")
+        for verdict in expected:
+            await sent(verdict)
+        assert await due(store, scheduled.id) == NOW + DAY

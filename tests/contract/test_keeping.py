@@ -179,3 +179,47 @@ async def test_among_many_a_step_holds_nobody_up(store: Store) -> None:
         assert total == 20_000
     assert longest < 2.0  # some 15 ms; this machine is others' too
     assert store.count("messages") == 100
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(
+            pytest.param(f"UPDATE messages SET {column} = {value} WHERE id = :id", id=f"{column} {value}")
+            for column in ("created_at", "expires_at", "size", "state", "error_code", "failure")
+            for value in ("'rubbish'", "x'ff'", "1.5e300")
+        ),
+        *(
+            pytest.param(
+                f"UPDATE attempts SET {column} = {value} WHERE message_id = :id", id=f"attempt's {column} {value}"
+            )
+            for column in ("started_at", "facts", "number")
+            for value in ("'rubbish'", "x'ff'")
+        ),
+        pytest.param("DELETE FROM attempts WHERE message_id = :id", id="no attempts"),
+        pytest.param("DELETE FROM recipients WHERE message_id = :id", id="no recipients"),
+        pytest.param("UPDATE bodies SET bytes = 5 WHERE message_id = :id", id="no bytes"),
+        pytest.param("UPDATE messages SET id = x'01' WHERE id = :id", id="no id"),
+    ],
+)
+async def test_a_row_that_cannot_be_read_keeps_no_other_from_being_forgotten(store: Store, damage: str) -> None:
+    damaged, *others = [await store.ended(MessageState.SENT) for _ in range(3)]
+    with closing(sqlite3.connect(store.file)) as db:
+        db.execute(damage, {"id": damaged.bytes})
+        db.commit()
+    await store.dropped(ended_by=NOW)
+    assert [await store.outbox.content(id_) for id_ in others] == [None, None]
+    await store.deleted(ended_by=NOW)
+    assert [await store.history.find(id_) for id_ in others] == [None, None]
+    if "messages SET id" not in damage:
+        assert await store.history.find(damaged) is None, "nor is it kept for ever"
+
+
+async def test_the_content_of_a_message_in_a_state_that_is_not_known_is_kept_with_it(store: Store) -> None:
+    newer = await store.ended(MessageState.SENT)
+    with closing(sqlite3.connect(store.file)) as db:
+        db.execute("UPDATE messages SET state = 'newer'")
+        db.commit()
+    assert await store.dropped(ended_by=NOW) == 0
+    assert await store.outbox.content(newer) is not None
+    assert await store.deleted(ended_by=NOW) == 1

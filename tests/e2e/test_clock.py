@@ -4,7 +4,7 @@ libfaketime gives the program a wall clock that this file sets, and leaves the m
 """
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,11 @@ class Clock:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "clock"
-        self.set(timedelta())
+        self.offset = timedelta()
+        self.set(self.offset)
 
     def set(self, offset: timedelta) -> None:
+        self.offset = offset
         new = self._file.with_name("clock.new")
         new.write_text(f"{offset.total_seconds():+.0f}")
         new.replace(self._file)
@@ -52,8 +54,13 @@ def through(relay: Relay, clock: Clock) -> dict[str, str]:
     return {**where, **clock.environment, **HALF_A_MINUTE}
 
 
-async def look(service: Service) -> None:
-    """Have the program look at its queue now; it would within half a minute."""
+async def look(service: Service, clock: Clock) -> None:
+    """Have the program look at its queue now, by a message for later; it would within half a minute."""
+    later = datetime.now(UTC) + clock.offset + timedelta(days=30)
+    assert (await service.send(send_at=later.isoformat())).json()["state"] == "scheduled"
+
+
+async def resume(service: Service) -> None:
     assert (await service.http.post("/profiles/default/resume")).status_code == 200
 
 
@@ -77,14 +84,14 @@ async def test_a_day_back_and_what_is_to_be_tried_again_goes_within_the_longest_
     async with Relay() as relay, Service(through(relay, clock)) as service:
         id_ = await deferred(service, relay)
         clock.set(timedelta(days=-1))
-        await look(service)
+        await look(service, clock)
         assert (await service.logged("delivery.brought_forward"))["messages"] == 1
         found = await service.message(id_)
         assert found["state"] == "deferred"
         waits = datetime.fromisoformat(found["next_attempt_at"]) - datetime.fromisoformat(found["created_at"])
         assert timedelta(days=-1) < waits < timedelta(days=-1, seconds=60)
         clock.set(timedelta(days=-1, seconds=60))
-        await look(service)
+        await look(service, clock)
         await service.logged("delivery.sent", message_id=id_)
         assert len(relay.mails) == 1
         assert await service.stop() == 0
@@ -98,10 +105,8 @@ async def test_a_day_back_and_a_restart_and_nothing_is_stuck(clock: Clock) -> No
         assert await first.stop() == 0
         clock.set(timedelta(days=-1))
         async with Service(through(relay, clock), folder=first.folder) as second:
-            await look(second)  # it was paused, and is not now
+            await resume(second)
             await second.logged("delivery.sent", message_id=queued)
-            clock.set(timedelta(days=-1, seconds=60))
-            await look(second)
             await second.logged("delivery.sent", message_id=id_)
             assert await second.stop() == 0
         assert len(relay.mails) == 2
@@ -113,7 +118,7 @@ async def test_a_day_back_and_what_is_scheduled_stays_so(clock: Clock) -> None:
         id_ = (await service.send(send_at=at.isoformat())).json()["id"]
         waits = await deferred(service, relay)
         clock.set(timedelta(days=-1))
-        await look(service)
+        await look(service, clock)
         assert (await service.logged("delivery.brought_forward"))["messages"] == 1, "the one that is deferred"
         found = await service.message(id_)
         assert (found["state"], datetime.fromisoformat(found["next_attempt_at"])) == ("scheduled", at)
@@ -129,7 +134,7 @@ async def test_an_hour_on_and_what_is_under_way_is_nobody_elses_and_each_retry_c
         slow = (await service.send(prefer="respond-async")).json()["id"]
         await relay.mail()
         clock.set(timedelta(hours=1, minutes=1))  # behind the end of its lease, too
-        await look(service)
+        await look(service, clock)
         for id_ in ids:
             await service.logged("delivery.sent", message_id=id_)
         assert (await service.message(slow))["state"] == "sending"
@@ -140,4 +145,31 @@ async def test_an_hour_on_and_what_is_under_way_is_nobody_elses_and_each_retry_c
             assert len((await service.message(id_))["attempts"]) == 2
         assert len((await service.message(slow))["attempts"]) == 1
         assert len(relay.mails) == 3 + 1
+        assert await service.stop() == 0
+
+
+async def test_a_clock_that_was_ahead_for_a_while_holds_nothing_up_once_its_profile_is_resumed(clock: Clock) -> None:
+    """While a profile is paused nothing of it is looked at, and nobody sees that the clock was put back."""
+    async with Relay() as relay, Service(through(relay, clock)) as service:
+        id_ = await deferred(service, relay)
+        assert (await service.http.post("/profiles/default/pause")).status_code == 200
+        clock.set(timedelta(days=1))
+        queued = (await service.send(prefer="wait=0")).json()["id"]
+        again = await service.http.post(f"/messages/{id_}/retry", headers={"Prefer": "respond-async"})
+        assert again.json()["state"] == "queued"
+        clock.set(timedelta())
+        await resume(service)
+        for each in (queued, id_):
+            await service.logged("delivery.sent", message_id=each)
+        assert len(relay.mails) == 2
+        assert await service.stop() == 0
+
+
+async def test_resume_leaves_what_is_scheduled_to_its_time(clock: Clock) -> None:
+    async with Relay() as relay, Service(through(relay, clock)) as service:
+        at = datetime.fromisoformat((await service.send()).json()["created_at"]) + timedelta(hours=1)
+        id_ = (await service.send(send_at=at.isoformat())).json()["id"]
+        await resume(service)
+        found = await service.message(id_)
+        assert (found["state"], datetime.fromisoformat(found["next_attempt_at"])) == ("scheduled", at)
         assert await service.stop() == 0

@@ -193,9 +193,7 @@ async def test_a_database_that_was_replaced_under_its_service_is_not_acted_on(fo
         assert (await do(folder, "mail.db", "vacuum")).code == 0
         assert (await do(folder, "mail.db", "erase", "ann@theirs.test")).code == 0, "vacuum keeps the file the same"
         (folder / "copy.db").rename(service.database)
-        assert_refused(
-            await do(folder, "mail.db", "erase", "ann@theirs.test"), "no longer at mail.db", "stop the service"
-        )
+        assert_refused(await do(folder, "mail.db", "erase", "ann@theirs.test"), "no longer at mail.db", "stop it")
 
 
 async def test_a_service_that_hangs_ends_every_command_in_words(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from app.store.database import upgrade
 from tests.support.relay import Relay
 from tests.support.service import MAILCHUTE, Service, run
 
@@ -103,3 +104,39 @@ async def test_a_folder_or_a_file_that_is_read_only_is_refused_at_start_and_unto
     assert "mailchute.db" in ended.err
     assert "read-only" in ended.err.lower()
     assert (folder / "var" / "mailchute.db").read_bytes() == before
+
+
+FULL = "head -c 9000000 /dev/zero > var/filler 2> /dev/null || true"
+NO_MORE_FILES = "mount -o remount,nr_inodes=$(($(df --output=iused var | tail -1) + {more})) var"
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        pytest.param(FULL, "serve", id="new-no-room"),
+        *(pytest.param(NO_MORE_FILES.format(more=more), "serve", id=f"new-room-for-{more}-files") for more in range(4)),
+        pytest.param(f"{MAILCHUTE} migrate > /dev/null; {FULL}", "serve", id="there-no-room"),
+        pytest.param(f"cp older.db var/mailchute.db; {FULL}", "serve", id="older-no-room"),
+        pytest.param(f"cp older.db var/mailchute.db; {FULL}", "migrate", id="older-no-room-migrate"),
+    ],
+)
+async def test_a_start_on_a_full_disk_ends_with_1_so_that_a_supervisor_tries_again(
+    folder: Path, script: str, command: str
+) -> None:
+    upgrade(folder / "older.db", None, to="0006")
+    mounted = f"mount -t tmpfs -o size=4m tmpfs var; {script}; exec {MAILCHUTE} {command}"
+    ended = await run("unshare", "-m", "sh", "-ec", mounted, folder=folder)
+    assert (ended.code, ended.out) == (1, ""), ended
+    assert "start it again" in ended.err.splitlines()[-1]
+
+
+async def test_a_start_that_found_no_room_leaves_nothing_that_keeps_the_next_one_from_starting(folder: Path) -> None:
+    script = f"mount -t tmpfs -o size=4m tmpfs var; {FULL}; {MAILCHUTE} serve || echo ended with $?; rm var/filler"
+    async with Service(
+        {"MAILCHUTE_MIN_FREE_BYTES": "0"},
+        folder=folder,
+        command=("unshare", "-m", "sh", "-ec", f"{script}; exec {MAILCHUTE} serve"),
+    ) as service:
+        assert "ended with 1" in service.text
+        assert (await service.http.get("/readyz")).status_code == 200
+        assert (await service.send()).json()["state"] == "sent"

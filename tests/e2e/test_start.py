@@ -8,7 +8,8 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx2
@@ -388,6 +389,60 @@ class TestStop:
             assert service.operator_path.exists()
             async with Service(folder=service.folder) as second:
                 assert (await second.operator.get("/livez")).status_code == 200
+
+
+class TestNames:
+    """One file under several names has one lock, one log and one socket, or is refused."""
+
+    @pytest.fixture
+    def folder(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+            yield Path(name)
+
+    @pytest.mark.parametrize(
+        ("first", "second"), [("real", "link"), ("link", "real"), ("folder", "chain"), ("chain", "folder")]
+    )
+    async def test_a_second_process_that_comes_by_another_name_is_refused(
+        self, folder: Path, first: str, second: str
+    ) -> None:
+        (folder / "data").mkdir()
+        names = {"real": "data/m.db", "link": "link.db", "chain": "chain.db", "folder": "linked/m.db"}
+        (folder / "link.db").symlink_to("data/m.db")
+        (folder / "chain.db").symlink_to("link.db")
+        (folder / "linked").symlink_to("data")
+        async with Service({"MAILCHUTE_DATABASE_URL": names[first]}, folder=folder) as service:
+            settings = {"MAILCHUTE_DATABASE_URL": names[second]}
+            ended = await run(MAILCHUTE, "serve", folder=folder, settings=settings)
+            assert_refused(ended, "m.db is in use by another Mailchute process")
+            health = await run(MAILCHUTE, "health", folder=folder, settings=settings)
+            assert (health.code, health.err) == (0, ""), "the operator's command finds it by any name"
+            assert (await service.send()).json()["state"] == "sent"
+            assert {"m.db", "m.db-wal", "m.db-shm", "m.db.lock"} <= {file.name for file in (folder / "data").iterdir()}
+            assert {file.name for file in folder.iterdir()} == {"data", "link.db", "chain.db", "linked"}
+
+    async def test_a_hard_link_is_refused_and_told(self, folder: Path) -> None:
+        async with Service(folder=folder) as service:
+            (folder / "second.db").hardlink_to(service.database)
+            ended = await run(
+                MAILCHUTE, "serve", folder=folder, settings={"MAILCHUTE_DATABASE_URL": str(folder / "second.db")}
+            )
+            assert_refused(ended, "second.db has 2 names (hard links)", "find / -xdev -samefile", "remove them")
+            assert (await service.send()).json()["state"] == "sent", "the one that runs goes on"
+            assert await service.stop() == 0
+        assert_refused(await run(MAILCHUTE, "serve", folder=folder), "mailchute.db has 2 names (hard links)")
+        (folder / "second.db").unlink()
+        async with Service(folder=folder) as service:
+            assert (await service.http.get("/readyz")).status_code == 200
+
+    @pytest.mark.parametrize("target", ["link.db", "nowhere/m.db"], ids=["itself", "a folder that is missing"])
+    async def test_a_link_that_leads_nowhere(self, folder: Path, target: str) -> None:
+        (folder / "link.db").symlink_to(target)
+        settings = {"MAILCHUTE_DATABASE_URL": "link.db"}
+        ended = await run(MAILCHUTE, "migrate", folder=folder, settings=settings)
+        if target == "link.db":
+            assert_refused(ended, "link.db")
+        else:
+            assert (ended.code, (folder / "nowhere" / "m.db").is_file()) == (0, True)
 
 
 class TestListen:

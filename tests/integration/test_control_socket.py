@@ -15,7 +15,7 @@ import pytest
 from app.control_socket import ControlSocket, path_of, reach
 from app.mail.errors import ConfigError
 from app.operator import NoAnswer, ask, following
-from app.store.identity import DatabaseFile
+from app.store.database_file import DatabaseFile
 
 NAMES = {
     "short": "mail.db",

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from app.delivery.contents import Contents
+from app.delivery.contents import ContentLost, Contents
 from app.mail.message import Claim
 from tests.support.factories import make_claim, turns
 
@@ -90,6 +90,6 @@ async def test_one_that_is_cancelled_while_it_waits_leaves_its_place_to_the_next
 
 
 async def test_a_content_that_is_gone_or_not_whole_is_never_sent() -> None:
-    with pytest.raises(RuntimeError, match="not whole"):
+    with pytest.raises(ContentLost):
         async with Contents(_load, MOST).of(_claim(1, 10)):
             pass
