@@ -121,7 +121,7 @@ MUTATIONS = (
     Mutation(
         "the look at whose service answers",
         "app/operator.py",
-        "    if theirs.is_same(ours):\n",
+        "    if theirs.is_same(ours) or (saves and is_of_this_path):\n",
         "    if theirs.inode:\n",
         "tests/e2e/test_control_socket.py::"
         "test_a_command_that_reaches_another_databases_service_says_so_and_does_nothing",
