@@ -32,8 +32,8 @@ from app.smtp import tls
 
 _ABOUT = (
     "Sends e-mail through your relay, and remembers every attempt and every error. "
-    "**2xx = we have it, never send it again (look at `ok`); 4xx = change something; 5xx and no answer = we do not "
-    "have it, send it again.**"
+    "**2xx = we have it, never send it again (look at `ok`); 4xx = change something; 5xx = we do not have it, send it "
+    "again; no answer = unknown: repeat it with the same Idempotency-Key.**"
 )
 
 

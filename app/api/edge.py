@@ -3,8 +3,8 @@
 Plain functions on scope, headers and body; FastAPI's routes are thin wrappers of them, and the hot route calls
 them without FastAPI. RFC 9457 (problem details), RFC 7240 (Prefer).
 
-The rule for callers: 2xx = we have it, never send it again; 4xx = change something; 5xx and no answer = we do
-not have it. Never used: 400, 408, 500 (Typebot invents them), 502, 504 (proxies do).
+The rule for callers: 2xx = we have it, never send it again; 4xx = change something; 5xx = we do not have it; no
+answer = unknown. Never used: 400, 408, 500 (Typebot invents them), 502, 504 (proxies do).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from app.api.lookup import (
 )
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import NotFound
+from app.store.journal import PATIENCE
 
 router = APIRouter(tags=["messages"], dependencies=[Depends(caller_of), *KEYS])
 
@@ -118,7 +119,7 @@ async def get_message(request: Request, id: str) -> Response:
 )
 async def get_message_source(request: Request, id: str) -> Response:
     """Give the very bytes that every attempt sends (RFC 5322)."""
-    content = await runtime_of(request).outbox.content(id_of(id))
+    content = await runtime_of(request).outbox.content(id_of(id), within=PATIENCE)
     if content is None:
         raise NotFound(f"There is no message {id[:80]}, or its content is not kept any more")
     return to_response(Answer(200, content, ((b"content-type", b"message/rfc822"),)))

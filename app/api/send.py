@@ -98,7 +98,8 @@ async def post_send(request: Request) -> Response:
     """Take a message, send it through its profile's relay, and answer with what came of it.
 
     The answer waits for the first verdict (`Prefer: wait=N`, 8 seconds by default). **2xx = we have it, never send
-    it again (look at `ok`); 4xx = change something; 5xx and no answer = we do not have it, send it again.**
+    it again (look at `ok`); 4xx = change something; 5xx = we do not have it, send it again; no answer = unknown: repeat
+    it with the same Idempotency-Key.**
     """
     return to_response(await respond(runtime_of(request), request.scope, await request.body()))
 

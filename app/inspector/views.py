@@ -28,6 +28,7 @@ from app.mail.message import Snapshot
 from app.mail.profile import SANDBOX_PROFILES
 from app.runtime import Runtime
 from app.store.history import Filter
+from app.store.journal import PATIENCE
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -142,7 +143,7 @@ async def sandbox_part(request: Request, id: str, number: int) -> Response:
 async def _found(request: Request, id: str) -> tuple[Snapshot, bytes]:
     runtime, message_id = runtime_of(request), _id(id)
     snapshot = await runtime.history.find(message_id)
-    content = await runtime.outbox.content(message_id)
+    content = await runtime.outbox.content(message_id, within=PATIENCE)
     if snapshot is None or content is None or not snapshot.sandbox:
         raise NotFound(f"The sandbox has no message {id[:80]}, or its content is not kept any more")
     return snapshot, content
