@@ -29,6 +29,7 @@ from app.api.lookup import (
 )
 from app.api.routes import caller_of, runtime_of, to_response
 from app.mail.errors import NotFound
+from app.store.journal import PATIENCE
 
 router = APIRouter(tags=["messages"], dependencies=[Depends(caller_of), *KEYS])
 
@@ -124,7 +125,7 @@ async def get_message_source(request: Request, id: str) -> Response:
     """Give the very bytes that every attempt sends (RFC 5322)."""
     runtime, message_id = runtime_of(request), id_of(id)
     snapshot = await runtime.history.find(message_id)
-    parts = runtime.outbox.parts(message_id)
+    parts = runtime.outbox.parts(message_id, within=PATIENCE)
     first = await anext(parts, None)
     if snapshot is None or first is None:
         raise NotFound(f"There is no message {id[:80]}, or its content is not kept any more")

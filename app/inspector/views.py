@@ -28,6 +28,7 @@ from app.mail.message import Snapshot
 from app.mail.profile import SANDBOX_PROFILES
 from app.runtime import Runtime
 from app.store.history import Filter
+from app.store.journal import PATIENCE
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -146,7 +147,7 @@ async def _found(request: Request, id: str) -> tuple[Snapshot, bytes]:
     content = None
     if snapshot is not None:
         hold_of(request.scope).grow_to(snapshot.size)  # until the answer has been read
-        content = await runtime.outbox.content(message_id)
+        content = await runtime.outbox.content(message_id, within=PATIENCE)
     if snapshot is None or content is None or not snapshot.sandbox:
         raise NotFound(f"The sandbox has no message {id[:80]}, or its content is not kept any more")
     return snapshot, content

@@ -21,7 +21,7 @@ from app.mail.message import Recipient, Snapshot, leading_failure
 from app.mail.outcome import MessageState, message_state
 from app.store.census import Census
 from app.store.database import bodies, messages
-from app.store.journal import Journal, Operation
+from app.store.journal import PATIENCE, Journal, Operation
 from app.store.records import (
     DUE_AT,
     MESSAGE_BY_ID,
@@ -67,8 +67,8 @@ class Acts:
             NotFound: there is no such message.
             Conflict: its state forbids it.
         """
-        _, then = await self._journal.commit(
-            partial(_do, act, message_id, now, until), lambda done: self._count([done])
+        _, then = await self._journal.commit_within(
+            PATIENCE, partial(_do, act, message_id, now, until), lambda done: self._count([done])
         )
         return then
 
@@ -76,7 +76,9 @@ class Acts:
         self, act: Act, message_ids: Sequence[UUID], *, now: datetime, until: datetime
     ) -> Sequence[Snapshot]:
         """Carry out an act on each, in one transaction; gives those it was done to."""
-        done = await self._journal.commit(partial(_do_all, act, tuple(message_ids), now, until), self._count)
+        done = await self._journal.commit_within(
+            PATIENCE, partial(_do_all, act, tuple(message_ids), now, until), self._count
+        )
         return [then for _, then in done]
 
     def _count(self, done: Sequence[_Done]) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from app.mail.circuit import Circuit
 from app.store.database import profile_states
-from app.store.journal import Journal, Operation
+from app.store.journal import PATIENCE, Journal, Operation
 from app.store.reader import Reader
 from app.store.records import circuit_from, circuit_text
 from app.store.values import from_ms, text_from, to_ms
@@ -48,11 +48,11 @@ class Catalog:
 
     async def pause(self, profile: str, *, now: datetime) -> None:
         """Remember that a profile is paused; one that is stays paused since when it was."""
-        await self._journal.commit(partial(_pause, profile, now))
+        await self._journal.commit_within(PATIENCE, partial(_pause, profile, now))
 
     async def resume(self, profile: str) -> None:
         """Forget that it is paused, and its circuit."""
-        await self._journal.commit(partial(_resume, profile))
+        await self._journal.commit_within(PATIENCE, partial(_resume, profile))
 
     async def keep_circuit(self, profile: str, circuit: Circuit | None, fingerprint: str) -> None:
         """Remember a profile's open circuit; None = it is closed."""

@@ -20,7 +20,7 @@ from app.mail.errors import StoreUnavailable
 from app.mail.message import Recipient, Snapshot
 from app.mail.outcome import Failure, MessageState
 from app.store.database import attempts, bodies, idempotency_keys, message_search, messages, recipients, tags
-from app.store.journal import Journal, Operation
+from app.store.journal import PATIENCE, Journal, Operation
 from app.store.reader import Reader
 from app.store.records import (
     MESSAGE_BY_ID,
@@ -112,11 +112,11 @@ class Erasing:
         erased, live = 0, set[bytes]()
         for whose in (_OF_RECIPIENT, _OF_SENDER):
             async for ids in self._pages(whose, address):
-                done, left = await self._journal.commit(partial(_erase, ids, address))
+                done, left = await self._journal.commit_within(PATIENCE, partial(_erase, ids, address))
                 erased += done
                 live.update(left)
         pages = -PAGES  # less than 0 begins a merge of all there is
-        while await self._journal.commit(partial(_merge, pages)):
+        while await self._journal.commit_within(PATIENCE, partial(_merge, pages)):
             pages = PAGES
         await self._empty_the_log()
         return Erased(erased, len(live))
@@ -132,14 +132,18 @@ class Erasing:
 
     async def _empty_the_log(self) -> None:
         for _ in range(LOG_TRIES):
-            if await self._journal.fold():
+            folding = self._journal.fold()
+            done, _ = await asyncio.wait([folding], timeout=PATIENCE)
+            if not done:
+                raise StoreUnavailable("the disk does not answer, so the log cannot be emptied; do it again later")
+            if folding.result():
                 return
             await asyncio.sleep(LOG_PAUSE)
         raise StoreUnavailable("the log could not be emptied, since somebody reads in it; do it again a little later")
 
     async def _pages(self, whose: Select[Any], address: str) -> AsyncIterator[list[bytes]]:
         after = bytes(16)
-        while rows := await self._reader.rows(whose, {"of_address": address, "after": after}):
+        while rows := await self._reader.rows(whose, {"of_address": address, "after": after}, within=PATIENCE):
             ids = [id_ for (id_,) in rows]
             after = ids[-1]
             yield ids

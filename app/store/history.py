@@ -30,6 +30,7 @@ from app.store.database import (
     recipients,
     tags,
 )
+from app.store.journal import PATIENCE
 from app.store.reader import Reader
 from app.store.records import (
     MESSAGE_BY_ID,
@@ -207,7 +208,7 @@ class AttemptRecord:
 
 
 class History:
-    """All reads of what was. Each raises `StoreUnavailable` where the file cannot be read."""
+    """All reads of what was. Each raises `StoreUnavailable` where the file cannot be read, or not in time."""
 
     def __init__(self, reader: Reader, search: SearchIndex) -> None:
         self._reader = reader
@@ -215,7 +216,7 @@ class History:
 
     async def find(self, message_id: UUID) -> Snapshot | None:
         """Give what is known of a message, None where there is none."""
-        rows = await self._reader.rows(MESSAGE_BY_ID, {"of_message": message_id.bytes})
+        rows = await self._rows(MESSAGE_BY_ID, {"of_message": message_id.bytes})
         return await self._snapshot(rows[0]) if rows else None
 
     async def newest(self, which: Filter = Filter(), *, at_most: int, before: UUID | None = None) -> Sequence[Snapshot]:
@@ -225,7 +226,7 @@ class History:
         said = {name: value for name in _BY_VALUE if (value := getattr(which, name)) is not None}
         params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
         params |= {"at_most": at_most, **_between(which.since, which.until, before)}
-        rows = await self._reader.rows(newest_matching(frozenset(said), which.state), params)
+        rows = await self._rows(newest_matching(frozenset(said), which.state), params)
         return [await self._snapshot(row) for row in rows]
 
     async def newest_attempts(
@@ -243,12 +244,12 @@ class History:
         last, number = before or (_AFTER_ALL, 0)
         params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
         params |= {"at_most": at_most, **_between(since, None, last), "before_number": number}
-        rows = await self._reader.rows(attempts_matching(frozenset(said)), params)
+        rows = await self._rows(attempts_matching(frozenset(said)), params)
         return [(UUID(bytes=message_id), _attempt(*rest)) for message_id, *rest in rows]
 
     async def attempts(self, message_id: UUID) -> Sequence[AttemptRecord]:
         """Give a message's attempts in order, one that is running included."""
-        rows = await self._reader.rows(_ATTEMPTS_OF, {"of_message": message_id.bytes})
+        rows = await self._rows(_ATTEMPTS_OF, {"of_message": message_id.bytes})
         return [_attempt(*row) for row in rows]
 
     async def census(self) -> Census:
@@ -267,16 +268,16 @@ class History:
         That is since it was accepted; since its time came, or it was retried by hand, where that is later. Looks at
         one row a profile, at what is being sent and at one that is deferred.
         """
-        rows = [*await self._reader.rows(_OLDEST_DEFERRED), *await self._reader.rows(_OLDEST_LEASED)]
+        rows = [*await self._rows(_OLDEST_DEFERRED), *await self._rows(_OLDEST_LEASED)]
         for profile in profiles:
-            rows += await self._reader.rows(_FIRST_DUE, {"of_profile": profile, "now": to_ms(now)})
+            rows += await self._rows(_FIRST_DUE, {"of_profile": profile, "now": to_ms(now)})
         found = [since for (since,) in rows if isinstance(since, int)]
         return from_ms(min(found)) if found else None
 
     async def failures(self, *, now: datetime) -> Mapping[str, int]:
         """Count the failed attempts of the last 24 hours (to ten minutes) by reason; what never came is not there."""
         since = to_ms(now) - COUNTS_KEPT
-        rows = await self._reader.rows(_FAILURES, {"since": since - since % COUNT_PERIOD})
+        rows = await self._rows(_FAILURES, {"since": since - since % COUNT_PERIOD})
         counts: Counter[str] = Counter()
         for reason, count in rows:
             counts[known(Reason, reason, Reason.UNEXPECTED)] += int(count)
@@ -288,7 +289,7 @@ class History:
 
     async def last_success(self, profile: str) -> datetime | None:
         """When the latest of a profile's successful attempts began; looks at its latest thousand messages."""
-        rows = await self._reader.rows(_LAST_SUCCESS, {"of_profile": profile})
+        rows = await self._rows(_LAST_SUCCESS, {"of_profile": profile})
         return from_ms(rows[0][0]) if rows else None
 
     async def begun(self, profile: str, *, since: datetime) -> list[datetime]:
@@ -303,8 +304,12 @@ class History:
             before = rows[-1][0]
         return found
 
+    async def _rows(self, statement: Select[Any], params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Read for somebody who waits."""
+        return await self._reader.rows(statement, params, within=PATIENCE)
+
     async def _snapshot(self, row: tuple[Any, ...]) -> Snapshot:
-        whom = await self._reader.rows(RECIPIENTS_OF, {"of_message": row[0]})
+        whom = await self._rows(RECIPIENTS_OF, {"of_message": row[0]})
         return snapshot(row, (recipient_from(*r) for r in whom))
 
 

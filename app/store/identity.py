@@ -28,6 +28,7 @@ class Identity:
         self._seen: _Seen = (0, 0)
         self._generations: set[int] = set()  # that the file may bear; none = it is not known
         self._current = 0
+        self.log_bytes = 0  # as seen last
         self._holds_commits = False
         self._spoilt = ""  # for good
         self._missing = ""  # at the last whole look
@@ -55,6 +56,7 @@ class Identity:
         """Take note of the file after a checkpoint, and whether that has emptied the log."""
         self._holds_commits = self._holds_commits and not is_log_empty
         with suppress(OSError, sqlite3.Error):
+            self.log_bytes = _stat(self._log).st_size
             self._seen = _looks(_stat(self._file))
             self._generations = {_generation_of(self._database), self._current}
 
@@ -91,6 +93,7 @@ class Identity:
         if _which(found) != self._open.get(name):
             return self._lost(name, "is another file now") if name in self._open else ""
         if name is self._log:
+            self.log_bytes = found.st_size
             return _EMPTIED if self._holds_commits and not found.st_size else ""
         if name is self._file and self._generations and _looks(found) != self._seen:
             self._recognise(found)

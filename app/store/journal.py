@@ -24,15 +24,19 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeAlias, TypeVar
+from time import monotonic
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import ClauseElement
 
 from app.mail.errors import StoreBroken, StoreUnavailable
-from app.store.database import BUSY_SECONDS, Lock, connect
+from app.store.database import Lock, connect
+from app.store.entry import Chore, End, Entry, answer, settle
 from app.store.identity import Identity
+from app.store.log import empty_log, overwrite, roll_back
 from app.store.statements import Params, Statements
 
 T = TypeVar("T")
@@ -40,6 +44,8 @@ T = TypeVar("T")
 MAX_BATCH = 256  # operations in one commit: bounds how long the first of them waits
 LOG_BYTES = 64 << 20  # over which the log is cut short, and an operator is told
 LOG_PATIENCE = 0.5  # seconds that writers wait for readers when the log is cut
+PATIENCE = 6.0  # seconds that a caller waits for a write or a read; longer than for somebody else's lock
+PROVE_AFTER = 2.0  # seconds without a write after which the disk proves that it takes one
 _FAILED_SYNCS = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 
@@ -55,41 +61,24 @@ Operation: TypeAlias = Generator[tuple[ClauseElement, Params], Result, T]
 MakeOperation: TypeAlias = Callable[[], Operation[T]]
 
 
-@dataclass(slots=True)
-class _Entry(Generic[T]):
-    make: MakeOperation[T]
-    future: asyncio.Future[T]
-    then: Callable[[T], None] | None
-    result: T | None = None
-    error: BaseException | None = None
-
-
-@dataclass(slots=True)
-class _Chore(Generic[T]):
-    do: Callable[[sqlite3.Connection], T]  # behind all that was handed in before, in no transaction
-    future: asyncio.Future[T]
-
-
-class _End:
-    pass
-
-
 class Journal:
     """The one writer. `open()` starts its thread, `close()` writes what is queued and ends it."""
 
-    def __init__(self, database: Path, lock: Lock | None = None) -> None:
-        """Nothing is opened yet; a `lock` is held on to at each look."""
+    def __init__(self, database: Path, lock: Lock | None = None, *, clock: Callable[[], float] = monotonic) -> None:
+        """Nothing is opened yet; a `lock` is held on to at each look. `clock` is monotonic, in seconds."""
         self._database = database
         self._lock = lock
-        self._log = database.with_name(database.name + "-wal")
-        self._queue: SimpleQueue[_Entry[Any] | _Chore[Any] | _End] = SimpleQueue()
-        self._behind: _Chore[Any] | _End | None = None  # what came behind the batch that is being written
+        self._queue: SimpleQueue[Entry[Any] | Chore[Any] | End] = SimpleQueue()
+        self._behind: Chore[Any] | End | None = None  # what came behind the batch that is being written
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._statements = Statements()
         self._identity = Identity(database)
         self._numbered = 0  # commits when the file got its number
+        self._clock = clock
+        self._busy_since: float | None = None  # None = it waits for work
+        self._proven = -inf  # when the disk took a write last
         self.fault = ""  # why it is broken
         self.broken = asyncio.Event()  # set when it takes nothing more, whatever comes
         self.commits = 0  # how many COMMITs there were, for the figures
@@ -121,8 +110,40 @@ class Journal:
         if self._thread is None:
             future.set_exception(StoreUnavailable("the store is closed"))
         else:
-            self._queue.put(_Entry(make, future, then))
+            self._queue.put(Entry(make, future, then))
         return future
+
+    async def commit_within(
+        self,
+        seconds: float,
+        make: MakeOperation[T],
+        then: Callable[[T], None] | None = None,
+        *,
+        is_probe: bool = False,
+    ) -> T:
+        """Hand an operation in that somebody waits for, and return its result after the COMMIT that holds it.
+
+        After `seconds` it is taken back, and certainly not written. Only once its COMMIT has begun nobody can know:
+        then this waits for the disk, however long, unless it `is_probe`, which may be written or not. So that something
+        else finds out that a disk hangs, the journal first writes and syncs a transaction without a meaning, if it has
+        not written for `PROVE_AFTER` seconds.
+
+        Raises:
+            StoreUnavailable: nothing was written; and what the operation raised.
+        """
+        busy_since = self._busy_since
+        if busy_since is not None and self._clock() - busy_since > seconds:
+            raise StoreUnavailable(f"the disk has not answered for {self._clock() - busy_since:.0f} s")
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._thread is None:
+            raise StoreUnavailable("the store is closed")
+        entry = Entry(make, future, then, is_asked=True)
+        self._queue.put(entry)
+        late = self._loop.call_later(seconds, _take_back, entry, seconds, is_probe)
+        try:
+            return await future
+        finally:
+            late.cancel()
 
     def checkpoint(self) -> asyncio.Future[None]:
         """Bring the log into the file, as far as no reader needs it where it is; to be asked now and then.
@@ -157,7 +178,7 @@ class Journal:
         The future fails with `StoreUnavailable` where there is no room: that takes as much again, twice.
         """
         os.environ["SQLITE_TMPDIR"] = str(self._database.absolute().parent)  # mail lies nowhere else, and there it may
-        return self._tidy(_vacuum)
+        return self._tidy(lambda connection: connection.execute("VACUUM").close())
 
     @property
     def is_spoilt(self) -> bool:
@@ -166,25 +187,22 @@ class Journal:
 
     @property
     def log_bytes(self) -> int:
-        """How large the log is."""
-        try:
-            return self._log.stat().st_size
-        except FileNotFoundError:
-            return 0
+        """How large the log was at the last look, a COMMIT's included; asks no disk, which may hang."""
+        return self._identity.log_bytes
 
     def _tidy(self, do: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
         if self._thread is None:
             future.set_exception(StoreUnavailable("the store is closed"))
         else:
-            self._queue.put(_Chore(do, future))
+            self._queue.put(Chore(do, future))
         return future
 
     async def close(self) -> None:
-        """Write what was handed in, then close; idempotent."""
+        """Write what was handed in, then close; idempotent. Waits for the disk: the lock is let go after this."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._queue.put(_End())
+            self._queue.put(End())
             await asyncio.to_thread(thread.join)
 
     # in the journal's thread from here on
@@ -198,19 +216,41 @@ class Journal:
             return
         self._loop.call_soon_threadsafe(self._opened.set_result, None)
         try:
-            while not isinstance(item := self._behind or self._queue.get(), _End):
+            while not isinstance(item := self._behind or self._queue.get(), End):
                 self._behind = None
-                if isinstance(item, _Chore):
-                    self._carry_out(connection, item)
-                    continue
-                batch = self._collect(item)
-                if self.fault:
-                    self._refuse(batch)
-                else:
-                    self._write(connection, batch)
-                self._loop.call_soon_threadsafe(_answer, batch)
+                self._busy_since = self._clock()
+                self._work(connection, item)
         finally:
             connection.close()
+
+    def _work(self, connection: sqlite3.Connection, item: Entry[Any] | Chore[Any]) -> None:
+        if isinstance(item, Chore):
+            self._carry_out(connection, item)
+            return
+        batch = [entry for entry in self._collect(item) if not entry.is_taken_back]
+        why = ""
+        if any(entry.is_asked for entry in batch) and self._clock() - self._proven > PROVE_AFTER:
+            why = self._prove(connection)
+        if self.fault or why:
+            self._refuse(batch, why)
+        else:
+            self._write(connection, batch)
+        self._busy_since = None
+        self._loop.call_soon_threadsafe(answer, batch)
+
+    def _prove(self, connection: sqlite3.Connection) -> str:
+        """Have the disk take something that no caller waits for; return why nothing can be done now, if it is known."""
+        try:
+            if not self._lost(connection):
+                self._number(connection)
+                self._proven = self._clock()
+        except sqlite3.Error as error:
+            self._look_at(error)
+            if (
+                getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            ):  # what only reads would wait for the lock, too
+                return f"the store did not take the write: {error}"
+        return ""
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file and its log, and number the file, unless it cannot be written now."""
@@ -231,18 +271,18 @@ class Journal:
         connection.execute(self._identity.next_generation())
         self._numbered = self.commits
 
-    def _collect(self, first: _Entry[Any]) -> list[_Entry[Any]]:
+    def _collect(self, first: Entry[Any]) -> list[Entry[Any]]:
         batch = [first]
         with suppress(Empty):
             while len(batch) < MAX_BATCH:
                 item = self._queue.get_nowait()
-                if not isinstance(item, _Entry):
+                if not isinstance(item, Entry):
                     self._behind = item
                     break
                 batch.append(item)
         return batch
 
-    def _carry_out(self, connection: sqlite3.Connection, chore: _Chore[Any]) -> None:
+    def _carry_out(self, connection: sqlite3.Connection, chore: Chore[Any]) -> None:
         result, error = None, None
         try:
             if self.fault:
@@ -255,7 +295,8 @@ class Journal:
         except (sqlite3.Error, OSError) as fault:
             self._look_at(fault)
             error = StoreUnavailable(f"the store cannot be tidied up: {fault}")
-        self._loop.call_soon_threadsafe(_settle, chore.future, result, error)
+        self._busy_since = None
+        self._loop.call_soon_threadsafe(settle, chore.future, result, error)
 
     def _look(self, _: sqlite3.Connection) -> None:
         if lost := self._identity.look(self._lock.keep() if self._lock is not None else ""):
@@ -268,23 +309,23 @@ class Journal:
         if self.log_bytes <= LOG_BYTES:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         else:
-            is_empty = _empty_log(connection, patience=LOG_PATIENCE)
+            is_empty = empty_log(connection, patience=LOG_PATIENCE)
         self._identity.checkpointed(is_log_empty=is_empty)
 
     def _fold(self, connection: sqlite3.Connection) -> bool:
         self._number(connection)
-        is_empty = _empty_log(connection, patience=0.0)
+        is_empty = empty_log(connection, patience=0.0)
         self._identity.checkpointed(is_log_empty=is_empty)
         return is_empty
 
-    def _write(self, connection: sqlite3.Connection, batch: list[_Entry[Any]]) -> None:
+    def _write(self, connection: sqlite3.Connection, batch: list[Entry[Any]]) -> None:
         going = batch
         while going:
             is_ending, changes = False, connection.total_changes
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 failed = self._run_all(connection, going)
-                if failed is None and not self._identity.check():
+                if failed is None and not self._identity.check() and all(entry.begin() for entry in going):
                     is_ending = True
                     connection.execute("COMMIT")
                     self._committed(has_changed=connection.total_changes != changes)
@@ -293,11 +334,11 @@ class Journal:
                 if lost := self._lost(connection):
                     self._refuse(going, lost)
                     return
-                going = [entry for entry in going if entry is not failed]
+                going = [entry for entry in going if entry is not failed and not entry.is_taken_back]
             except sqlite3.Error as error:
-                _roll_back(connection)
+                roll_back(connection)
                 if is_ending:
-                    _overwrite(connection, self._identity.next_generation())
+                    overwrite(connection, self._identity.next_generation())
                 self._look_at(error)
                 self._refuse(going, self._lost(connection) or f"the store did not take the write: {error}")
                 return
@@ -306,12 +347,13 @@ class Journal:
         self.commits += 1
         if has_changed:
             self._identity.committed()
+            self._proven = self._clock()
 
     def _lost(self, connection: sqlite3.Connection) -> str:
         """Say what is wrong with the file's name, "" if nothing is; outside of a transaction."""
         return self._identity.check() and self._identity.confirm(connection)
 
-    def _refuse(self, batch: list[_Entry[Any]], why: str = "") -> None:
+    def _refuse(self, batch: list[Entry[Any]], why: str = "") -> None:
         for entry in batch:
             entry.error = StoreBroken(self.fault) if self.fault else StoreUnavailable(why)
 
@@ -321,7 +363,7 @@ class Journal:
             self.fault = f"the disk did not keep what was written ({error}); nothing more is taken"
             self._loop.call_soon_threadsafe(self.broken.set)
 
-    def _run_all(self, connection: sqlite3.Connection, batch: list[_Entry[Any]]) -> _Entry[Any] | None:
+    def _run_all(self, connection: sqlite3.Connection, batch: list[Entry[Any]]) -> Entry[Any] | None:
         """Run every operation; give the first that failed, if one did.
 
         An error of the whole database (disk full, locked) is no operation's own, and comes out. A damaged page is
@@ -355,47 +397,6 @@ class Journal:
             return value
 
 
-def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-
-
-def _overwrite(connection: sqlite3.Connection, without_meaning: str) -> None:
-    """Write a transaction without a meaning over the frames of one that failed in its COMMIT."""
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(without_meaning)
-        connection.execute("COMMIT")
-    except sqlite3.Error:  # its frames are there or not; no sync is needed for that
-        _roll_back(connection)
-
-
-def _empty_log(connection: sqlite3.Connection, *, patience: float) -> bool:
-    """Empty the log once nobody reads in it any more; False = somebody did for as long as writers could wait."""
-    connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
-    try:
-        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-    return not is_busy
-
-
-def _vacuum(connection: sqlite3.Connection) -> None:
-    connection.execute("VACUUM")
-
-
-def _answer(batch: list[_Entry[Any]]) -> None:
-    for entry in batch:
-        if entry.error is None and entry.then is not None:
-            entry.then(entry.result)
-        _settle(entry.future, entry.result, entry.error)
-
-
-def _settle(future: asyncio.Future[T], result: T, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+def _take_back(entry: Entry[Any], seconds: float, is_probe: bool) -> None:  # noqa: FBT001 (call_later's)
+    if (entry.take_back() or is_probe) and not entry.future.done():
+        entry.future.set_exception(StoreUnavailable(f"the disk did not take the write within {seconds:g} s"))

@@ -42,7 +42,7 @@ from app.store.database import (
     messages,
 )
 from app.store.due import bring_forward, found_missing, make_one_due, make_some_due, mend
-from app.store.journal import Journal, Operation, Result
+from app.store.journal import PATIENCE, Journal, Operation, Result
 from app.store.reader import Reader
 from app.store.records import (
     BEGIN_ATTEMPT,
@@ -205,7 +205,9 @@ class Outbox:
         Raises:
             KeyReused: the key stands for another message.
         """
-        return await self._journal.commit(partial(append_once, message, lease, now, repeat), self._appended)
+        return await self._journal.commit_within(
+            PATIENCE, partial(append_once, message, lease, now, repeat), self._appended
+        )
 
     async def known(self, caller: str, repeat: Repeat, now: datetime) -> Snapshot | None:
         """Give the message that the key stands for, None where it is new.
@@ -213,7 +215,7 @@ class Outbox:
         Raises:
             KeyReused: the key stands for another message.
         """
-        return await self._journal.commit(partial(find_known, caller, repeat, now))
+        return await self._journal.commit_within(PATIENCE, partial(find_known, caller, repeat, now))
 
     async def claim(
         self, profile: str, *, lease: Lease, at_most: int, now: datetime
@@ -298,22 +300,27 @@ class Outbox:
         """Give what an earlier process had leased when it ended."""
         return await self._journal.commit(_interrupted)
 
-    async def check(self) -> None:
-        """Write a row as it is: raises `StoreUnavailable` where a message could not be taken, or by another schema."""
-        await self._journal.commit(_check)
+    async def check(self, *, within: float = PATIENCE) -> None:
+        """Write a row as it is, within so many seconds.
 
-    async def content(self, message_id: UUID) -> bytes | None:
+        Raises:
+            StoreUnavailable: a message could not be taken, or the schema is another one.
+        """
+        await self._journal.commit_within(within, _check, is_probe=True)
+
+    async def content(self, message_id: UUID, *, within: float | None = None) -> bytes | None:
         """Read a message's bytes; None where they are not kept any more, or a part of them is lost."""
         content = BytesIO()  # part by part, so that a large one is held once
-        async for part in self.parts(message_id):
+        async for part in self.parts(message_id, within=within):
             content.write(part)
         return content.getvalue() or None
 
-    async def parts(self, message_id: UUID) -> AsyncIterator[bytes]:
+    async def parts(self, message_id: UUID, *, within: float | None = None) -> AsyncIterator[bytes]:
         """Read a message's bytes part by part, `PART_BYTES` each but the last; none where they are not kept."""
         part, number = b"", 0
         while number == 0 or len(part) == PART_BYTES:
-            rows = await self._reader.rows(_PART, {"of_message": message_id.bytes, "number": number})
+            which = {"of_message": message_id.bytes, "number": number}
+            rows = await self._reader.rows(_PART, which, within=within)
             if not rows or not isinstance(rows[0][0], bytes):
                 return
             part, number = rows[0][0], number + 1

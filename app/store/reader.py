@@ -43,15 +43,20 @@ class Reader:
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the store cannot be read: {error}") from error
 
-    async def rows(self, statement: ClauseElement, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """Run one SELECT and give all its rows; the caller has bounded them.
+    async def rows(
+        self, statement: ClauseElement, params: Mapping[str, Any] | None = None, *, within: float | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Run one SELECT and return all its rows; the caller has bounded them.
 
         Raises:
-            StoreUnavailable: the file cannot be read.
+            StoreUnavailable: the file cannot be read, or not `within` so many seconds.
         """
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, self._run, statement, dict(params or {}))
+            async with asyncio.timeout(within):
+                return await loop.run_in_executor(self._threads, self._run, statement, dict(params or {}))
+        except TimeoutError as error:
+            raise StoreUnavailable(f"the disk did not answer a read within {within:g} s") from error
         except sqlite3.Error as error:
             raise StoreUnavailable(f"the store cannot be read: {error}") from error
 

@@ -12,7 +12,7 @@ import re
 from sqlalchemy import bindparam, func, insert, select
 
 from app.store.database import message_search, messages, recipients
-from app.store.journal import Journal, Operation
+from app.store.journal import PATIENCE, Journal, Operation
 
 STEP = 500  # messages in one transaction
 _WORD = re.compile(r"\S*\w\S*")
@@ -48,7 +48,7 @@ class SearchIndex:
         Raises:
             StoreUnavailable: the store cannot be written.
         """
-        while await self._journal.commit(_index_some) == STEP:
+        while await self._journal.commit_within(PATIENCE, _index_some) == STEP:
             pass
 
 

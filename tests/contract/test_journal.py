@@ -10,13 +10,14 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, delete, func, insert, select, text
 
 from app.mail.errors import LeaseLost, StoreUnavailable
-from app.store.database import BUSY_SECONDS
-from app.store.journal import MAX_BATCH, Journal, Operation
+from app.store.database import BUSY_SECONDS, connect
+from app.store.journal import MAX_BATCH, PROVE_AFTER, Journal, Operation
 
 PATIENCE = 5.0  # seconds a gate waits before the test fails
 
@@ -443,3 +444,138 @@ async def test_a_closed_journal_neither_empties_its_log_nor_vacuums(journal: Jou
 
 def forget() -> Operation[None]:
     yield delete(notes), {}
+
+
+class Hanging:
+    """A disk that hangs: from `close()` to `open()` the journal's thread stands in the first statement with `word`."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+        self._may_go_on, self.reached = threading.Event(), threading.Event()
+        self._may_go_on.set()
+
+    def close(self) -> None:
+        self._may_go_on.clear()
+
+    def open(self) -> None:
+        self._may_go_on.set()
+
+    def connect(self, file: Path, *, read_only: bool) -> sqlite3.Connection:
+        connection = connect(file, read_only=read_only)
+        connection.set_trace_callback(self._stand)
+        return connection
+
+    def _stand(self, statement: str) -> None:
+        if self._word in statement and not self._may_go_on.is_set():
+            self.reached.set()
+            assert self._may_go_on.wait(PATIENCE), "nobody mended the disk"
+
+
+@pytest.fixture
+def hanging(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    disk = Hanging(request.param)
+    monkeypatch.setattr("app.store.journal.connect", disk.connect)
+    yield disk
+    disk.open()
+
+
+class Clock:
+    """A monotonic clock that a test puts on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return monotonic() + self.ahead
+
+
+class TestADiskThatHangs:
+    SOON = 0.05  # seconds
+
+    async def test_what_waits_behind_is_taken_back_and_never_written(
+        self, journal: Journal, other: sqlite3.Connection
+    ) -> None:
+        with Gate("first").closed(journal) as first:
+            answers = await asyncio.gather(
+                *(journal.commit_within(self.SOON, write(f"{n}")) for n in range(5)), return_exceptions=True
+            )
+            waits = journal.commit(write("not asked for"))
+        assert [type(answer) for answer in answers] == [StoreUnavailable] * 5
+        assert "did not take the write within 0.05 s" in str(answers[0])
+        await asyncio.gather(first, waits)
+        assert written(other) == ["first", "not asked for"]
+
+    async def test_what_has_run_and_is_not_committed_is_taken_back_and_its_neighbours_are_written(
+        self, journal: Journal, other: sqlite3.Connection
+    ) -> None:
+        gate = Gate("taken back")
+        with Gate().closed(journal):
+            asked = asyncio.create_task(journal.commit_within(0.2, gate))
+            await asyncio.sleep(0)
+            neighbour = journal.commit(write("neighbour"))
+        with pytest.raises(StoreUnavailable):
+            await asked
+        gate.opened.set()
+        assert await neighbour == "neighbour"
+        assert written(other) == ["neighbour"]
+
+    @pytest.mark.parametrize("hanging", ["COMMIT"], indirect=True)
+    async def test_nobody_is_told_that_nothing_was_taken_once_its_commit_has_begun(
+        self, file: Path, hanging: Hanging, other: sqlite3.Connection
+    ) -> None:
+        journal = Journal(file)
+        await journal.open()
+        assert await journal.commit_within(PATIENCE, write("before")) == "before"
+        hanging.close()
+        in_it = asyncio.create_task(journal.commit_within(self.SOON, write("in its commit")))
+        await asyncio.to_thread(hanging.reached.wait, PATIENCE)
+        with pytest.raises(StoreUnavailable):  # which waits behind
+            await journal.commit_within(4 * self.SOON, write("behind"))
+        assert not in_it.done()
+        hanging.open()
+        assert await in_it == "in its commit"
+        await journal.close()
+        assert written(other) == ["before", "in its commit"]
+
+    @pytest.mark.parametrize("hanging", ["COMMIT"], indirect=True)
+    async def test_a_probe_does_not_wait_whether_or_not_it_is_written(self, file: Path, hanging: Hanging) -> None:
+        journal = Journal(file)
+        await journal.open()
+        hanging.close()
+        with pytest.raises(StoreUnavailable):
+            await journal.commit_within(self.SOON, write("probe"), is_probe=True)
+        hanging.open()
+        await journal.close()
+
+    @pytest.mark.parametrize("hanging", ["PRAGMA user_version = "], indirect=True)
+    async def test_after_a_pause_the_disk_proves_itself_before_it_is_given_what_somebody_waits_for(
+        self, file: Path, hanging: Hanging, other: sqlite3.Connection
+    ) -> None:
+        clock = Clock()
+        journal = Journal(file, clock=clock)
+        await journal.open()
+        assert await journal.commit_within(PATIENCE, write("before")) == "before"
+        hanging.close()
+        assert await journal.commit_within(PATIENCE, write("at once")) == "at once", "it has just proved itself"
+        clock.ahead += PROVE_AFTER
+        assert await journal.commit(write("unasked")) == "unasked", "nobody waits for an answer"
+        clock.ahead += PROVE_AFTER + 1
+        with pytest.raises(StoreUnavailable):
+            await journal.commit_within(self.SOON, write("taken back"))
+        hanging.open()
+        assert await journal.commit(write("after")) == "after"
+        await journal.close()
+        assert written(other) == ["before", "at once", "unasked", "after"]
+
+    async def test_while_it_hangs_nothing_more_is_handed_in(self, file: Path, other: sqlite3.Connection) -> None:
+        clock = Clock()
+        journal = Journal(file, clock=clock)
+        await journal.open()
+        with Gate("first").closed(journal) as first:
+            clock.ahead += 60
+            with pytest.raises(StoreUnavailable, match="has not answered for 60 s"):
+                await journal.commit_within(30, write("refused at once"))
+        await first
+        assert await journal.commit_within(30, write("second")) == "second"
+        await journal.close()
+        assert written(other) == ["first", "second"]
