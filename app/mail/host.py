@@ -20,6 +20,7 @@ _IMPLICIT = ("smtps", "ssl", "tls", "submissions")
 _PORT = re.compile(r"([^:]*):(\d{1,5})?\Z")
 _IPV6_PORT = re.compile(r"\[([0-9A-Fa-f:.%]+)\]:(\d{1,5})\Z")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]{1,32})?\Z")
+_SHORT_ADDRESS = re.compile(r"\d{1,10}(?:\.\d{1,10}){0,3}\Z")  # 127.1, as inet_aton(3) reads it
 _NAME = re.compile(r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\Z")
 # Of other categories than those below, and yet nothing is seen of them.
 _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
@@ -106,7 +107,10 @@ def _name(text: str) -> str:
             name = parse_address(f"x@{name}").domain
         except InvalidAddress:
             raise HostSlip("is not a host name") from None
-    if name and (not _NAME.match(name) or name.rpartition(".")[2].isdecimal()):
+    if name.isdecimal() and int(name[:6]) <= 65535:
+        raise HostSlip("is a number, as a port is")
+    is_numeric = name.rpartition(".")[2].isdecimal()
+    if name and not (_NAME.match(name) and (not is_numeric or _SHORT_ADDRESS.match(name))):
         raise HostSlip("is not a host name or address")
     return name
 

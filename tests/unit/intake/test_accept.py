@@ -270,7 +270,7 @@ def test_a_large_request_differs_in_its_last_character_and_in_its_files() -> Non
         (replace(DRAFT, attachments=(Attachment("a", b"A" * (MOST_BYTES_INLINE + 1), "a/b"),)), True),
     ],
 )
-async def test_a_large_message_is_composed_beside_the_event_loop(draft: Draft, large: bool) -> None:
+def test_a_large_message_is_composed_beside_the_event_loop(draft: Draft, large: bool) -> None:
     threads: set[Thread] = set()
 
     class Seen(dict[str, Profile]):
@@ -281,10 +281,9 @@ async def test_a_large_message_is_composed_beside_the_event_loop(draft: Draft, l
             return super().get(*asked)
 
     offload = Offload()
-    message = await _intake(offload, profiles=Seen(corp=CORP), max_message_bytes=10**9).preview(
-        draft, Caller(name="shop"), id=ID, now=NOW
-    )
-    await offload.close()
+    intake = _intake(offload, profiles=Seen(corp=CORP), max_message_bytes=10**9)
+    message = asyncio.run(intake.preview(draft, Caller(name="shop"), id=ID, now=NOW))
+    asyncio.run(offload.close())
     assert message == _prepared(draft, max_message_bytes=10**9)
     assert is_large(draft) is large
     assert (current_thread() in threads) is not large
