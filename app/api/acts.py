@@ -12,9 +12,9 @@ from app.api.answers import MessageAnswer, MessageNotSent
 from app.api.body import Resolution, small_of
 from app.api.document import KEYS, in_both_types, parameters, problems
 from app.api.edge import answer_json, answer_to_post, began_at, preference_of
-from app.api.lookup import FILTERED_BY, PAGED_BY, cursor_of, fault, filter_of, id_of, limit_of, refuse_unknown, written
+from app.api.lookup import FILTERED_BY, PAGED_BY, cursor_of, fault, filter_of, limit_of, refuse_unknown, written
 from app.api.media import check_media_type
-from app.api.routes import caller_of, headers_in, runtime_of, to_response
+from app.api.routes import caller_of, headers_in, message_of, runtime_of, to_response
 from app.mail.acts import Act
 from app.store.verdicts import in_time
 
@@ -49,7 +49,7 @@ async def retry_message(request: Request, id: str) -> Response:
 
     What is in doubt may arrive twice: look at the relay first.
     """
-    runtime, headers, message_id = runtime_of(request), headers_in(request), id_of(id)
+    runtime, headers, message_id = runtime_of(request), headers_in(request), await message_of(request, id)
     preference = preference_of(headers)
     until = began_at(request.scope) + preference.seconds(runtime.settings.default_wait)
     verdict = runtime.verdicts.expect(message_id)
@@ -69,7 +69,7 @@ async def retry_message(request: Request, id: str) -> Response:
 )
 async def cancel_message(request: Request, id: str) -> Response:
     """Stop what waits. What is being sent cannot be stopped any more (409): it is cancelled or sent, never both."""
-    snapshot = await runtime_of(request).control.act(Act.CANCEL, id_of(id))
+    snapshot = await runtime_of(request).control.act(Act.CANCEL, await message_of(request, id))
     return to_response(answer_to_post(snapshot, runtime_of(request), request.scope))
 
 
@@ -89,7 +89,7 @@ async def resolve_message(request: Request, id: str) -> Response:
     check_media_type(headers_in(request), body)
     resolution = small_of(Resolution, body)
     act = Act.RESOLVE_AS_SENT if resolution.as_ == "sent" else Act.RESOLVE_AS_FAILED
-    snapshot = await runtime_of(request).control.act(act, id_of(id))
+    snapshot = await runtime_of(request).control.act(act, await message_of(request, id))
     return to_response(answer_to_post(snapshot, runtime_of(request), request.scope))
 
 

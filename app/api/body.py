@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,6 +21,7 @@ from app.api.attachments import SCHEMA as ATTACHMENTS_SCHEMA
 from app.api.fields import (
     KEY,
     LONGEST_EXPIRY,
+    MAX_FAULTS,
     MAX_REPLY_TO,
     MAX_SUBJECT,
     MAX_TAGS,
@@ -40,7 +43,7 @@ from app.api.fields import (
     read_whose,
 )
 from app.api.large import LARGE
-from app.api.reading import not_json, read, unknown_in
+from app.api.reading import meant_by, not_json, read, unknown_in
 from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, TooLarge
@@ -224,9 +227,13 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
     said = read(SendRequest, body, unknown_are_faults=not lenient)
     warnings: tuple[str, ...] = ()
     if said.model_extra:
-        unknown = unknown_in(SendRequest, said.model_extra)
+        unknown = unknown_in(
+            SendRequest, said.model_extra, list_known=len(said.model_fields_set) > len(said.model_extra)
+        )
         if not lenient:
-            raise InvalidMessage.of(unknown)
+            missing = _missing(said, said.model_extra)
+            detail = "; ".join(fault.detail for fault in missing)
+            raise InvalidMessage.of([*unknown[: MAX_FAULTS - len(missing)], *missing], detail=detail)
         warnings = tuple(fault.detail for fault in unknown)
         if more := len(said.model_extra) - len(unknown):
             warnings += (f"{more} more fields are not known here",)
@@ -251,26 +258,48 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
     return Asked(draft, said.idempotency_key, said.dry_run)
 
 
-def key_of(headers: Mapping[bytes, bytes], in_body: str | None) -> str | None:
-    """Give the idempotency key, from the header (quoted or bare) or the body; None where there is none.
+def _missing(said: SendRequest, unknown: Iterable[str]) -> list[Fault]:
+    """Ask for what a message needs and the body lacks, unless an unknown field is probably meant for it."""
+    meant = {field for name in islice(unknown, MAX_FAULTS) for field in meant_by(name, _FIELDS)}
+    faults = []
+    if not (said.to or said.cc or said.bcc or meant & {"to", "cc", "bcc"}):
+        faults.append(Fault("/to", "a recipient is missing: give at least one address in to, cc or bcc"))
+    if not (any(getattr(said, name) for name in _CONTENT) or meant & {*_CONTENT}):
+        faults.append(Fault("/text", "the content is missing: text or html?"))
+    return faults
+
+
+_CONTENT = ("text", "html", "attachments")
+_FIELDS = [field.alias or name for name, field in SendRequest.model_fields.items()]
+
+
+def key_of(values: Iterable[bytes], in_body: str | None) -> str | None:
+    """Return the idempotency key, from the header (quoted or bare) or the body; None where there is none.
+
+    `values` are those of each header line; equal ones are one.
 
     Raises:
-        InvalidMessage: both are there and differ, or the header's is no key.
+        InvalidMessage: two that differ, or what is in the header is no key.
     """
-    raw = headers.get(b"idempotency-key")
-    if raw is None:
+    keys = {key for value in values if (key := _unquoted(value))}
+    if not keys:
         return in_body
-    said = raw.decode("latin-1").strip()
-    quoted = len(said) >= 2 and said[0] == said[-1] == '"'
-    key = re.sub(r"\\(.)", r"\1", said[1:-1]) if quoted else said  # RFC 9651 §3.3.3
-    if not key:
-        return in_body
+    if len(keys) > 1:
+        detail = f"the header Idempotency-Key is sent {len(keys)} times with different values; send it once"
+        raise InvalidMessage.of([Fault("", detail)])
+    (key,) = keys
     if not KEY.match(key):
         raise InvalidMessage.of([Fault("", "the header Idempotency-Key is 1 to 255 printable ASCII characters")])
     if in_body is not None and in_body != key:
         detail = "idempotency_key and the header Idempotency-Key differ; send one of them, or the same in both"
         raise InvalidMessage.of([Fault("/idempotency_key", detail)])
     return key
+
+
+def _unquoted(value: bytes) -> str:
+    said = value.decode("latin-1").strip()
+    quoted = len(said) >= 2 and said[0] == said[-1] == '"'
+    return re.sub(r"\\(.)", r"\1", said[1:-1]) if quoted else said  # RFC 9651 §3.3.3
 
 
 class Resolution(BaseModel):
@@ -327,7 +356,7 @@ def json_fault(body: bytes) -> InvalidMessage | None:
     """Return where the body stops being JSON; None where it does not, or where it is too large to be looked through."""
     try:
         if len(body) <= LARGE:
-            from_json(body)
+            from_json(body.removeprefix(BOM_UTF8))
     except ValueError as error:
         return InvalidMessage.of([Fault("", not_json(body, str(error)))])
     return None

@@ -73,14 +73,29 @@ class Answer:
 
 
 def headers_of(scope: Scope) -> Headers:
-    """Return the headers by lower-case name; repeated ones are joined by a comma (RFC 9110 §5.3)."""
+    """Return the headers by lower-case name; two that differ are joined by a comma (RFC 9110 §5.3)."""
     known: Headers | None = scope.get("mailchute.headers")
     if known is not None:
         return known
     headers: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        headers[name] = headers[name] + b", " + value if name in headers else value
+        known_value = headers.get(name)
+        if known_value is None:
+            headers[name] = value
+        elif known_value != value:
+            headers[name] = known_value + b", " + value
     return headers
+
+
+def values_of(scope: Scope, name: bytes) -> list[bytes]:
+    """Return the value of each header line with this lower-case name."""
+    return [value for known, value in scope["headers"] if known == name]
+
+
+def once(value: bytes) -> bytes:
+    """Return `x` for `x, x`: a header that was set twice, and joined on its way (`Headers.append()` of fetch)."""
+    first, comma, rest = value.partition(b",")
+    return first.strip() if comma and all(part.strip() == first.strip() for part in rest.split(b",")) else value
 
 
 def hold_of(scope: Scope) -> Hold:

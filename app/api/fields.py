@@ -19,6 +19,7 @@ from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import CONTROL, MAX_TEXT, Address, InvalidAddress, mailbox, parse_address, split_addresses
 from app.mail.errors import escaped
 from app.mail.message import Attachment
+from app.mail.slips import absent_value, nested_json
 
 MAX_REPLY_TO = 100  # addresses
 MAX_TAGS = 10
@@ -101,6 +102,7 @@ def read_reply_to(value: object) -> tuple[Address, ...]:
     return _parsed(_written_addresses(value, too_many, at_most=MAX_REPLY_TO))
 
 
+_BRACKETS = ("[", "{", "'", '"', "`", "$", "#", "<")  # what JSON or a placeholder may begin with
 _Written: TypeAlias = tuple[str, object]  # the pointer of an address, and the address as it was written
 
 
@@ -116,7 +118,12 @@ def _written_addresses(value: object, too_many: str, *, at_most: int = MAX_RECIP
     written: list[_Written] = []
     for at, item in enumerate(items):
         where = f"/{at}" if isinstance(value, list) else ""
-        written += [(where, piece) for piece in split_addresses(item)] if isinstance(item, str) else [(where, item)]
+        if isinstance(item, str):
+            # Such a text may hold commas of its own: it is one address that cannot be, not several.
+            whole = item.lstrip()[:1] in _BRACKETS and (nested_json(item) or absent_value(item))
+            written += [(where, piece) for piece in ([item] if whole else split_addresses(item))]
+        elif item is not None:
+            written.append((where, item))
     if len(written) > at_most:
         distinct = {_text_of(item): (where, item) for where, item in reversed(written)}
         if len(distinct) > at_most:
@@ -156,6 +163,8 @@ def _mailbox(item: object) -> Address:
     if unknown:
         raise InvalidAddress(f"{min(unknown)[:80]!r} is not a field of an address; only email and name are")
     email, name = item.get("email"), item.get("name")
+    if email is None and "email" in item:
+        email = ""
     if not isinstance(email, str) or not isinstance(name, str | None):
         raise InvalidAddress('an address needs "email", a string, and may have "name", a string')
     if not email[:MAX_TEXT].strip():
@@ -248,6 +257,8 @@ def read_attachments(value: object) -> tuple[Attachment, ...]:
     attachments: list[Attachment] = []
     faults: list[tuple[str, str]] = []
     for at, item in enumerate(items):
+        if item is None or item == "":
+            continue
         where = f"/{at}" if isinstance(value, list) else ""
         attachment, why = read_attachment(item)
         faults += [(f"{where}{below}", detail) for below, detail in why]

@@ -33,6 +33,7 @@ FILTERED_BY: dict[str, str] = {
     "sender": "MAIL FROM",
     "recipient": "one address",
     "tag": "one tag",
+    "message_id": "of the header Message-ID, with or without <>",
     "q": "words, or their beginnings, of subject, recipients and tags; all must be there",
     "since": "accepted at this instant or later; RFC 3339, a date, or how long ago (24h)",
     "until": "accepted before this instant",
@@ -63,7 +64,10 @@ def filter_of(query: Mapping[str, str], *, now: datetime) -> Filter:
     Raises:
         InvalidMessage: a value that no message can have.
     """
+    id_, message_id = _message_id(query)
     which = Filter(
+        id=id_,
+        message_id=message_id,
         state=_one_of(query, "state", [*MessageState]),
         error_code=_one_of(query, "error_code", [*ErrorCode], upper=True),
         profile=query.get("profile") or None,
@@ -130,10 +134,32 @@ def link(path: str, query: Mapping[str, str], next_cursor: str) -> tuple[bytes, 
 
 
 def id_of(text: str) -> UUID:
+    """Read a message's id. Its Message-ID, with or without `<>`, begins with it.
+
+    Raises:
+        NotFound: no message can have it.
+    """
     try:
-        return UUID(text)
+        return UUID(bare_message_id(text).partition("@")[0])
     except ValueError as error:
         raise NotFound(f"There is no message {text[:80]}") from error
+
+
+def bare_message_id(text: str) -> str:
+    """Return a Message-ID as we write them, without `<>`."""
+    return text.strip().removeprefix("<").removesuffix(">").strip().lower()
+
+
+def _message_id(query: Mapping[str, str]) -> tuple[UUID | None, str | None]:
+    """Read a Message-ID, or the id that it begins with; nothing is found by one that is not ours."""
+    text = query.get("message_id", "")
+    if not text:
+        return None, None
+    try:
+        id_ = id_of(text)
+    except NotFound:
+        id_ = UUID(int=0)
+    return id_, f"<{bare_message_id(text)}>" if "@" in text else None
 
 
 def refuse_unknown(query: QueryParams, known: set[str]) -> None:

@@ -21,13 +21,12 @@ from app.api.lookup import (
     PAGED_BY,
     cursor_of,
     filter_of,
-    id_of,
     limit_of,
     link,
     refuse_unknown,
     written,
 )
-from app.api.routes import caller_of, runtime_of, to_response
+from app.api.routes import caller_of, message_of, runtime_of, to_response
 from app.mail.errors import NotFound
 from app.store.journal import PATIENCE
 
@@ -104,7 +103,7 @@ async def list_attempts(request: Request) -> Response:
 async def get_message(request: Request, id: str) -> Response:
     """Give everything that is known of a message: its state, its recipients, and every attempt with its transcript."""
     history = runtime_of(request).history
-    message_id = id_of(id)
+    message_id = await message_of(request, id)
     snapshot = await history.find(message_id)
     if snapshot is None:
         raise NotFound(f"There is no message {id[:80]}")
@@ -123,7 +122,7 @@ async def get_message(request: Request, id: str) -> Response:
 )
 async def get_message_source(request: Request, id: str) -> Response:
     """Give the very bytes that every attempt sends (RFC 5322)."""
-    runtime, message_id = runtime_of(request), id_of(id)
+    runtime, message_id = runtime_of(request), await message_of(request, id)
     snapshot = await runtime.history.find(message_id)
     parts = runtime.outbox.parts(message_id, within=PATIENCE)
     first = await anext(parts, None)

@@ -30,6 +30,7 @@ from app.api.edge import (
     hold_of,
     preference_of,
     send_answer,
+    values_of,
     visit_of,
 )
 from app.api.media import check_media_type
@@ -117,7 +118,7 @@ async def respond(runtime: Runtime, scope: Scope, read_body: Callable[[], Awaita
         caller = runtime.callers.identify(visit_of(scope, headers))
         preference = preference_of(headers)
         asked = await _read(runtime, headers, read_body, lenient=preference.lenient)
-        key = key_of(headers, asked.key)
+        key = key_of(values_of(scope, b"idempotency-key"), asked.key)
         wait = preference.seconds(runtime.settings.default_wait)
         id_ = runtime.new_id()
         if asked.is_dry_run:

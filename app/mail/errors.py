@@ -64,9 +64,10 @@ class InvalidMessage(Refused):
     """The request is not a message that we can send."""
 
     @classmethod
-    def of(cls, faults: Sequence[Fault]) -> InvalidMessage:
-        """Refuse for these faults; the first one is the sentence that people see."""
-        return cls(faults[0].detail, faults)
+    def of(cls, faults: Sequence[Fault], *, detail: str = "") -> InvalidMessage:
+        """Refuse for these faults. The detail is by default the first one, and says how many more there are."""
+        more = len(faults) - 1
+        return cls(detail or (f"{faults[0].detail} ({more} more in errors)" if more else faults[0].detail), faults)
 
 
 class KeyReused(Refused):

@@ -56,6 +56,8 @@ _STATES_OF_THE_QUEUE = ("queued", "sending")
 class Filter:
     """Which messages; None = any. `since` is inclusive, `until` is not; both look at when it was accepted."""
 
+    id: UUID | None = None
+    message_id: str | None = None  # the whole header value, with its <>
     state: str | None = None
     error_code: str | None = None
     profile: str | None = None
@@ -80,7 +82,7 @@ def newest_matching(names: frozenset[str], state: str | None) -> Select[Any]:
         page = page.where(text("messages.state NOT IN ('queued', 'sending', 'sent')"))
     if state in _STATES_OF_THE_QUEUE:
         page = page.where(messages.c.due_at.is_not(None))
-    for name in ("error_code", "profile", "sender"):
+    for name in ("id", "message_id", "error_code", "profile", "sender"):
         if name in names:
             page = page.where(messages.c[name] == bindparam(f"of_{name}"))
     for name, column in (("recipient", recipients.c.address), ("tag", tags.c.tag)):
@@ -225,6 +227,8 @@ class History:
             await self._search.catch_up()
         said = {name: value for name in _BY_VALUE if (value := getattr(which, name)) is not None}
         params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
+        if which.id is not None:
+            params["of_id"] = which.id.bytes
         params |= {"at_most": at_most, **_between(which.since, which.until, before)}
         rows = await self._rows(newest_matching(frozenset(said), which.state), params)
         return [await self._snapshot(row) for row in rows]
@@ -313,7 +317,7 @@ class History:
         return snapshot(row, (recipient_from(*r) for r in whom))
 
 
-_BY_VALUE = ("error_code", "profile", "sender", "recipient", "tag", "q")
+_BY_VALUE = ("id", "message_id", "error_code", "profile", "sender", "recipient", "tag", "q")
 
 
 def _between(since: datetime | None, until: datetime | None, before: UUID | None) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -160,3 +161,44 @@ async def test_all_that_a_search_finds_are_acted_on(service: Application, sent: 
     answer = await service.client.post("/messages/cancel?q=later")
     assert answer.json()["count"] == 1
     assert (await service.look_up(sent["waiting"]))["state"] == "cancelled"
+
+
+FORMS = ["{id}", "{message_id}", "{bare}", " {bare} ", "<{bare}", "{shouted}"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_message_is_found_by_its_message_id_in_any_form(form: str, service: Application) -> None:
+    sent, _ = (await service.send()).json(), await service.send()
+    bare = sent["message_id"].strip("<>")
+    text = form.format(id=sent["id"], message_id=sent["message_id"], bare=bare, shouted=sent["message_id"].upper())
+    for path in (f"/messages/{quote(text)}", f"/messages/{quote(text, safe='')}"):
+        assert (await service.client.get(path)).json()["id"] == sent["id"]
+    listed = (await service.client.get("/messages", params={"message_id": text})).json()
+    assert [found["id"] for found in listed["data"]] == [sent["id"]]
+    source = await service.client.get(f"/messages/{quote(text)}/raw")
+    assert f"Message-ID: {sent['message_id']}" in source.text
+    assert (await service.client.post(f"/messages/{quote(text)}/cancel")).status_code == 409
+    counted = await service.client.post("/messages/cancel", params={"message_id": text})
+    assert counted.json()["count"] == 0
+
+
+@pytest.mark.parametrize("form", ["{id}@theirs.test", "<{id}@theirs.test>", "<x@ours.test>", "x", "@", "<>"])
+async def test_a_message_id_that_is_not_ours_finds_nothing(form: str, service: Application) -> None:
+    text = form.format(id=(await service.send()).json()["id"])
+    assert (await service.client.get("/messages", params={"message_id": text})).json()["data"] == []
+    for method, path in (("GET", ""), ("GET", "/raw"), ("POST", "/retry"), ("POST", "/cancel")):
+        answer = await service.client.request(method, f"/messages/{quote(text)}{path}")
+        problem(answer, status=404)
+
+
+async def test_a_message_id_narrows_what_else_is_asked_for(service: Application) -> None:
+    sent = (await service.send(tags=["a"])).json()
+    for more, found in (
+        ("tag=a", 1),
+        ("tag=b", 0),
+        ("q=order", 1),
+        ("recipient=ann@theirs.test", 1),
+        ("state=failed", 0),
+    ):
+        listed = await service.client.get(f"/messages?{more}&message_id={quote(sent['message_id'])}")
+        assert len(listed.json()["data"]) == found

@@ -36,7 +36,7 @@ BODY_LIMIT = LIMIT * 9 // 4 + 64 * 1024
         ({"attachments": {"filename": "a", "content": "", "disposition": False}}, "/attachments/disposition", "inline"),
         ({"to": ["ann@theirs.test", "bob@"]}, "/to/1", "'bob@'"),
         ({"to": [["ann@theirs.test"]]}, "/to/0", "an array"),
-        ({"to": ["ann@theirs.test", None]}, "/to/1", "null"),
+        ({"to": ["ann@theirs.test", 0]}, "/to/1", "a number"),
         ({"cc": "Müller, Hans <h@theirs.test>"}, "/cc", "quote"),
         ({"cc": '"ann b"@theirs.test'}, "/cc", "quoted local parts"),
         ({"cc": "ann@[127.0.0.1]"}, "/cc", "address literal"),
@@ -111,7 +111,7 @@ async def test_every_fault_is_told_at_once(service: Application) -> None:
     body = {"to": ["ann", "bob@theirs.test", "carl"], "from": "bot", "subject": 1, "expires_in": "soon"}
     said = problem(await post(service, body), status=422)
     assert pointers(said) == ["/to/0", "/to/2", "/from", "/subject", "/expires_in"]
-    assert said["detail"] == said["errors"][0]["detail"]
+    assert said["detail"] == f"{said['errors'][0]['detail']} (4 more in errors)"
 
 
 async def test_at_most_twenty_faults_are_told(service: Application) -> None:
@@ -258,7 +258,6 @@ async def test_a_body_that_is_no_object_says_what_is_wanted(body: bytes, service
     "body",
     [
         b"\xff\xfe" + '{"to": "ann@theirs.test"}'.encode("utf-16-le"),
-        b'\xef\xbb\xbf{"to": "ann@theirs.test", "text": "x"}',
         b'{"to": "ann@theirs.test", "text": "\xe9"}',
         b'{"to": "ann@theirs.test", "text": "\\ud800"}',
         b'{"to": ' + b"[" * 10_000,
@@ -269,7 +268,6 @@ async def test_a_body_that_is_no_object_says_what_is_wanted(body: bytes, service
     ],
     ids=[
         "UTF-16",
-        "byte order mark",
         "Latin-1",
         "lone surrogate",
         "deep and open",

@@ -43,7 +43,7 @@ def _draft(said: Any, *, lenient: bool = False) -> Draft:
 def _faults(said: Any, *, lenient: bool = False) -> dict[str, str]:
     with pytest.raises(InvalidMessage) as refused:
         _draft(said, lenient=lenient)
-    assert refused.value.detail == refused.value.faults[0].detail
+    assert any(fault.detail in refused.value.detail for fault in refused.value.faults)
     return {fault.pointer: fault.detail for fault in refused.value.faults}
 
 
@@ -156,7 +156,7 @@ _FAULTS: list[tuple[Any, str, str]] = [
     ({"to": {"email": "ann@example.org, bob@example.org"}}, "/to", '"email"'),
     ({"to": {"email": "ann@example.org", "name": "A\nnn"}}, "/to", "line breaks"),
     ({"to": ["ann@example.org", "nobody"]}, "/to/1", "quote the name"),
-    ({"to": ["ann@example.org", None]}, "/to/1", "not null"),
+    ({"to": ["ann@example.org", True]}, "/to/1", "not true or false"),
     ({"to": ["ann@example.org", ["bob@example.org"]]}, "/to/1", "not an array"),
     ({"to": "Müller, Hans <h@example.org>"}, "/to", "quote the name"),
     ({"to": "Dr. Müller, Hans <h@example.org>"}, "/to", "quote the name"),
@@ -355,7 +355,6 @@ def test_a_refusal_is_short_however_long_the_input(said: Any) -> None:
         (b'{"text": "\\ud800"}', "line 1"),
         (b'{"text": "\xff"}', "line 1"),
         (b'{"text": "\xed\xa0\x80"}', "line 1"),
-        (b"\xef\xbb\xbf{}", "line 1"),
         ('{"to": "x"}'.encode("utf-16"), "line 1"),
         (b'{"text": "x"} trailing', "column 15"),
         (b"[" * 100_000, "recursion"),
@@ -398,9 +397,9 @@ def test_text_that_is_json_has_no_json_fault(said: Any) -> None:
     [
         ("To", "'to'"),
         ("too", "'to'"),
-        ("recipients", None),
+        ("recipients", "'to'"),
         ("sbject", "'subject'"),
-        ("body", None),
+        ("body", "'text' or 'html'"),
         ("replyTo", "'reply_to'"),
         ("reply-to", "'reply_to'"),
         ("from_", "'from'"),

@@ -82,6 +82,11 @@ def test_repeated_headers_are_one_list() -> None:
     assert headers_of(scope) == {b"prefer": b"wait=3, respond-async", b"host": b"x"}
 
 
+def test_a_header_that_is_sent_twice_alike_is_one() -> None:
+    scope = {"headers": [(b"authorization", b"Bearer a"), (b"host", b"x"), (b"authorization", b"Bearer a")]}
+    assert headers_of(scope) == {b"authorization": b"Bearer a", b"host": b"x"}
+
+
 # Who is calling.
 
 
@@ -492,7 +497,7 @@ def test_a_refusal_is_a_problem_of_one_shape(error: MailError, status: int, code
 def test_a_refusal_lists_every_fault_with_its_pointer() -> None:
     faults = [Fault("/to/1", "no @"), Fault("/headers/X~1A", "a line break")]
     shape = _shape(answer_to(InvalidMessage.of(faults), {}))
-    assert shape["detail"] == "no @"
+    assert shape["detail"] == "no @ (1 more in errors)"
     assert shape["errors"] == [
         {"detail": "no @", "pointer": "/to/1"},
         {"detail": "a line break", "pointer": "/headers/X~1A"},
