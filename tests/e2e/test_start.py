@@ -78,7 +78,7 @@ class TestZeroConfig:
         answer = (await sandbox.send(subject="Für Änne", text="Liebe Änne,\n<b>auf bald</b>")).json()
         listed = await sandbox.http.get("/sandbox")
         assert listed.status_code == 200
-        assert f'href="/sandbox/{answer["id"]}"' in listed.text
+        assert f'href="sandbox/{answer["id"]}"' in listed.text
         assert "Für Änne" in listed.text
         shown = (await sandbox.http.get(f"/sandbox/{answer['id']}")).text.replace("\r\n", "\n")
         assert "Liebe Änne,\n&lt;b&gt;auf bald&lt;/b&gt;" in shown
