@@ -7,7 +7,7 @@ Nothing of this room knows HTTP, SQL or SMTP. RFC 5321 §6.1 (accepting means no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import partial
@@ -201,19 +201,46 @@ def _least_size(draft: Draft) -> int:
     return texts + sum(len(attachment.base64) for attachment in draft.attachments)
 
 
+# Hashed whatever they hold, as the first stored fingerprints were. A field that is not named here counts only where it
+# differs from its default, so a release that adds one still knows the requests that were taken before it.
+_ALWAYS_HASHED = frozenset(
+    {
+        *("to", "cc", "bcc", "reply_to", "sender", "subject", "text", "html", "headers", "attachments", "profile"),
+        *("tags", "metadata", "send_at", "expires_in", "warnings"),  # of Draft
+        *("filename", "base64", "content_type", "content_id", "is_inline"),  # of Attachment
+        *("local", "domain", "name"),  # of Address
+    }
+)
+
+
 def fingerprint(draft: Draft) -> bytes:
-    """Tell two requests apart: SHA-256 over all that was asked for, however its JSON was written."""
-    said, how = replace(draft, warnings=()), b""
+    """Return the SHA-256 of a request, however its JSON was written; it outlives an upgrade of the service."""
+    asked, how = replace(draft, warnings=()), b""
     if _least_size(draft) > MOST_BYTES_INLINE:
         # By their digests: one call over tens of megabytes would hold the event loop up, in whatever thread.
         how = b"by digest"
-        said = replace(
-            said,
+        asked = replace(
+            asked,
             text=_digest(draft.text),
             html=_digest(draft.html),
             attachments=tuple(replace(a, base64=sha256(a.base64).hexdigest().encode()) for a in draft.attachments),
         )
-    return sha256(how + to_json(said)).digest()
+    return sha256(how + to_json(_hashed(asked))).digest()
+
+
+def _hashed(value: object) -> object:
+    """Return a fact as the JSON value that is hashed."""
+    if isinstance(value, tuple):
+        return [_hashed(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    hashed: dict[str, object] = {}
+    for each in fields(value):
+        held = getattr(value, each.name)
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if each.name in _ALWAYS_HASHED or held != default:
+            hashed[each.name] = _hashed(held)
+    return hashed
 
 
 def _digest(text: str | None) -> str | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -244,6 +244,59 @@ def test_two_requests_are_the_same_only_where_everything_is(draft: Draft) -> Non
     assert fingerprint(draft) == fingerprint(replace(draft, warnings=("careful",)))
     others = {fingerprint(replace(draft, **change)) for change in CHANGES}
     assert len(others | {fingerprint(draft)}) == len(CHANGES) + (1 if draft.attachments else 0)
+
+
+RECORDED = Draft(
+    to=(Address("ann", "example.org", "Ann"),),
+    cc=(BOT,),
+    bcc=(BOT,),
+    reply_to=(Address("ann", "example.org", "Ann"),),
+    sender=BOT,
+    subject="Grüße",
+    text="Hello",
+    html="<p>Hello",
+    headers=(("X-Ticket", "4711"),),
+    attachments=(Attachment("a.csv", b"QQ==", "text/csv"), Attachment("l.gif", b"QQ==", "image/gif", "logo", True)),
+    profile="corp",
+    tags=("a",),
+    metadata={"order": "1"},
+    send_at=datetime(2026, 12, 24, 18, tzinfo=UTC),
+    expires_in=600.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _LaterDraft(Draft):
+    """A draft of a release that knows more fields."""
+
+    priority: str | None = None
+    notes: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def _later(draft: Draft, **more: Any) -> _LaterDraft:
+    return _LaterDraft(**{each.name: getattr(draft, each.name) for each in fields(Draft)}, **more)
+
+
+@pytest.mark.parametrize(
+    ("draft", "recorded"),
+    [
+        (Draft(), "940414e453e508e1c81a80792e6ff0e14022762d9b138ac0348300c528db9413"),
+        (Draft(to=RECORDED.to, text="Hello"), "476506f014ea38c1f998becb4c1e7613540277fff7a144eb949cea7b158b6e04"),
+        (RECORDED, "e4101e9daf47de045f44dbf31263885055970730cc49096cac21aaede2ca45b3"),
+        (
+            replace(RECORDED, text="x" * 300_000),
+            "3f7e3da0e7d873fb987fb9fd07c6718415fa12be93a133e420611107377ef1e3",
+        ),
+    ],
+    ids=["empty", "small", "full", "large"],
+)
+def test_a_release_knows_the_requests_that_an_earlier_one_took(draft: Draft, recorded: str) -> None:
+    assert fingerprint(draft).hex() == recorded
+    assert fingerprint(_later(draft)).hex() == recorded
+    changes: list[dict[str, Any]] = [{"priority": "x"}, {"notes": ("x",)}, {"options": {"": ""}}]
+    others = {fingerprint(_later(draft, **more)) for more in changes}
+    assert len(others | {fingerprint(draft)}) == 4
 
 
 def test_a_large_request_differs_in_its_last_character_and_in_its_files() -> None:
