@@ -34,7 +34,9 @@ _ATOM_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*
 _PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*\Z")
 _7BIT = bytes([9, 10, 13, *range(32, 127)])
 _PIECE = 1 << 20  # characters of a text that are encoded in one call
-_LONGEST_LINE = 998  # octets without CRLF, RFC 5322 §2.1.1
+_LONGEST_LINE = 980  # octets without CRLF: RFC 5322 §2.1.1 allows 998, but Haraka splits longer lines at 990
+# binascii counts a blank at the end of a line as one character, although it is written as three.
+_TOO_LONG = re.compile(rb"^(.{74})(=(?:20|09)\r$)", re.MULTILINE)
 
 
 def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, boundary: str) -> bytes:
@@ -229,11 +231,15 @@ def _quoted_printable(raw: bytes) -> bytes:
     """Encode a piece of a text; one that ends within a line ends with a soft line break (RFC 2045 §6.7)."""
     # It breaks lines as the first line ends, with CRLF here: every one is intact.
     if raw.endswith(b"\r\n"):
-        return b2a_qp(raw, istext=True)
-    encoded = b2a_qp(raw + b"\r\n", istext=True)[:-2]
+        return _qp(raw)
+    encoded = _qp(raw + b"\r\n")[:-2]
     last = encoded.rfind(b"\n") + 1
     if len(encoded) - last < _LINE:
         return encoded + b"=\r\n"
     cut = last + _LINE - 1
     cut -= 2 if encoded[cut - 2 : cut - 1] == b"=" else 1 if encoded[cut - 1 : cut] == b"=" else 0  # never in an =XX
     return b"%b=\r\n%b=\r\n" % (encoded[:cut], encoded[cut:])
+
+
+def _qp(raw: bytes) -> bytes:
+    return _TOO_LONG.sub(rb"\1=\r\n\2", b2a_qp(raw, istext=True))
