@@ -16,25 +16,20 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64, b2a_qp
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from typing import TypeAlias
 
 from app.compose.attachment import attached, wrapped
-from app.mail.address import CONTROL, Address
+from app.compose.header import LONGEST_LINE, address_field, field, text_field
+from app.mail.address import Address
 from app.mail.message import Attachment, Draft
 
-_LINE = 76  # characters a line is folded at, RFC 2047 §2
-_WORD_BYTES = 45  # payload of one encoded word: 60 characters of base64, 72 in all
-_LONGEST_PLAIN = 60  # a display name longer than this is encoded, so that it can be folded
-
-_ATOM_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
-_PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*\Z")
+_LINE = 76  # characters of a line of quoted-printable, RFC 2045 §6.7
 _7BIT = bytes([9, 10, 13, *range(32, 127)])
 _PIECE = 1 << 20  # characters of a text that are encoded in one call
-_LONGEST_LINE = 980  # octets without CRLF: RFC 5322 §2.1.1 allows 998, but Haraka splits longer lines at 990
 # binascii counts a blank at the end of a line as one character, although it is written as three.
 _TOO_LONG = re.compile(rb"^(.{74})(=(?:20|09)\r$)", re.MULTILINE)
 
@@ -49,16 +44,16 @@ def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, b
     head = [
         f"Message-ID: {message_id}",
         f"Date: {_date(int(date.timestamp()))}",
-        _address_field("From", (sender,)),
+        address_field("From", (sender,)),
     ]
     if draft.reply_to:
-        head.append(_address_field("Reply-To", draft.reply_to))
+        head.append(address_field("Reply-To", draft.reply_to))
     # RFC 5322 §3.6.3 lets To be absent; an empty group tells the reader that it was meant.
-    head.append(_address_field("To", draft.to) if draft.to else "To: undisclosed-recipients:;")
+    head.append(address_field("To", draft.to) if draft.to else "To: undisclosed-recipients:;")
     if draft.cc:
-        head.append(_address_field("Cc", draft.cc))
+        head.append(address_field("Cc", draft.cc))
     head.append(text_field("Subject", draft.subject))
-    head.extend(text_field(name, value) for name, value in draft.headers)
+    head.extend(line for name, value in draft.headers if (line := field(name, value)) is not None)
     head.append("MIME-Version: 1.0")
     fields, body = _body(draft, boundary)
     head.append(fields)
@@ -69,83 +64,6 @@ def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, b
 def _date(second: int) -> str:
     # Not by datetime: those of one instant are equal in every zone, so the first one's zone would be written for all.
     return format_datetime(datetime.fromtimestamp(second, UTC))
-
-
-def text_field(name: str, value: str) -> str:
-    """Write an unstructured field, folded; encoded words where the text is not plain.
-
-    Raises:
-        ValueError: a control character in `value`.
-    """
-    if CONTROL.search(value):
-        raise ValueError(f"control character in the header field {name}")
-    # "=?" is encoded although it is ASCII, or a reader would decode what the writer never encoded.
-    if not value or (_PLAIN_TEXT.match(value) and "=?" not in value):
-        if len(name) + len(value) + 2 <= _LINE:
-            return f"{name}: {value}"
-        folded = _fold(name, value.split(" "))
-        if folded is not None:
-            return folded
-    return _lines(name, _encoded_words(value, first=_LINE - len(name) - 2))
-
-
-def _fold(name: str, words: list[str]) -> str | None:
-    """Fold at single spaces; None where a word is too long for that (RFC 5322 §2.1.1: 998)."""
-    lines, line = [], f"{name}:"
-    for word in words:
-        if len(word) > 900:
-            return None
-        if len(line) + len(word) + 1 > _LINE and line != f"{name}:":
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}"
-    return "\r\n".join([*lines, line])
-
-
-def _lines(name: str, words: list[str]) -> str:
-    joiner = "\r\n "
-    start = f"{name}: " if len(name) + 2 + len(words[0]) <= _LINE else f"{name}:{joiner}"
-    return start + joiner.join(words)
-
-
-def _encoded_words(text: str, *, first: int) -> list[str]:
-    """Cut `text` into RFC 2047 words, never inside a character; the first has only `first` characters of room."""
-    words: list[str] = []
-    chunk = bytearray()
-    room = min(_WORD_BYTES, max(0, (first - 12) // 4 * 3)) or _WORD_BYTES
-    for c in text:
-        raw = c.encode()
-        if len(chunk) + len(raw) > room and chunk:
-            words.append(_encoded_word(chunk))
-            chunk = bytearray()
-            room = _WORD_BYTES
-        chunk += raw
-    words.append(_encoded_word(chunk))
-    return words
-
-
-def _encoded_word(raw: bytes | bytearray) -> str:
-    return f"=?utf-8?B?{b2a_base64(raw, newline=False).decode('ascii')}?="
-
-
-def _address_field(name: str, addresses: Iterable[Address]) -> str:
-    # One address a line: legal, never too long, and a recipient list stays readable in the source.
-    return f"{name}: " + ",\r\n ".join(_mailbox(address) for address in addresses)
-
-
-def _mailbox(address: Address) -> str:
-    name = address.name
-    if not name:
-        return address.addr_spec
-    if CONTROL.search(name):
-        raise ValueError("control character in a display name")
-    if len(name) <= _LONGEST_PLAIN and "=?" not in name and name.isascii():
-        if _ATOM_PHRASE.match(name):
-            return f"{name} <{address.addr_spec}>"
-        escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}" <{address.addr_spec}>'
-    words = "\r\n ".join(_encoded_words(name, first=_LINE - 10))
-    return f"{words}\r\n <{address.addr_spec}>"
 
 
 _Part: TypeAlias = tuple[str, Sequence[bytes]]  # its header fields; its bytes, which end with CRLF
@@ -224,7 +142,7 @@ def _fits_7bit(raw: bytes) -> bool:
     """Whether ASCII text with CRLF line ends survives as it stands (relays may strip blanks at a line's end)."""
     if raw.translate(None, _7BIT) or b" \r\n" in raw or b"\t\r\n" in raw:
         return False
-    return len(raw) <= _LONGEST_LINE or max(map(len, raw.split(b"\r\n"))) <= _LONGEST_LINE
+    return len(raw) <= LONGEST_LINE or max(map(len, raw.split(b"\r\n"))) <= LONGEST_LINE
 
 
 def _quoted_printable(raw: bytes) -> bytes:

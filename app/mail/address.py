@@ -14,16 +14,22 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-MAX_LOCAL = 64  # octets, RFC 5321 §4.5.3.1.1
+from app.mail import encoded_words
+
 MAX_LABEL = 63  # octets, RFC 1035 §2.3.4
 MAX_SPEC = 254  # octets of local@domain: RFC 5321 §4.5.3.1.3 less the brackets
+# Octets before the @, RFC 5321 §4.5.3.1.1. Relays take more where they are ASCII: GitHub's reply addresses have 84.
+MAX_INTERNATIONAL_LOCAL = 64
 MAX_TEXT = 1000  # characters of one written address, display name included
+MAX_ENCODED_NAME = 320  # characters of a display name as encoded words; Sendmail drops the whole field of a longer one
+MAX_PLAIN_NAME = 60  # characters of a display name that is written as it is; a longer one is encoded, to be folded
 
 _DOT_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
 _HOST = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z"
 )
-_ANGLE = re.compile(r"(?:\"((?:[^\"\\]|\\.)*)\"|([^\"<>]*))\s*<([^<>]*)>\Z", re.DOTALL)
+_QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_ANGLE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^"<>])*)<([^<>]*)>\Z', re.DOTALL)
 _RESERVED_LABEL = re.compile(r"(?:\A|\.)[^.]{2}--")  # RFC 5890 §2.3.1: A-labels, and what may be one some day
 # Begins only where a word does, so that a long one is gone through once.
 _LOOKS_LIKE_ONE = re.compile(r"(?<![^\s<>()\[\],;:\"@])[^\s<>()\[\],;:\"@]++@[^\s<>()\[\],;:\"@]++")
@@ -86,7 +92,7 @@ def split_addresses(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address:
-    """Read one address: `a@b`, `<a@b>`, `Name <a@b>` or `"Na, me" <a@b>`.
+    """Read one address: `a@b`, `<a@b>`, `Name <a@b>`, `"Na, me" <a@b>`; the name may be encoded words.
 
     Raises:
         InvalidAddress: anything else; the text never repeats more than 80 characters of the input.
@@ -99,13 +105,26 @@ def parse_address(text: str) -> Address:
         if text.startswith("'") and text.endswith(">"):
             raise InvalidAddress(f"{shown(text)} is not an address; write: Name <name@example.org>")
         return _parse_spec(text, name="")
-    quoted, bare, spec = found.groups()
+    phrase, spec = found.groups()
+    name = read_phrase(phrase)
+    if name is None:
+        raise InvalidAddress(f'{shown(text)}: quote the name, as in "Miller, Ann" <ann@example.org>')
+    return _parse_spec(spec.strip(), name=checked_name(name))
+
+
+def read_phrase(phrase: str) -> str | None:
+    """Return what a phrase of words and quoted strings (RFC 5322 §3.2.5) shows; None where a part needs quotes."""
+    phrase = phrase.strip()
+    bare = _QUOTED_STRING.sub("", phrase) if '"' in phrase else phrase
     # A bare colon begins a group (RFC 5322 §3.4). It is also what a header field or an SMTP command has that was
     # smuggled in behind a line break: "a@example.org\r\nRCPT TO:<b@example.org>" is not two recipients.
-    if bare and not _NEVER_BARE.isdisjoint(bare):
-        raise InvalidAddress(f'{shown(text)}: quote the name, as in "Miller, Ann" <ann@example.org>')
-    name = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare.strip()
-    return _parse_spec(spec.strip(), name=checked_name(name))
+    if not _NEVER_BARE.isdisjoint(bare):
+        return None
+    return phrase if bare is phrase else _QUOTED_STRING.sub(_unquoted, phrase)
+
+
+def _unquoted(quoted: re.Match[str]) -> str:
+    return re.sub(r"\\(.)", r"\1", quoted[1], flags=re.DOTALL)
 
 
 def mailbox(addr_spec: str, name: str) -> Address:
@@ -125,11 +144,19 @@ def without_addresses(text: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """Refuse a display name that could not stand in one header line."""
+    """Decode a display name that came as encoded words, and refuse one that could not stand in a header field."""
     if len(name) > MAX_TEXT:
         raise InvalidAddress(f"a display name of {len(name)} characters is too long; at most {MAX_TEXT} are taken")
+    name = encoded_words.decode(name)
     if CONTROL.search(name) or not _is_encodable(name):
         raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
+    if len(name) > MAX_PLAIN_NAME:
+        length = len(" ".join(encoded_words.encode(name)))
+        if length > MAX_ENCODED_NAME:
+            raise InvalidAddress(
+                f"the display name {shown(name)} is too long: it has {length} characters when encoded, and relays drop "
+                f"one of more than {MAX_ENCODED_NAME}; shorten it"
+            )
     return name
 
 
@@ -145,7 +172,7 @@ def shown(text: str) -> str:
 
 def _parse_spec(spec: str, *, name: str) -> Address:
     local, at, domain = spec.rpartition("@")
-    if at and len(local) <= MAX_LOCAL and len(spec) <= MAX_SPEC and _is_plain(local) and _is_host(domain):
+    if at and len(spec) <= MAX_SPEC and _is_plain(local) and _is_host(domain):
         return Address(local, domain.lower(), name)
     fault = _fault(spec)
     if fault is not None:
@@ -189,8 +216,8 @@ def _fault(spec: str) -> str | None:  # noqa: PLR0912 (a table of slips)
         return "there is a space in it; separate several by a comma"
     if "@" in local:
         return "there is more than one @; separate several addresses by a comma"
-    if len(local.encode("utf-8", "replace")) > MAX_LOCAL:
-        return f"the part before the @ is longer than {MAX_LOCAL} octets; use a shorter address"
+    if not local.isascii() and len(local.encode("utf-8", "replace")) > MAX_INTERNATIONAL_LOCAL:
+        return f"the part before the @ is longer than {MAX_INTERNATIONAL_LOCAL} octets; use a shorter address"
     if len(spec) > MAX_SPEC or any(len(label) > MAX_LABEL for label in domain.split(".")):
         return f"it is too long: at most {MAX_SPEC} octets in all and {MAX_LABEL} between two dots of the domain"
     if domain.endswith(".") or ".." in spec or local.startswith(".") or local.endswith(".") or domain.startswith("."):

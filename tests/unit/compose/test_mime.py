@@ -22,7 +22,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.compose.mime import compose, text_field
+from app.compose.header import text_field
+from app.compose.mime import compose
 from app.mail.address import Address, parse_address
 from app.mail.message import Draft
 from tests.unit.strategies import addresses, bodies, header_texts
