@@ -22,6 +22,7 @@ from app.api.fields import (
     MAX_REPLY_TO,
     MAX_SUBJECT,
     MAX_TAGS,
+    Files,
     read_addresses,
     read_attachments,
     read_expires_in,
@@ -44,7 +45,7 @@ from app.api.reading import not_json, read, unknown_in
 from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, TooLarge
-from app.mail.message import Attachment, Draft
+from app.mail.message import Draft
 
 _ADDRESS_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -91,7 +92,7 @@ _Addresses = Annotated[tuple[Address, ...], PlainValidator(read_addresses)]
 
 
 class SendRequest(BaseModel):
-    """A message to send. At least one recipient, and at least one of text and html."""
+    """A message to send. At least one recipient, and at least one of text, html and attachments."""
 
     model_config = ConfigDict(extra="allow", title="SendRequest", json_schema_extra={"additionalProperties": False})
 
@@ -122,10 +123,10 @@ class SendRequest(BaseModel):
         ),
     ] = ()
     attachments: Annotated[
-        tuple[Attachment, ...],
+        Files,
         PlainValidator(read_attachments),
         _schema(ATTACHMENTS_SCHEMA, "files, their content in base64; nothing is fetched from elsewhere"),
-    ] = ()
+    ] = Files()
     profile: Annotated[
         str | None, PlainValidator(read_text), _schema(_STRING, "which relay; default: default_profile")
     ] = None
@@ -240,13 +241,13 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
         text=said.text,
         html=said.html,
         headers=said.headers,
-        attachments=said.attachments,
+        attachments=said.attachments.attachments,
         profile=said.profile,
         tags=said.tags,
         metadata=said.metadata,
         send_at=said.send_at,
         expires_in=said.expires_in,
-        warnings=warnings,
+        warnings=warnings + said.attachments.warnings,
     )
     return Asked(draft, said.idempotency_key, said.dry_run)
 

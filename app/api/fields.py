@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pydantic_core import PydanticCustomError
 
@@ -261,13 +261,21 @@ def _structured_fault(name: str, text: str) -> str | None:
     return None
 
 
-def read_attachments(value: object) -> tuple[Attachment, ...]:
+class Files(NamedTuple):
+    """Attachments, and what was changed about them."""
+
+    attachments: tuple[Attachment, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def read_attachments(value: object) -> Files:
     if value is None or value == "":
-        return ()
+        return Files()
     items = value if isinstance(value, list) else [value]
     if len(items) > MAX_ATTACHMENTS:
         raise _wrong([("", f"{len(items)} attachments are too many; at most {MAX_ATTACHMENTS} are taken")])
     attachments: list[Attachment] = []
+    warnings: list[str] = []
     faults: list[tuple[str, str]] = []
     for at, item in enumerate(items):
         where = f"/{at}" if isinstance(value, list) else ""
@@ -279,9 +287,11 @@ def read_attachments(value: object) -> tuple[Attachment, ...]:
             if attachment.content_id and any(attachment.content_id == a.content_id for a in attachments):
                 faults.append((f"{where}/content_id", "two attachments have this content_id; each has its own"))
             attachments.append(attachment)
+            if attachment.filename != item["filename"]:
+                warnings.append(f"the blanks around the file name {attachment.filename!r} are left out")
     if faults:
         raise _wrong(faults[:MAX_FAULTS])
-    return tuple(attachments)
+    return Files(tuple(attachments), tuple(warnings[:MAX_FAULTS]))
 
 
 def read_tags(value: object) -> tuple[str, ...]:

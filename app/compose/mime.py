@@ -80,7 +80,9 @@ def _body(draft: Draft, boundary: str) -> _Part:
         texts.append(_text_part("plain", draft.text or ""))
     if draft.html is not None:
         html = _text_part("html", draft.html)
-        texts.append(_multipart("related", boundary, [html, *map(attached, shown)]) if shown else html)
+        # RFC 2387 §3.1: the type of its root is required.
+        related = 'related;\r\n type="text/html"'
+        texts.append(_multipart(related, boundary, [html, *map(attached, shown)]) if shown else html)
     # RFC 2046 §5.1.4: in increasing order of faithfulness, the plainest first.
     whole = _multipart("alternative", boundary, texts) if len(texts) > 1 else texts[0]
     return _multipart("mixed", boundary, [whole, *map(attached, rest)]) if rest else whole

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
+from app.compose.attachment import is_composite
 from app.compose.mime import compose
 from app.intake.callers import Caller
 from app.intake.offload import Offload
@@ -198,7 +199,10 @@ def is_large(draft: Draft) -> bool:
 def _least_size(draft: Draft) -> int:
     """Return a lower bound of the composed size, without composing."""
     texts = len(draft.text or "") + len(draft.html or "")
-    return texts + sum(len(attachment.base64) for attachment in draft.attachments)
+    return texts + sum(
+        len(file.base64) // 4 * 3 - 2 if is_composite(file.content_type) else len(file.base64)
+        for file in draft.attachments
+    )
 
 
 # Hashed whatever they hold, as the first stored fingerprints were. A field that is not named here counts only where it
@@ -268,6 +272,6 @@ def _content_faults(draft: Draft, recipients: tuple[Address, ...]) -> list[Fault
         faults.append(Fault("/to", "nobody to send to: give at least one address in to, cc or bcc"))
     if len(recipients) > MAX_RECIPIENTS:
         faults.append(Fault("/to", f"{len(recipients)} recipients are too many; at most {MAX_RECIPIENTS} a message"))
-    if draft.text is None and draft.html is None:
-        faults.append(Fault("/text", "there is nothing to send: give text, html or both"))
+    if draft.text is None and draft.html is None and not draft.attachments:
+        faults.append(Fault("/text", "there is nothing to send: give text, html or an attachment"))
     return faults

@@ -502,6 +502,20 @@ def test_a_lenient_body_names_some_unknown_fields_and_counts_the_rest() -> None:
     assert draft.warnings[-1] == "7 more fields are not known here"
 
 
+def test_blanks_around_a_file_name_go_with_a_warning() -> None:
+    files = [{"filename": name, "content": "QQ=="} for name in (" a.pdf ", "b c.pdf", "d.pdf\u00a0")]
+    draft = _draft(GOOD | {"attachments": files})
+    assert [file.filename for file in draft.attachments] == ["a.pdf", "b c.pdf", "d.pdf"]
+    assert [file.content_type for file in draft.attachments] == ["application/pdf"] * 3
+    assert draft.warnings == tuple(f"the blanks around the file name '{name}.pdf' are left out" for name in "ad")
+
+
+@pytest.mark.parametrize("kind", ["message/rfc822", "multipart/mixed; boundary=x", "message/partial"])
+def test_an_attached_message_is_taken(kind: str) -> None:
+    draft = _draft(GOOD | {"attachments": {"filename": "a.eml", "content": "QQ==", "content_type": kind}})
+    assert draft.attachments[0].content_type == kind
+
+
 def test_equal_addresses_over_the_bound_count_once() -> None:
     said = ["ann@example.org", {"email": "bob@example.org", "name": "Bob"}, {"email": "bob@example.org"}]
     draft = _draft({"to": said * 500})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -227,6 +228,18 @@ def test_a_large_message_over_the_limit_is_refused_before_it_is_composed() -> No
     at_least = 2 * MOST_BYTES_INLINE + 4000
     with pytest.raises(TooLarge, match=f"at least {at_least} bytes when composed; at most 9999 are taken"):
         _prepared(LARGE, max_message_bytes=9999)
+
+
+def test_a_mail_that_goes_as_it_is_counts_as_large_as_that() -> None:
+    mail = b"Subject: x\n\n" + (b"x" * 79 + b"\n") * 5000
+    draft = replace(DRAFT, attachments=(Attachment("a.eml", b64encode(mail), "message/rfc822"),))
+    assert len(_prepared(draft, max_message_bytes=420_000).content) < 420_000 < len(b64encode(mail))
+
+
+def test_an_attachment_alone_is_a_message() -> None:
+    message = _prepared(replace(DRAFT, text=None, attachments=(Attachment("a.pdf", b"QQ==", "application/pdf"),)))
+    assert b'filename="a.pdf"' in message.content
+    assert "text" in _faults(replace(DRAFT, text=None))["/text"]
 
 
 CHANGES: list[dict[str, Any]] = [
