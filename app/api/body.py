@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from pydantic_core import from_json
 
 from app.api.attachments import SCHEMA as ATTACHMENTS_SCHEMA
+from app.api.calendar import SCHEMA as CALENDAR_SCHEMA
 from app.api.fields import (
     KEY,
     LONGEST_EXPIRY,
@@ -25,6 +26,7 @@ from app.api.fields import (
     Files,
     read_addresses,
     read_attachments,
+    read_calendar,
     read_expires_in,
     read_extra_fields,
     read_flag,
@@ -45,7 +47,7 @@ from app.api.reading import not_json, read, unknown_in
 from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, TooLarge
-from app.mail.message import Draft
+from app.mail.message import Calendar, Draft
 
 _ADDRESS_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -92,7 +94,7 @@ _Addresses = Annotated[tuple[Address, ...], PlainValidator(read_addresses)]
 
 
 class SendRequest(BaseModel):
-    """A message to send. At least one recipient, and at least one of text, html and attachments."""
+    """A message to send. At least one recipient, and at least one of text, html, calendar and attachments."""
 
     model_config = ConfigDict(extra="allow", title="SendRequest", json_schema_extra={"additionalProperties": False})
 
@@ -114,6 +116,11 @@ class SendRequest(BaseModel):
     )
     text: Annotated[str | None, PlainValidator(read_text), _schema(_STRING, "the plain text body")] = None
     html: Annotated[str | None, PlainValidator(read_text), _schema(_STRING, "the HTML body")] = None
+    calendar: Annotated[
+        Calendar | None,
+        PlainValidator(read_calendar),
+        _schema(CALENDAR_SCHEMA, "an invitation: shown as one by mail programs, and attached as invite.ics"),
+    ] = None
     headers: Annotated[
         tuple[tuple[str, str], ...],
         PlainValidator(read_extra_fields),
@@ -240,6 +247,7 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
         subject=said.subject,
         text=said.text,
         html=said.html,
+        calendar=said.calendar,
         headers=said.headers,
         attachments=said.attachments.attachments,
         profile=said.profile,
@@ -362,10 +370,25 @@ def examples() -> Mapping[str, Mapping[str, Any]]:
             },
         ],
     }
+    invitation = {
+        "from": "Ann <ann@example.org>",
+        "to": "bob@example.org",
+        "subject": "Lunch",
+        "text": "On Thursday at noon?",
+        "calendar": {
+            "method": "REQUEST",
+            "content": (
+                "BEGIN:VCALENDAR\nVERSION:2.0\nPRODID:-//example.org//EN\nMETHOD:REQUEST\nBEGIN:VEVENT\n"
+                "UID:4711@example.org\nDTSTAMP:20261201T120000Z\nDTSTART:20261224T120000Z\nDURATION:PT1H\nSUMMARY:Lunch\n"
+                "ORGANIZER:mailto:ann@example.org\nATTENDEE;RSVP=TRUE:mailto:bob@example.org\nEND:VEVENT\nEND:VCALENDAR\n"
+            ),
+        },
+    }
     return {
         "smallest": {"summary": "The smallest", "value": dict(example())},
         "bot": {"summary": "A bot's: late or never, and never twice", "value": bot},
         "attachment": {"summary": "With a file and an image in the text", "value": attachment},
+        "invitation": {"summary": "An invitation", "value": invitation},
         "dry_run": {"summary": "Checked and composed only", "value": {**example(), "dry_run": True}},
     }
 

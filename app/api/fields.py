@@ -15,11 +15,12 @@ from typing import NamedTuple, TypeAlias
 from pydantic_core import PydanticCustomError
 
 from app.api.attachments import MAX_ATTACHMENTS, read_attachment
+from app.api.calendar import read_invitation
 from app.compose.header import InvalidField, field, is_structured
 from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import CONTROL, MAX_TEXT, Address, InvalidAddress, mailbox, parse_address, split_addresses
 from app.mail.errors import escaped
-from app.mail.message import Attachment
+from app.mail.message import Attachment, Calendar
 
 MAX_REPLY_TO = 100  # addresses
 MAX_TAGS = 10
@@ -202,6 +203,15 @@ def read_text(value: object) -> str | None:
     if not isinstance(value, str):
         raise _wrong([("", f"this is a string, not {_kind(value)}; put it in quotes")])
     return value
+
+
+def read_calendar(value: object) -> Calendar | None:
+    if value is None or value == "":
+        return None
+    calendar, faults = read_invitation(value)
+    if faults:
+        raise _wrong(faults)
+    return calendar
 
 
 def read_extra_fields(value: object) -> tuple[tuple[str, str], ...]:

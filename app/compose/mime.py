@@ -25,7 +25,7 @@ from typing import TypeAlias
 from app.compose.attachment import attached, wrapped
 from app.compose.header import LONGEST_LINE, address_field, field, text_field
 from app.mail.address import Address
-from app.mail.message import Attachment, Draft
+from app.mail.message import Attachment, Calendar, Draft
 
 _LINE = 76  # characters of a line of quoted-printable, RFC 2045 §6.7
 _7BIT = bytes([9, 10, 13, *range(32, 127)])
@@ -70,22 +70,40 @@ _Part: TypeAlias = tuple[str, Sequence[bytes]]  # its header fields; its bytes, 
 
 
 def _body(draft: Draft, boundary: str) -> _Part:
-    """Nest the bodies and the attachments: mixed(alternative(text, related(html, what it shows)), the rest)."""
+    """Nest the bodies and the files: mixed(alternative(text, related(html, what it shows), calendar), the rest)."""
     shown: list[Attachment] = []
     rest: list[Attachment] = []
     for attachment in draft.attachments:
         (shown if attachment.is_inline and draft.html is not None else rest).append(attachment)
     texts = []
-    if draft.text is not None or draft.html is None:
+    if draft.text is not None or (draft.html is None and draft.calendar is None):
         texts.append(_text_part("plain", draft.text or ""))
     if draft.html is not None:
         html = _text_part("html", draft.html)
         # RFC 2387 §3.1: the type of its root is required.
         related = 'related;\r\n type="text/html"'
         texts.append(_multipart(related, boundary, [html, *map(attached, shown)]) if shown else html)
+    if draft.calendar is not None:
+        # Last, as Outlook and Gmail want it: what a program understands best of what it understands at all.
+        texts.append(_calendar_part(draft.calendar))
+        rest.append(_calendar_file(draft.calendar))
     # RFC 2046 §5.1.4: in increasing order of faithfulness, the plainest first.
     whole = _multipart("alternative", boundary, texts) if len(texts) > 1 else texts[0]
     return _multipart("mixed", boundary, [whole, *map(attached, rest)]) if rest else whole
+
+
+def _calendar_part(calendar: Calendar) -> _Part:
+    """Write an invitation as a mail program answers it (RFC 6047 §2.4)."""
+    _, encoding, body = _encoded(calendar.content)
+    content_type = f"text/calendar; method={calendar.method}; charset=utf-8"
+    return f"Content-Type: {content_type}\r\nContent-Transfer-Encoding: {encoding}", body
+
+
+def _calendar_file(calendar: Calendar) -> Attachment:
+    """Make the file for programs that show no invitation; of another type, or some would show two."""
+    _, _, pieces = _plain(calendar.content)
+    content = b2a_base64(b"".join(pieces), newline=False)
+    return Attachment("invite.ics", content, 'application/ics; name="invite.ics"')
 
 
 def _multipart(kind: str, boundary: str, parts: Sequence[_Part]) -> _Part:
@@ -99,7 +117,12 @@ def _multipart(kind: str, boundary: str, parts: Sequence[_Part]) -> _Part:
 
 
 def _text_part(kind: str, text: str) -> _Part:
-    """Encode one text."""
+    charset, encoding, body = _encoded(text)
+    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", body
+
+
+def _plain(text: str) -> tuple[int, int, list[bytes]]:
+    """Return the numbers of characters and bytes of a text with its line ends normalised, and the text in pieces."""
     pieces: list[bytes] = []
     characters = 0
     for piece in map(_with_crlf, _pieces(text)):
@@ -108,15 +131,18 @@ def _text_part(kind: str, text: str) -> _Part:
     if not pieces[-1].endswith(b"\r\n"):
         pieces[-1] += b"\r\n"
         characters += 2
-    size = sum(map(len, pieces))
+    return characters, sum(map(len, pieces)), pieces
+
+
+def _encoded(text: str) -> tuple[str, str, Sequence[bytes]]:
+    """Return the charset, the transfer encoding, and the text in it."""
+    characters, size, pieces = _plain(text)
     charset = "us-ascii" if size == characters else "utf-8"
     if charset == "us-ascii" and all(map(_fits_7bit, pieces)):
-        encoding, body = "7bit", pieces
-    elif (size - characters) * 4 <= size:
-        encoding, body = "quoted-printable", list(map(_quoted_printable, pieces))
-    else:
-        encoding, body = "base64", wrapped(b2a_base64(b"".join(pieces), newline=False))
-    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", body
+        return charset, "7bit", pieces
+    if (size - characters) * 4 <= size:
+        return charset, "quoted-printable", list(map(_quoted_printable, pieces))
+    return charset, "base64", wrapped(b2a_base64(b"".join(pieces), newline=False))
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -198,7 +198,7 @@ def is_large(draft: Draft) -> bool:
 
 def _least_size(draft: Draft) -> int:
     """Return a lower bound of the composed size, without composing."""
-    texts = len(draft.text or "") + len(draft.html or "")
+    texts = len(draft.text or "") + len(draft.html or "") + (len(draft.calendar.content) if draft.calendar else 0)
     return texts + sum(
         len(file.base64) // 4 * 3 - 2 if is_composite(file.content_type) else len(file.base64)
         for file in draft.attachments
@@ -227,6 +227,7 @@ def fingerprint(draft: Draft) -> bytes:
             asked,
             text=_digest(draft.text),
             html=_digest(draft.html),
+            calendar=draft.calendar and replace(draft.calendar, content=_digest(draft.calendar.content) or ""),
             attachments=tuple(replace(a, base64=sha256(a.base64).hexdigest().encode()) for a in draft.attachments),
         )
     return sha256(how + to_json(_hashed(asked))).digest()
@@ -272,6 +273,6 @@ def _content_faults(draft: Draft, recipients: tuple[Address, ...]) -> list[Fault
         faults.append(Fault("/to", "nobody to send to: give at least one address in to, cc or bcc"))
     if len(recipients) > MAX_RECIPIENTS:
         faults.append(Fault("/to", f"{len(recipients)} recipients are too many; at most {MAX_RECIPIENTS} a message"))
-    if draft.text is None and draft.html is None and not draft.attachments:
-        faults.append(Fault("/text", "there is nothing to send: give text, html or an attachment"))
+    if draft.text is None and draft.html is None and draft.calendar is None and not draft.attachments:
+        faults.append(Fault("/text", "there is nothing to send: give text, html, calendar or an attachment"))
     return faults

@@ -37,6 +37,14 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class Calendar:
+    """An invitation, or what became of one (RFC 5546): the method, in upper case, and an iCalendar object as text."""
+
+    method: str
+    content: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """What a caller asked for. `expires_in` is in seconds, from `send_at` on; None = the default."""
 
@@ -48,6 +56,7 @@ class Draft:
     subject: str = ""
     text: str | None = None
     html: str | None = None
+    calendar: Calendar | None = None
     headers: tuple[tuple[str, str], ...] = ()
     attachments: tuple[Attachment, ...] = ()
     profile: str | None = None

@@ -28,7 +28,7 @@ ANN, BOB = Address("ann", "example.org"), Address("bob", "example.org")
 RECIPIENTS = ("to", "cc", "bcc", "reply_to")
 FIELDS = [
     *(*RECIPIENTS, "from", "subject", "text", "html", "headers", "attachments", "profile", "tags", "metadata"),
-    *("send_at", "expires_in", "idempotency_key", "dry_run"),
+    *("send_at", "expires_in", "idempotency_key", "dry_run", "calendar"),
 ]
 
 

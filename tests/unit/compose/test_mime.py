@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from app.compose.header import text_field
 from app.compose.mime import compose
 from app.mail.address import Address, parse_address
-from app.mail.message import Draft
+from app.mail.message import Calendar, Draft
 from tests.unit.strategies import addresses, bodies, header_texts
 
 BOT = Address("bot", "example.org", "Bot")
@@ -206,6 +206,37 @@ def test_text_and_html_are_two_parts_the_plainest_first(text: str, html: str) ->
     ] * 2
     assert _text_of(plain) == _lines(text)
     assert _text_of(rich) == _lines(html)
+
+
+INVITATION = "BEGIN:VCALENDAR\nMETHOD:REQUEST\nBEGIN:VEVENT\nSUMMARY:Mittagessen für alle 😀\nEND:VEVENT\nEND:VCALENDAR"
+
+
+@pytest.mark.parametrize(
+    "content", [INVITATION, INVITATION.replace("für alle 😀", ""), "BEGIN:VCALENDAR\r\n" + "あ" * 900]
+)
+@pytest.mark.parametrize(
+    ("said", "kinds"),
+    [
+        ({"text": "x"}, ["multipart/alternative", "text/plain", "text/calendar"]),
+        ({"text": "x", "html": "<p>"}, ["multipart/alternative", "text/plain", "text/html", "text/calendar"]),
+        ({"text": None, "html": "<p>"}, ["multipart/alternative", "text/html", "text/calendar"]),
+        ({"text": None}, ["text/calendar"]),
+    ],
+    ids=["text", "both", "html", "alone"],
+)
+def test_an_invitation_is_the_last_alternative_and_a_file(said: dict[str, Any], kinds: list[str], content: str) -> None:
+    raw = _compose(_draft(calendar=Calendar("REQUEST", content), **said))
+    _assert_fit_for_the_wire(raw)
+    message = _parsed(raw)
+    assert [part.get_content_type() for part in message.walk()] == ["multipart/mixed", *kinds, "application/ics"]
+    *_, invitation, file = message.walk()
+    assert isinstance(invitation, EmailMessage)
+    assert (invitation.get_param("method"), invitation.get_content_charset()) == ("REQUEST", "utf-8")
+    assert _text_of(invitation) == _lines(content)
+    assert (file.get_filename(), file.get_content_disposition()) == ("invite.ics", "attachment")
+    written = file.get_payload(decode=True)
+    assert isinstance(written, bytes)
+    assert written.decode() == _lines(content).replace("\n", "\r\n")
 
 
 @given(st.lists(addresses, min_size=1, max_size=6), addresses, st.lists(addresses, max_size=3))

@@ -22,7 +22,7 @@ from app.intake.offload import Offload
 from app.intake.room import Room
 from app.mail.address import Address
 from app.mail.errors import InvalidMessage, TooLarge
-from app.mail.message import Attachment, Claim, Draft, Lease, Message
+from app.mail.message import Attachment, Calendar, Claim, Draft, Lease, Message
 from app.mail.profile import Dialect, Profile, ProfileFacts
 from app.mail.routing import Route
 from app.store.census import Census
@@ -239,7 +239,18 @@ def test_a_mail_that_goes_as_it_is_counts_as_large_as_that() -> None:
 def test_an_attachment_alone_is_a_message() -> None:
     message = _prepared(replace(DRAFT, text=None, attachments=(Attachment("a.pdf", b"QQ==", "application/pdf"),)))
     assert b'filename="a.pdf"' in message.content
-    assert "text" in _faults(replace(DRAFT, text=None))["/text"]
+    assert "calendar" in _faults(replace(DRAFT, text=None))["/text"]
+
+
+def test_an_invitation_alone_is_a_message_and_counts_in_the_fingerprint() -> None:
+    draft = replace(DRAFT, text=None, calendar=Calendar("REQUEST", "BEGIN:VCALENDAR\nEND:VCALENDAR"))
+    assert b"text/calendar; method=REQUEST" in _prepared(draft).content
+    large = replace(draft, calendar=Calendar("REQUEST", "x" * MOST_BYTES_INLINE + "y"))
+    assert is_large(large)
+    others = [
+        replace(large, calendar=Calendar(*said)) for said in (("CANCEL", "x"), ("REQUEST", "x" * MOST_BYTES_INLINE))
+    ]
+    assert len({fingerprint(each) for each in (DRAFT, draft, large, *others)}) == 5
 
 
 CHANGES: list[dict[str, Any]] = [
