@@ -136,7 +136,7 @@ class Intake:
         content = compose(draft, sender=sender, message_id=message_id, date=begins, boundary=f"=_{id.hex}")
         if len(content) > limit:
             raise TooLarge(f"The message has {len(content)} bytes when composed; at most {limit} are taken{where}")
-        envelope_sender = profile.envelope_from or sender.addr_spec
+        envelope_sender = sender.addr_spec if profile.envelope_from is None else profile.envelope_from
         shown = (sender, *draft.to, *draft.cc, *draft.reply_to)
         return Message(
             id=id,

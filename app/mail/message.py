@@ -20,6 +20,8 @@ from app.mail.address import Address
 from app.mail.codes import ErrorCode
 from app.mail.outcome import Failure, MessageState, RecipientState
 
+NULL_SENDER = "<>"  # how people write the reverse-path that is "" (RFC 5321 §4.5.5)
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -77,7 +79,10 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """Reverse-path and forward-paths, as bare `local@domain`; `smtputf8` where one of them is not ASCII."""
+    """Reverse-path and forward-paths, as bare `local@domain`; `smtputf8` where one of them is not ASCII.
+
+    `sender` "" = the null sender.
+    """
 
     sender: str
     recipients: tuple[str, ...]

@@ -869,6 +869,18 @@ async def test_attached_mails_and_invitations_arrive_equal_and_as_parts_of_one_m
     assert not any(f"To: {SMUGGLED}\n".encode() in found for found in postfix.mails())
 
 
+async def test_mail_of_the_null_sender_arrives(postfix: Postfix, tmp_path: Path) -> None:
+    null = {"MAILCHUTE_PROFILES__DEFAULT__ENVELOPE_FROM": "<>"}
+    async with running(postfix, postfix.plain, tmp_path, null) as service:
+        _, answer = await service.send()
+        attempt = await service.attempt_at(answer)
+    assert answer["state"] == "sent", answer
+    assert any(line.startswith("MAIL FROM:<>") for line in said_in(attempt))
+    mail = await copy_for(postfix, answer, ANN)
+    assert b"Return-Path: <>\n" in mail
+    assert b"From: bot@example.org\n" in mail
+
+
 async def test_structured_fields_arrive_as_they_were_meant(postfix: Postfix, tmp_path: Path) -> None:
     ids = " ".join(f"<{at}.{'x' * 40}@example.org>" for at in range(60))
     asked = {

@@ -123,6 +123,13 @@ def test_mail_from_is_the_profiles_where_it_has_one() -> None:
     assert b"From: bot@ours.example\r\n" in message.content
 
 
+def test_mail_from_is_null_where_the_profile_says_so() -> None:
+    message = _prepared(DRAFT, profiles={"corp": replace(CORP, envelope_from="")})
+    assert message.envelope.sender == ""
+    assert not message.envelope.smtputf8
+    assert b"From: bot@ours.example\r\n" in message.content
+
+
 def test_a_missing_sender_is_told_with_its_settings() -> None:
     faults = _faults(replace(DRAFT, sender=None, profile="cloud"), default_from=None)
     assert list(faults) == ["/from"]
