@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from pydantic_core import from_json
 
 from app.api.attachments import SCHEMA as ATTACHMENTS_SCHEMA
+from app.api.calendar import EXAMPLE as CALENDAR_EXAMPLE
 from app.api.calendar import SCHEMA as CALENDAR_SCHEMA
 from app.api.fields import (
     KEY,
@@ -375,14 +376,7 @@ def examples() -> Mapping[str, Mapping[str, Any]]:
         "to": "bob@example.org",
         "subject": "Lunch",
         "text": "On Thursday at noon?",
-        "calendar": {
-            "method": "REQUEST",
-            "content": (
-                "BEGIN:VCALENDAR\nVERSION:2.0\nPRODID:-//example.org//EN\nMETHOD:REQUEST\nBEGIN:VEVENT\n"
-                "UID:4711@example.org\nDTSTAMP:20261201T120000Z\nDTSTART:20261224T120000Z\nDURATION:PT1H\nSUMMARY:Lunch\n"
-                "ORGANIZER:mailto:ann@example.org\nATTENDEE;RSVP=TRUE:mailto:bob@example.org\nEND:VEVENT\nEND:VCALENDAR\n"
-            ),
-        },
+        "calendar": CALENDAR_EXAMPLE,
     }
     return {
         "smallest": {"summary": "The smallest", "value": dict(example())},

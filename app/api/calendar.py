@@ -117,3 +117,14 @@ SCHEMA: dict[str, Any] = {
         {"type": "null"},
     ]
 }
+EXAMPLE = {
+    "method": "REQUEST",
+    "content": "\n".join(
+        [
+            *("BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:-//example.org//EN", "METHOD:REQUEST", "BEGIN:VEVENT"),
+            *("UID:4711@example.org", "DTSTAMP:20261201T120000Z", "DTSTART:20261224T120000Z", "DURATION:PT1H"),
+            *("SUMMARY:Lunch", "ORGANIZER:mailto:ann@example.org", "ATTENDEE;RSVP=TRUE:mailto:bob@example.org"),
+            *("END:VEVENT", "END:VCALENDAR"),
+        ]
+    ),
+}

@@ -842,7 +842,7 @@ async def test_attached_mails_and_invitations_arrive_equal_and_as_parts_of_one_m
 ) -> None:
     contents = [f"Subject: {number}\n\n{piece}".encode() for number, piece in enumerate(PIECES)]
     files = [{"filename": f"{n}.eml", "content": b64encode(each).decode()} for n, each in enumerate(contents)]
-    calendar = "BEGIN:VCALENDAR\nMETHOD:REQUEST\nBEGIN:VEVENT\nSUMMARY:für alle\nEND:VEVENT\nEND:VCALENDAR\n"
+    calendar = "BEGIN:VCALENDAR\nMETHOD:REQUEST\nBEGIN:VEVENT\nSUMMARY:für Köln\nEND:VEVENT\nEND:VCALENDAR\n"
     async with running(postfix, postfix.plain, tmp_path) as service:
         _, answer = await service.send(attachments=files, calendar={"method": "request", "content": calendar})
     assert answer["state"] == "sent", answer

@@ -80,7 +80,7 @@ def _text(raw: bytes | str, charset: str | None) -> str:
         ("List-Id", "news.example.org", "news.example.org"),
         ("List-Id", "News  of today <news.example.org>", "News of today <news.example.org>"),
         ("List-Id", '"News, daily" <news.example.org>', '"News, daily" <news.example.org>'),
-        ("List-Id", "Neues für alle <news.example.org>", None),
+        ("List-Id", "Neues für Köln <news.example.org>", None),
         ("List-Owner", "<mailto:o@example.org>  (Ann)", "<mailto:o@example.org> (Ann)"),
         ("List-Whatever", "a  b", "a b"),
         ("Disposition-Notification-To", "j@example.org ", "j@example.org"),
