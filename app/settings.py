@@ -248,7 +248,7 @@ def _facts(name: str, said: ProfileSettings, sources: Sources, warnings: list[st
         min_tls=said.min_tls,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_,
-        envelope_from=said.envelope_from.addr_spec if said.envelope_from else None,
+        envelope_from=said.envelope_from,
         helo_name=helo_setting(said.helo_name, where("helo_name"), right),
         max_connections=said.max_connections,
         max_messages_per_connection=said.max_messages_per_connection,

@@ -63,6 +63,17 @@ PhaseSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=3600)
 WrittenAddress = Annotated[Address, BeforeValidator(_written_address)]
 
 
+def _reverse_path(value: object) -> object:
+    """Read MAIL FROM: `local@domain`, or "" for the null sender (RFC 5321 §4.5.5)."""
+    if isinstance(value, str) and re.fullmatch(r"\s*<\s*>\s*", value):
+        return ""
+    address = _written_address(value)
+    return address.addr_spec if isinstance(address, Address) else address
+
+
+ReversePath = Annotated[str, BeforeValidator(_reverse_path)]
+
+
 def _domain(value: object) -> object:
     if not isinstance(value, str) or "@" in value:
         raise ValueError("write a domain, such as corp.example")
@@ -146,7 +157,9 @@ class ProfileSettings(_Strict):
     )
     allow_cleartext_auth: bool = _said(False, "let a password cross in clear")
     from_: WrittenAddress | None = _said(None, "sender where the request names none", alias="from")
-    envelope_from: WrittenAddress | None = _said(None, "MAIL FROM", shown="the sender's address")
+    envelope_from: ReversePath | None = _said(
+        None, "MAIL FROM; `<>` is the null sender, for mail that must never bounce", shown="the sender's address"
+    )
     helo_name: str | None = _said(None, "", shown="this host's FQDN, else its address")
     max_connections: Annotated[int, Field(ge=1, le=1000)] = _said(10, "open at once")
     max_messages_per_connection: Annotated[int, Field(ge=0, le=1_000_000)] | None = _said(

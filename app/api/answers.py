@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.mail.message import Recipient, Snapshot, may_arrive_twice
+from app.mail.message import NULL_SENDER, Recipient, Snapshot, may_arrive_twice
 from app.mail.outcome import FailureClass, MessageState, RecipientState
 from app.store.history import AttemptRecord
 
@@ -71,7 +71,7 @@ class MessageNotSent(MessageAnswer):
 class ComposedEnvelope(BaseModel):
     """Who the relay would be told, RFC 5321."""
 
-    from_: str = Field(alias="from", description="MAIL FROM")
+    from_: str = Field(alias="from", description="MAIL FROM; `<>` is the null sender")
     to: list[str] = Field(description="RCPT TO, hidden recipients too")
 
 
@@ -150,7 +150,7 @@ class MessageDetails(_MessageFacts):
     """A message with its recipients, and its attempts in place of their number."""
 
     subject: str
-    sender: str = Field(description="MAIL FROM")
+    sender: str = Field(description="MAIL FROM; `<>` is the null sender")
     size: int = Field(description="bytes of the composed message")
     tags: list[str]
     metadata: dict[str, str]
@@ -204,7 +204,7 @@ def details(snapshot: Snapshot, attempts: Sequence[AttemptRecord]) -> dict[str, 
     """Give the flat shape and all that belongs to it; `attempts` becomes the list of them."""
     return flat(snapshot) | {
         "subject": snapshot.subject,
-        "sender": snapshot.sender,
+        "sender": snapshot.sender or NULL_SENDER,
         "size": snapshot.size,
         "tags": list(snapshot.tags),
         "metadata": dict(snapshot.metadata),

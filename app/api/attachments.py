@@ -1,17 +1,17 @@
 """Attachments in the body of POST /send: JSON in, `Attachment` out, every fault with its pointer.
 
-The content is checked as base64 and kept as base64: nothing of it is decoded here or later. RFC 4648 §4, strict: the
-standard alphabet, with padding; line breaks are removed.
+The content is checked as base64 and kept as base64: nothing of it is decoded here. RFC 4648 §4, strict: the standard
+alphabet, with padding; line breaks are removed.
 """
 
 from __future__ import annotations
 
-import mimetypes
 import re
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
+from app.api.content_types import type_of
 from app.mail.address import CONTROL
 from app.mail.errors import escaped
 from app.mail.message import Attachment
@@ -46,7 +46,6 @@ _FROM_ELSEWHERE = "this is a URL or a path; nothing is fetched from elsewhere: g
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]{1,100}"
 _TYPE = re.compile(rf'({_TOKEN})/({_TOKEN})((?:\s*;\s*{_TOKEN}=(?:{_TOKEN}|"[^"\\\x00-\x1f\x7f-\U0010ffff]*"))*)\Z')
 _CONTENT_ID = re.compile(r"[!-;=?-~]{1,255}\Z")
-_KNOWN_TYPES = mimetypes.MimeTypes()  # the built-in ones: the same on every machine
 
 
 def read_attachment(value: object) -> tuple[Attachment | None, list[tuple[str, str]]]:
@@ -163,12 +162,10 @@ def _not_base64(bare: bytes) -> str:
 
 def _content_type(value: object, filename: str) -> tuple[str, str]:
     if value is None or value == "":
-        return _KNOWN_TYPES.guess_type(filename, strict=False)[0] or "application/octet-stream", ""
+        return type_of(filename), ""
     found = _TYPE.match(value) if isinstance(value, str) and len(value) <= MAX_TYPE else None
     if found is None:
         return "", 'content_type is a media type such as "application/pdf"'
-    if found[1].lower() in ("multipart", "message"):
-        return "", f"{found[1]}/{found[2]} cannot be sent as base64 (RFC 2046); use application/octet-stream"
     assert isinstance(value, str)  # noqa: S101 (it matched)
     return value, ""
 
@@ -200,7 +197,10 @@ SCHEMA: dict[str, Any] = {
                 "properties": {
                     "filename": {"type": "string", "maxLength": MAX_NAME, "description": "the bare name, no path"},
                     "content": {"type": "string", "contentEncoding": "base64", "description": "its bytes in base64"},
-                    "content_type": {**_STRING, "description": "default: by the file name's ending"},
+                    "content_type": {
+                        **_STRING,
+                        "description": "default: by the file name's ending; text that is UTF-8 is named so",
+                    },
                     "content_id": {**_STRING, "description": 'for <img src="cid:…">'},
                     "disposition": {
                         "anyOf": [{"type": "string", "enum": ["attachment", "inline", ""]}, {"type": "null"}],

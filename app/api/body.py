@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from pydantic_core import from_json
 
 from app.api.attachments import SCHEMA as ATTACHMENTS_SCHEMA
+from app.api.calendar import EXAMPLE as CALENDAR_EXAMPLE
+from app.api.calendar import SCHEMA as CALENDAR_SCHEMA
 from app.api.fields import (
     KEY,
     LONGEST_EXPIRY,
@@ -25,8 +27,10 @@ from app.api.fields import (
     MAX_REPLY_TO,
     MAX_SUBJECT,
     MAX_TAGS,
+    Files,
     read_addresses,
     read_attachments,
+    read_calendar,
     read_expires_in,
     read_extra_fields,
     read_flag,
@@ -47,7 +51,7 @@ from app.api.reading import meant_by, not_json, read, unknown_in
 from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, TooLarge
-from app.mail.message import Attachment, Draft
+from app.mail.message import Calendar, Draft
 
 _ADDRESS_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -94,7 +98,7 @@ _Addresses = Annotated[tuple[Address, ...], PlainValidator(read_addresses)]
 
 
 class SendRequest(BaseModel):
-    """A message to send. At least one recipient, and at least one of text and html."""
+    """A message to send. At least one recipient, and at least one of text, html, calendar and attachments."""
 
     model_config = ConfigDict(extra="allow", title="SendRequest", json_schema_extra={"additionalProperties": False})
 
@@ -116,6 +120,11 @@ class SendRequest(BaseModel):
     )
     text: Annotated[str | None, PlainValidator(read_text), _schema(_STRING, "the plain text body")] = None
     html: Annotated[str | None, PlainValidator(read_text), _schema(_STRING, "the HTML body")] = None
+    calendar: Annotated[
+        Calendar | None,
+        PlainValidator(read_calendar),
+        _schema(CALENDAR_SCHEMA, "an invitation: shown as one by mail programs, and attached as invite.ics"),
+    ] = None
     headers: Annotated[
         tuple[tuple[str, str], ...],
         PlainValidator(read_extra_fields),
@@ -125,10 +134,10 @@ class SendRequest(BaseModel):
         ),
     ] = ()
     attachments: Annotated[
-        tuple[Attachment, ...],
+        Files,
         PlainValidator(read_attachments),
         _schema(ATTACHMENTS_SCHEMA, "files, their content in base64; nothing is fetched from elsewhere"),
-    ] = ()
+    ] = Files()
     profile: Annotated[
         str | None, PlainValidator(read_text), _schema(_STRING, "which relay; default: default_profile")
     ] = None
@@ -246,14 +255,15 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
         subject=said.subject,
         text=said.text,
         html=said.html,
+        calendar=said.calendar,
         headers=said.headers,
-        attachments=said.attachments,
+        attachments=said.attachments.attachments,
         profile=said.profile,
         tags=said.tags,
         metadata=said.metadata,
         send_at=said.send_at,
         expires_in=said.expires_in,
-        warnings=warnings,
+        warnings=warnings + said.attachments.warnings,
     )
     return Asked(draft, said.idempotency_key, said.dry_run)
 
@@ -390,10 +400,18 @@ def examples() -> Mapping[str, Mapping[str, Any]]:
             },
         ],
     }
+    invitation = {
+        "from": "Ann <ann@example.org>",
+        "to": "bob@example.org",
+        "subject": "Lunch",
+        "text": "On Thursday at noon?",
+        "calendar": CALENDAR_EXAMPLE,
+    }
     return {
         "smallest": {"summary": "The smallest", "value": dict(example())},
         "bot": {"summary": "A bot's: late or never, and never twice", "value": bot},
         "attachment": {"summary": "With a file and an image in the text", "value": attachment},
+        "invitation": {"summary": "An invitation", "value": invitation},
         "dry_run": {"summary": "Checked and composed only", "value": {**example(), "dry_run": True}},
     }
 

@@ -108,7 +108,7 @@ _FIELDS = {
     "name": "as the settings have it",
     "sandbox": "true: what goes there is kept here, not sent",
     "from": "the sender where a request names none",
-    "envelope_from": "MAIL FROM, where it is not the sender",
+    "envelope_from": "MAIL FROM, where it is not the sender; `<>` is the null sender",
     "auth": "which login",
     "pool": "its connections",
     "idle": "open, and free",

@@ -10,15 +10,17 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pydantic_core import PydanticCustomError
 
 from app.api.attachments import MAX_ATTACHMENTS, read_attachment
+from app.api.calendar import read_invitation
+from app.compose.header import InvalidField, field, is_structured
 from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import CONTROL, MAX_TEXT, Address, InvalidAddress, mailbox, parse_address, split_addresses
 from app.mail.errors import escaped
-from app.mail.message import Attachment
+from app.mail.message import Attachment, Calendar
 from app.mail.slips import absent_value, nested_json
 
 MAX_REPLY_TO = 100  # addresses
@@ -35,25 +37,21 @@ LONGEST_EXPIRY = 30 * 86400  # seconds
 KEY = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?\Z")  # an idempotency key
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d\d:\d\d)\Z")  # RFC 3339
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,76}\Z")  # RFC 5322 §3.6.8
-_STRUCTURAL = frozenset(
-    [
-        "from",
-        "sender",
-        "to",
-        "cc",
-        "bcc",
-        "reply-to",
-        "subject",
-        "date",
-        "message-id",
-        "received",
-        "return-path",
-        "dkim-signature",
-        "authentication-results",
-        "delivered-to",
-    ]
-)
-_STRUCTURAL_PREFIXES = ("content-", "mime-", "resent-", "arc-")
+_NOT_TAKEN = {
+    **dict.fromkeys(["date", "message-id", "mime-version", "content-type", "content-transfer-encoding"], "the service"),
+    **dict.fromkeys(["received", "authentication-results", "delivered-to"], "the servers that a mail passes through"),
+    "dkim-signature": "the relay that signs the mail",
+}
+_NOT_TAKEN_BECAUSE = {
+    "sender": "is not taken: who sends is said by 'from' alone; remove it",
+    "return-path": "is written by the last server, from MAIL FROM; remove it, and set envelope_from of the profile",
+}
+_NOT_TAKEN_PREFIXES = {
+    "mime-": "is written by the service and cannot be set; remove it",
+    "content-": "describes one part of a mail, and the service writes the parts; remove it",
+    "resent-": "is written by whoever sends a received mail on; remove it",
+    "arc-": "is written by the servers that a mail passes through; remove it",
+}
 _OWN_FIELD = {
     "from": "from",
     "to": "to",
@@ -218,6 +216,15 @@ def read_text(value: object) -> str | None:
     return value
 
 
+def read_calendar(value: object) -> Calendar | None:
+    if value is None or value == "":
+        return None
+    calendar, faults = read_invitation(value)
+    if faults:
+        raise _wrong(faults)
+    return calendar
+
+
 def read_extra_fields(value: object) -> tuple[tuple[str, str], ...]:
     if value is None or value == "":
         return ()
@@ -226,35 +233,70 @@ def read_extra_fields(value: object) -> tuple[tuple[str, str], ...]:
     if len(value) > MAX_FIELDS:
         raise _wrong([("", f"{len(value)} header fields are too many; at most {MAX_FIELDS} are taken")])
     faults = [(f"/{escaped(name[:80])}", why) for name, text in value.items() if (why := _field_fault(name, text))]
+    seen: dict[str, str] = {}
+    for name in value:
+        if seen.setdefault(name.lower(), name) != name:
+            why = f"{name[:80]} is there twice, as {seen[name.lower()][:80]} too; a field's name has no case: give one"
+            faults.append((f"/{escaped(name[:80])}", why))
     if faults:
-        raise _wrong(faults)
+        raise _wrong(faults[:MAX_FAULTS])
     return tuple(value.items())
 
 
 def _field_fault(name: str, text: object) -> str | None:
     if not _FIELD_NAME.match(name):
         return "a header field's name is printable ASCII without space and colon, at most 76 characters"
-    low = name.lower()
-    if low in _OWN_FIELD:
-        return f"{name} is not an extra header field; use the field {_OWN_FIELD[low]!r} of the body"
-    if low in _STRUCTURAL or low.startswith(_STRUCTURAL_PREFIXES):
-        return f"{name} is written by the service and cannot be set; remove it"
+    why = _not_taken(name)
+    if why is not None:
+        return f"{name} {why}"
     if not isinstance(text, str):
         return f"a header field's value is a string, not {_kind(text)}; put it in quotes"
     if len(text) > MAX_FIELD:
         return f"a header field's value of {len(text)} characters is too long; at most {MAX_FIELD} are taken"
+    if is_structured(name):
+        return _structured_fault(name, text)
     if CONTROL.search(text):
         return "a header field's value may not contain line breaks or control characters; remove them"
     return None
 
 
-def read_attachments(value: object) -> tuple[Attachment, ...]:
+def _not_taken(name: str) -> str | None:
+    """Say why a field of this name is not taken from a caller; None where it is."""
+    low = name.lower()
+    if low in _OWN_FIELD:
+        return f"is not an extra header field; use the field {_OWN_FIELD[low]!r} of the body"
+    if low in _NOT_TAKEN:
+        return f"is written by {_NOT_TAKEN[low]} and cannot be set; remove it"
+    if low in _NOT_TAKEN_BECAUSE:
+        return _NOT_TAKEN_BECAUSE[low]
+    if low == "content-language":  # RFC 3282: of the whole mail
+        return None
+    return next((why for prefix, why in _NOT_TAKEN_PREFIXES.items() if low.startswith(prefix)), None)
+
+
+def _structured_fault(name: str, text: str) -> str | None:
+    try:
+        field(name, text)
+    except InvalidField as error:
+        return str(error)
+    return None
+
+
+class Files(NamedTuple):
+    """Attachments, and what was changed about them."""
+
+    attachments: tuple[Attachment, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def read_attachments(value: object) -> Files:
     if value is None or value == "":
-        return ()
+        return Files()
     items = value if isinstance(value, list) else [value]
     if len(items) > MAX_ATTACHMENTS:
         raise _wrong([("", f"{len(items)} attachments are too many; at most {MAX_ATTACHMENTS} are taken")])
     attachments: list[Attachment] = []
+    warnings: list[str] = []
     faults: list[tuple[str, str]] = []
     for at, item in enumerate(items):
         if item is None or item == "":
@@ -268,9 +310,11 @@ def read_attachments(value: object) -> tuple[Attachment, ...]:
             if attachment.content_id and any(attachment.content_id == a.content_id for a in attachments):
                 faults.append((f"{where}/content_id", "two attachments have this content_id; each has its own"))
             attachments.append(attachment)
+            if attachment.filename != item["filename"]:
+                warnings.append(f"the blanks around the file name {attachment.filename!r} are left out")
     if faults:
         raise _wrong(faults[:MAX_FAULTS])
-    return tuple(attachments)
+    return Files(tuple(attachments), tuple(warnings[:MAX_FAULTS]))
 
 
 def read_tags(value: object) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from app.api.fields import OutsideOfTime, in_utc
 from app.mail.address import InvalidAddress, parse_address
 from app.mail.codes import ErrorCode
 from app.mail.errors import Fault, InvalidMessage, NotFound
+from app.mail.message import NULL_SENDER
 from app.mail.outcome import MessageState
 from app.mail.schedule import parse_duration
 from app.store.history import Filter
@@ -30,7 +31,7 @@ FILTERED_BY: dict[str, str] = {
     "state": "queued, sending, deferred, sent, …",
     "error_code": "of the latest failure, such as EAUTH",
     "profile": "name of a profile",
-    "sender": "MAIL FROM",
+    "sender": "MAIL FROM; `<>` is the null sender",
     "recipient": "one address",
     "tag": "one tag",
     "message_id": "of the header Message-ID, with or without <>",
@@ -71,7 +72,7 @@ def filter_of(query: Mapping[str, str], *, now: datetime) -> Filter:
         state=_one_of(query, "state", [*MessageState]),
         error_code=_one_of(query, "error_code", [*ErrorCode], upper=True),
         profile=query.get("profile") or None,
-        sender=_address(query, "sender"),
+        sender="" if query.get("sender") == NULL_SENDER else _address(query, "sender"),
         recipient=_address(query, "recipient"),
         tag=query.get("tag") or None,
         q=_words(query),

@@ -18,6 +18,7 @@ from app.api.media import check_media_type
 from app.api.routes import caller_of, headers_in, runtime_of, to_response
 from app.mail.circuit import Circuit
 from app.mail.errors import NotFound
+from app.mail.message import NULL_SENDER
 from app.mail.profile import AuthMode, Profile, TlsMode
 from app.runtime import Runtime
 
@@ -193,7 +194,7 @@ async def _shape(runtime: Runtime, profile: Profile) -> dict[str, Any]:
         "auth": profile.auth,
         "logs_in": profile.wants_login,
         "from": profile.from_address.addr_spec if profile.from_address else None,
-        "envelope_from": profile.envelope_from,
+        "envelope_from": NULL_SENDER if profile.envelope_from == "" else profile.envelope_from,
         "fallback": list(profile.fallback),
         "paused_at": instant(standing.paused_at) if standing.paused_at else None,
         "circuit": _circuit(standing.circuit) if standing.circuit else None,

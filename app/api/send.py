@@ -37,7 +37,7 @@ from app.api.media import check_media_type
 from app.api.routes import runtime_of, to_response
 from app.intake.accept import is_large
 from app.mail.errors import MailError
-from app.mail.message import Draft, Message
+from app.mail.message import NULL_SENDER, Draft, Message
 from app.runtime import Runtime
 from app.store.verdicts import in_time
 
@@ -163,7 +163,7 @@ def _dry_run(draft: Draft, message: Message) -> Answer:
             "dry_run": True,
             "ok": True,
             "profile": message.profile,
-            "envelope": {"from": message.envelope.sender, "to": message.envelope.recipients},
+            "envelope": {"from": message.envelope.sender or NULL_SENDER, "to": message.envelope.recipients},
             "raw": message.content.decode(),
             "warnings": draft.warnings,
         }

@@ -7,7 +7,7 @@ Nothing of this room knows HTTP, SQL or SMTP. RFC 5321 §6.1 (accepting means no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import partial
@@ -17,6 +17,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
+from app.compose.attachment import is_composite
 from app.compose.mime import compose
 from app.intake.callers import Caller
 from app.intake.offload import Offload
@@ -135,7 +136,7 @@ class Intake:
         content = compose(draft, sender=sender, message_id=message_id, date=begins, boundary=f"=_{id.hex}")
         if len(content) > limit:
             raise TooLarge(f"The message has {len(content)} bytes when composed; at most {limit} are taken{where}")
-        envelope_sender = profile.envelope_from or sender.addr_spec
+        envelope_sender = sender.addr_spec if profile.envelope_from is None else profile.envelope_from
         shown = (sender, *draft.to, *draft.cc, *draft.reply_to)
         return Message(
             id=id,
@@ -197,23 +198,54 @@ def is_large(draft: Draft) -> bool:
 
 def _least_size(draft: Draft) -> int:
     """Return a lower bound of the composed size, without composing."""
-    texts = len(draft.text or "") + len(draft.html or "")
-    return texts + sum(len(attachment.base64) for attachment in draft.attachments)
+    texts = len(draft.text or "") + len(draft.html or "") + (len(draft.calendar.content) if draft.calendar else 0)
+    return texts + sum(
+        len(file.base64) // 4 * 3 - 2 if is_composite(file.content_type) else len(file.base64)
+        for file in draft.attachments
+    )
+
+
+# Hashed whatever they hold, as the first stored fingerprints were. A field that is not named here counts only where it
+# differs from its default, so a release that adds one still knows the requests that were taken before it.
+_ALWAYS_HASHED = frozenset(
+    {
+        *("to", "cc", "bcc", "reply_to", "sender", "subject", "text", "html", "headers", "attachments", "profile"),
+        *("tags", "metadata", "send_at", "expires_in", "warnings"),  # of Draft
+        *("filename", "base64", "content_type", "content_id", "is_inline"),  # of Attachment
+        *("local", "domain", "name"),  # of Address
+    }
+)
 
 
 def fingerprint(draft: Draft) -> bytes:
-    """Tell two requests apart: SHA-256 over all that was asked for, however its JSON was written."""
-    said, how = replace(draft, warnings=()), b""
+    """Return the SHA-256 of a request, however its JSON was written; it outlives an upgrade of the service."""
+    asked, how = replace(draft, warnings=()), b""
     if _least_size(draft) > MOST_BYTES_INLINE:
         # By their digests: one call over tens of megabytes would hold the event loop up, in whatever thread.
         how = b"by digest"
-        said = replace(
-            said,
+        asked = replace(
+            asked,
             text=_digest(draft.text),
             html=_digest(draft.html),
+            calendar=draft.calendar and replace(draft.calendar, content=_digest(draft.calendar.content) or ""),
             attachments=tuple(replace(a, base64=sha256(a.base64).hexdigest().encode()) for a in draft.attachments),
         )
-    return sha256(how + to_json(said)).digest()
+    return sha256(how + to_json(_hashed(asked))).digest()
+
+
+def _hashed(value: object) -> object:
+    """Return a fact as the JSON value that is hashed."""
+    if isinstance(value, tuple):
+        return [_hashed(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    hashed: dict[str, object] = {}
+    for each in fields(value):
+        held = getattr(value, each.name)
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if each.name in _ALWAYS_HASHED or held != default:
+            hashed[each.name] = _hashed(held)
+    return hashed
 
 
 def _digest(text: str | None) -> str | None:
@@ -241,6 +273,6 @@ def _content_faults(draft: Draft, recipients: tuple[Address, ...]) -> list[Fault
         faults.append(Fault("/to", "nobody to send to: give at least one address in to, cc or bcc"))
     if len(recipients) > MAX_RECIPIENTS:
         faults.append(Fault("/to", f"{len(recipients)} recipients are too many; at most {MAX_RECIPIENTS} a message"))
-    if draft.text is None and draft.html is None:
-        faults.append(Fault("/text", "there is nothing to send: give text, html or both"))
+    if draft.text is None and draft.html is None and draft.calendar is None and not draft.attachments:
+        faults.append(Fault("/text", "there is nothing to send: give text, html, calendar or an attachment"))
     return faults

@@ -14,11 +14,15 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from app.mail.slips import DOT_ATOM, HOST, MAX_LOCAL, MAX_SPEC, invisible_character, slip_in
+from app.mail import encoded_words
+from app.mail.slips import DOT_ATOM, HOST, MAX_SPEC, invisible_character, slip_in
 
 MAX_TEXT = 1000  # characters of one written address, display name included
+MAX_ENCODED_NAME = 320  # characters of a display name as encoded words; Sendmail drops the whole field of a longer one
+MAX_PLAIN_NAME = 60  # characters of a display name that is written as it is; a longer one is encoded, to be folded
 
-_ANGLE = re.compile(r"(?:\"((?:[^\"\\]|\\.)*)\"|([^\"<>]*))\s*<([^<>]*)>\Z", re.DOTALL)
+_QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_ANGLE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^"<>])*)<([^<>]*)>\Z', re.DOTALL)
 _RESERVED_LABEL = re.compile(r"(?:\A|\.)[^.]{2}--")  # RFC 5890 §2.3.1: A-labels, and what may be one some day
 # Begins only where a word does, so that a long one is gone through once.
 _LOOKS_LIKE_ONE = re.compile(r"(?<![^\s<>()\[\],;:\"@])[^\s<>()\[\],;:\"@]++@[^\s<>()\[\],;:\"@]++")
@@ -81,7 +85,7 @@ def split_addresses(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address:
-    """Read one address: `a@b`, `<a@b>`, `Name <a@b>` or `"Na, me" <a@b>`.
+    """Read one address: `a@b`, `<a@b>`, `Name <a@b>`, `"Na, me" <a@b>`; the name may be encoded words.
 
     Raises:
         InvalidAddress: anything else; the text never repeats more than 80 characters of the input.
@@ -92,13 +96,26 @@ def parse_address(text: str) -> Address:
     found = _ANGLE.match(text)
     if found is None:
         return _parse_spec(text, name="")
-    quoted, bare, spec = found.groups()
+    phrase, spec = found.groups()
+    name = read_phrase(phrase)
+    if name is None:
+        raise InvalidAddress(f'{shown(text)}: quote the name, as in "Miller, Ann" <ann@example.org>')
+    return _parse_spec(spec.strip(), name=checked_name(name))
+
+
+def read_phrase(phrase: str) -> str | None:
+    """Return what a phrase of words and quoted strings (RFC 5322 §3.2.5) shows; None where a part needs quotes."""
+    phrase = phrase.strip()
+    bare = _QUOTED_STRING.sub("", phrase) if '"' in phrase else phrase
     # A bare colon begins a group (RFC 5322 §3.4). It is also what a header field or an SMTP command has that was
     # smuggled in behind a line break: "a@example.org\r\nRCPT TO:<b@example.org>" is not two recipients.
-    if bare and not _NEVER_BARE.isdisjoint(bare):
-        raise InvalidAddress(f'{shown(text)}: quote the name, as in "Miller, Ann" <ann@example.org>')
-    name = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare.strip()
-    return _parse_spec(spec.strip(), name=checked_name(name))
+    if not _NEVER_BARE.isdisjoint(bare):
+        return None
+    return phrase if bare is phrase else _QUOTED_STRING.sub(_unquoted, phrase)
+
+
+def _unquoted(quoted: re.Match[str]) -> str:
+    return re.sub(r"\\(.)", r"\1", quoted[1], flags=re.DOTALL)
 
 
 def mailbox(addr_spec: str, name: str) -> Address:
@@ -118,11 +135,19 @@ def without_addresses(text: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """Refuse a display name that could not stand in one header line."""
+    """Decode a display name that came as encoded words, and refuse one that could not stand in a header field."""
     if len(name) > MAX_TEXT:
         raise InvalidAddress(f"a display name of {len(name)} characters is too long; at most {MAX_TEXT} are taken")
+    name = encoded_words.decode(name)
     if CONTROL.search(name) or not _is_encodable(name):
         raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
+    if len(name) > MAX_PLAIN_NAME:
+        length = len(" ".join(encoded_words.encode(name)))
+        if length > MAX_ENCODED_NAME:
+            raise InvalidAddress(
+                f"the display name {shown(name)} is too long: it has {length} characters when encoded, and relays drop "
+                f"one of more than {MAX_ENCODED_NAME}; shorten it"
+            )
     return name
 
 
@@ -138,7 +163,7 @@ def shown(text: str) -> str:
 
 def _parse_spec(spec: str, *, name: str) -> Address:
     local, at, domain = spec.rpartition("@")
-    if at and len(local) <= MAX_LOCAL and len(spec) <= MAX_SPEC and _is_plain(local) and _is_host(domain):
+    if at and len(spec) <= MAX_SPEC and _is_plain(local) and _is_host(domain):
         return Address(local, domain.lower(), name)
     fault = slip_in(spec)
     if fault is not None:

@@ -131,7 +131,7 @@ class Profile:
     min_tls: TlsVersion = TlsVersion.V1_2
     allow_cleartext_auth: bool = False
     from_address: Address | None = None  # used where the request names none
-    envelope_from: str | None = None  # MAIL FROM; None = the address of From
+    envelope_from: str | None = None  # MAIL FROM; None = the address of From, "" = the null sender
     helo_name: str | None = None  # None = this host's FQDN, or its address literal
     max_connections: int = 10
     max_messages_per_connection: int | None = None  # 0 = no bound; None = by the relay (smtp.session)

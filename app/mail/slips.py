@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MAX_LOCAL = 64  # octets, RFC 5321 §4.5.3.1.1
+# Octets before the @, RFC 5321 §4.5.3.1.1. Relays take more where they are ASCII: GitHub's reply addresses have 84.
+MAX_INTERNATIONAL_LOCAL = 64
 MAX_LABEL = 63  # octets, RFC 1035 §2.3.4
 MAX_SPEC = 254  # octets of local@domain: RFC 5321 §4.5.3.1.3 less the brackets
 
@@ -147,8 +148,8 @@ def _without_at(spec: str) -> str:
 
 
 def _form(local: str, domain: str, spec: str) -> str | None:
-    if len(local.encode("utf-8", "replace")) > MAX_LOCAL:
-        return f"the part before the @ is longer than {MAX_LOCAL} octets; use a shorter address"
+    if not local.isascii() and len(local.encode("utf-8", "replace")) > MAX_INTERNATIONAL_LOCAL:
+        return f"the part before the @ is longer than {MAX_INTERNATIONAL_LOCAL} octets; use a shorter address"
     if len(spec) > MAX_SPEC or any(len(label) > MAX_LABEL for label in domain.split(".")):
         return f"it is too long: at most {MAX_SPEC} octets in all and {MAX_LABEL} between two dots of the domain"
     if domain.endswith(".") or ".." in spec or local.startswith(".") or local.endswith(".") or domain.startswith("."):

@@ -110,15 +110,17 @@ class Doctor:
         """Walk through the stages.
 
         `sender` None = whom the settings name, and where they name nobody, the last two stages are skipped;
-        `recipient` None = the sender.
+        `recipient` None = the sender, and for the null sender whom the settings name.
 
         Raises:
             RateLimited: this profile logged in for a diagnosis less than a minute ago.
         """
         self._refuse_a_login_too_many(profile)
         default = profile.from_address or self.default_from
-        sender = sender or profile.envelope_from or (default.addr_spec if default else None)
-        recipient = recipient or sender
+        named = default.addr_spec if default else None
+        if sender is None:
+            sender = named if profile.envelope_from is None else profile.envelope_from
+        recipient = recipient or sender or named
         attempt = Attempt(1, profile.name, self._now(), self._clock)
         if profile.wants_login:
             self._logged_in[profile.name] = inf  # until it is known: two at once are one login too many

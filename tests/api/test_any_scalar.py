@@ -130,9 +130,22 @@ raw_json = st.sampled_from(RAW) | scalar.map(json.dumps) | scalar.map(lambda tex
 
 # --- POST /send ------------------------------------------------------------------------------------------------
 
-BELOW = ["email", "name", "filename", "content", "content_type", "content_id", "disposition", "X-A", "a"]
+BELOW = [
+    "email",
+    "name",
+    "filename",
+    "content",
+    "content_type",
+    "content_id",
+    "disposition",
+    "X-A",
+    "References",
+    "List-Id",
+    "a",
+]
 FIELDS = [field.alias or name for name, field in SendRequest.model_fields.items()]
 SOMEBODY = '"a@b.test"'
+GOOD_CALENDAR = {"method": '"PUBLISH"', "content": '"BEGIN:VCALENDAR\\nEND:VCALENDAR"'}
 GOOD_FILE = {"filename": '"a.txt"', "content": '"QUJD"'}
 
 
@@ -150,6 +163,8 @@ def requests(draw: st.DrawFn) -> bytes:
         match name:
             case "attachments":
                 value = f"[{_object({**GOOD_FILE, draw(st.sampled_from(BELOW)): value})}]"
+            case "calendar":
+                value = _object({**GOOD_CALENDAR, draw(st.sampled_from(["method", "content", "a"])): value})
             case "headers" | "metadata":
                 value = _object({draw(st.sampled_from(BELOW) | scalar): value})
             case "tags":

@@ -8,6 +8,7 @@ import asyncio
 import email
 import email.policy
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -834,6 +835,69 @@ def test_a_body_arrives_as_one_mail_and_equal_but_for_its_line_ends(postfix: Pos
     commands = f"ehlo=1 mail={count} rcpt={count} data={count} quit=1 commands={3 * count + 2}"
     assert session_of(postfix, attempt) == commands
     assert not any(f"To: {SMUGGLED}\n".encode() in mail for mail in postfix.mails())
+
+
+async def test_attached_mails_and_invitations_arrive_equal_and_as_parts_of_one_mail(
+    postfix: Postfix, tmp_path: Path
+) -> None:
+    contents = [f"Subject: {number}\n\n{piece}".encode() for number, piece in enumerate(PIECES)]
+    files = [{"filename": f"{n}.eml", "content": b64encode(each).decode()} for n, each in enumerate(contents)]
+    calendar = "BEGIN:VCALENDAR\nMETHOD:REQUEST\nBEGIN:VEVENT\nSUMMARY:für Köln\nEND:VEVENT\nEND:VCALENDAR\n"
+    async with running(postfix, postfix.plain, tmp_path) as service:
+        _, answer = await service.send(attachments=files, calendar={"method": "request", "content": calendar})
+    assert answer["state"] == "sent", answer
+    mail = parsed(await copy_for(postfix, answer, ANN))
+    alternatives, *parts, invitation = mail.iter_parts()
+    shown = list(alternatives.iter_parts())[-1]
+    assert shown.get_content_type() == "text/calendar"
+    for part in (shown, invitation):
+        read = part.get_payload(decode=True)
+        assert isinstance(read, bytes)
+        assert read.decode().replace("\r\n", "\n") == calendar
+    assert len(parts) == len(contents)
+    kinds = set()
+    for part, each in zip(parts, contents, strict=True):
+        kinds.add(part.get_content_type())
+        if part.get_content_type() == "message/rfc822":
+            (inner,) = part.iter_parts()
+            alone = email.message_from_bytes(each.replace(b"\r\n", b"\n"), policy=email.policy.default)
+            assert (inner["Subject"], inner.get_payload()) == (alone["Subject"], alone.get_payload())
+        else:
+            assert part.get_payload(decode=True) == each
+    assert kinds == {"message/rfc822", "application/octet-stream"}
+    assert copies(postfix, answer) == 1
+    assert not any(f"To: {SMUGGLED}\n".encode() in found for found in postfix.mails())
+
+
+async def test_mail_of_the_null_sender_arrives(postfix: Postfix, tmp_path: Path) -> None:
+    null = {"MAILCHUTE_PROFILES__DEFAULT__ENVELOPE_FROM": "<>"}
+    async with running(postfix, postfix.plain, tmp_path, null) as service:
+        _, answer = await service.send()
+        attempt = await service.attempt_at(answer)
+    assert answer["state"] == "sent", answer
+    assert any(line.startswith("MAIL FROM:<>") for line in said_in(attempt))
+    mail = await copy_for(postfix, answer, ANN)
+    assert b"Return-Path: <>\n" in mail
+    assert b"From: bot@example.org\n" in mail
+
+
+async def test_structured_fields_arrive_as_they_were_meant(postfix: Postfix, tmp_path: Path) -> None:
+    ids = " ".join(f"<{at}.{'x' * 40}@example.org>" for at in range(60))
+    asked = {
+        "In-Reply-To": "<a@example.org> ",
+        "References": ids.replace(" ", "  "),
+        "List-Unsubscribe": f"<https://example.org/{'u' * 900}?next=?a>",
+        "Disposition-Notification-To": "Jörg <j@example.org>",
+    }
+    async with running(postfix, postfix.plain, tmp_path) as service:
+        _, answer = await service.send(headers=asked, subject="Order  4711")
+    mail = await copy_for(postfix, answer, ANN)
+    unfolded = re.sub(rb"\n(?=[ \t])", b"", mail.partition(b"\n\n")[0]).decode()
+    read = dict(line.split(": ", 1) for line in unfolded.splitlines())
+    assert (read["In-Reply-To"], read["References"]) == ("<a@example.org>", ids)
+    assert read["List-Unsubscribe"] == asked["List-Unsubscribe"]
+    assert read["Subject"] == "Order  4711"
+    assert parsed(mail)["Disposition-Notification-To"] == asked["Disposition-Notification-To"]
 
 
 def one_way(text: str) -> str:

@@ -491,6 +491,24 @@ def test_the_file_of_the_documentation_is_read(toml: Path) -> None:
     assert intranet.dialect is cloud.dialect is Dialect.FILE
 
 
+@pytest.mark.parametrize(
+    ("written", "sender"),
+    [
+        ("<>", ""),
+        (" <> ", ""),
+        ("< >", ""),
+        ("bounces@corp.example", "bounces@corp.example"),
+        ("<bounces@corp.example>", "bounces@corp.example"),
+        ("Bounces <bounces@Corp.example>", "bounces@corp.example"),
+    ],
+)
+def test_mail_from_is_an_address_or_the_null_sender(toml: Path, written: str, sender: str) -> None:
+    toml.write_text(f'[profiles.corp]\nhost = "a.example"\nenvelope_from = "{written}"\n')
+    assert _load({}, toml).profiles["corp"].envelope_from == sender
+    environ = {"MAILCHUTE_PROFILES__CORP__HOST": "a.example", "MAILCHUTE_PROFILES__CORP__ENVELOPE_FROM": written}
+    assert _load(environ).profiles["corp"].envelope_from == sender
+
+
 def test_the_founding_case_is_two_lines(toml: Path) -> None:
     toml.write_text('[profiles.intranet]\nhost = "mail.corp.example"\n')
     settings = _load({}, toml)

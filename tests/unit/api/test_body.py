@@ -28,7 +28,7 @@ ANN, BOB = Address("ann", "example.org"), Address("bob", "example.org")
 RECIPIENTS = ("to", "cc", "bcc", "reply_to")
 FIELDS = [
     *(*RECIPIENTS, "from", "subject", "text", "html", "headers", "attachments", "profile", "tags", "metadata"),
-    *("send_at", "expires_in", "idempotency_key", "dry_run"),
+    *("send_at", "expires_in", "idempotency_key", "dry_run", "calendar"),
 ]
 
 
@@ -285,6 +285,8 @@ def test_a_fault_points_at_the_value_and_says_what_is_wrong_with_it(said: Any, p
                 "Resent-To",
                 "Resent-Bcc",
                 "Delivered-To",
+                "Content-Disposition",
+                "Content-ID",
             )
         ],
     ],
@@ -297,10 +299,78 @@ def test_a_structural_field_is_refused_by_name(name: str, cure: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["References", "In-Reply-To", "List-Unsubscribe", "X-Mailer", "Auto-Submitted", "Precedence", "X.Y_Z~!"]
+    "name",
+    [
+        "References",
+        "In-Reply-To",
+        "List-Unsubscribe",
+        "X-Mailer",
+        "Auto-Submitted",
+        "Precedence",
+        "Content-Language",
+        "X.Y_Z~!",
+    ],
 )
 def test_any_other_field_is_taken(name: str) -> None:
     assert _draft({"headers": {name: "x"}}).headers == ((name, "x"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Sender", "'from'"),
+        ("Return-Path", "envelope_from"),
+        ("Date", "written by the service"),
+        ("Received", "servers that a mail passes through"),
+        ("Content-Description", "describes one part"),
+        ("DKIM-Signature", "signs"),
+    ],
+)
+def test_a_field_is_refused_for_its_own_reason(name: str, why: str) -> None:
+    assert why in _faults({"headers": {name: "x"}})[f"/headers/{name}"]
+
+
+@pytest.mark.parametrize(
+    ("names", "pointer"),
+    [
+        (["References", "references"], "/headers/references"),
+        (["X-A", "X-B", "x-a"], "/headers/x-a"),
+        (["LIST-ID", "List-Id", "list-id"], "/headers/List-Id"),
+    ],
+)
+def test_a_field_that_is_there_twice_in_other_cases_is_refused(names: list[str], pointer: str) -> None:
+    faults = _faults({"headers": dict.fromkeys(names, "x")})
+    assert next(iter(faults)) == pointer
+    assert f"as {names[0]} too" in faults[pointer]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("In-Reply-To", "<jörg@example.org>", "ASCII"),
+        ("References", "<a b@example.org>", "blank"),
+        ("List-Unsubscribe", "<https://example.org/ü>", "percent-encoded"),
+        ("List-Unsubscribe", "<https://example.org/" + "u" * 1000 + ">", "shorten it"),
+        ("Disposition-Notification-To", "Jörg", "name@example.org"),
+        ("Disposition-Notification-To", "=?utf-8?q?a=0Ab?= <j@example.org>", "control characters"),
+        ("In-Reply-To", "<a@b>\r\nBcc: evil@example.org", "line breaks"),
+    ],
+)
+def test_what_a_structured_field_cannot_carry_is_refused_by_name(name: str, value: str, why: str) -> None:
+    faults = _faults({"headers": {name: value}})
+    assert list(faults) == [f"/headers/{name}"]
+    assert why in faults[f"/headers/{name}"]
+    assert name in faults[f"/headers/{name}"]
+
+
+@pytest.mark.parametrize("field", ["to", "from", "cc", "reply_to"])
+@pytest.mark.parametrize("name", ["ü" * 200, "x" * 400, "=?utf-8?q?" + "=C3=BC" * 110 + "?="])
+def test_a_display_name_that_relays_would_drop_is_refused_by_name(field: str, name: str) -> None:
+    for written in (f"{name} <ann@example.org>", {"email": "ann@example.org", "name": name}):
+        faults = _faults({field: written})
+        assert list(faults) == [f"/{field}"]
+        assert "display name" in faults[f"/{field}"]
+        assert "320" in faults[f"/{field}"]
 
 
 def test_every_fault_of_a_body_is_told_at_once() -> None:
@@ -429,6 +499,20 @@ def test_a_lenient_body_names_some_unknown_fields_and_counts_the_rest() -> None:
     draft = _draft(GOOD | {f"x{at}": "x" for at in range(MAX_FAULTS + 7)}, lenient=True)
     assert len(draft.warnings) == MAX_FAULTS + 1
     assert draft.warnings[-1] == "7 more fields are not known here"
+
+
+def test_blanks_around_a_file_name_go_with_a_warning() -> None:
+    files = [{"filename": name, "content": "QQ=="} for name in (" a.pdf ", "b c.pdf", "d.pdf\u00a0")]
+    draft = _draft(GOOD | {"attachments": files})
+    assert [file.filename for file in draft.attachments] == ["a.pdf", "b c.pdf", "d.pdf"]
+    assert [file.content_type for file in draft.attachments] == ["application/pdf"] * 3
+    assert draft.warnings == tuple(f"the blanks around the file name '{name}.pdf' are left out" for name in "ad")
+
+
+@pytest.mark.parametrize("kind", ["message/rfc822", "multipart/mixed; boundary=x", "message/partial"])
+def test_an_attached_message_is_taken(kind: str) -> None:
+    draft = _draft(GOOD | {"attachments": {"filename": "a.eml", "content": "QQ==", "content_type": kind}})
+    assert draft.attachments[0].content_type == kind
 
 
 def test_equal_addresses_over_the_bound_count_once() -> None:
