@@ -274,12 +274,12 @@ def _missing(said: SendRequest, unknown: Iterable[str]) -> list[Fault]:
     faults = []
     if not (said.to or said.cc or said.bcc or meant & {"to", "cc", "bcc"}):
         faults.append(Fault("/to", "a recipient is missing: give at least one address in to, cc or bcc"))
-    if not (any(getattr(said, name) for name in _CONTENT) or meant & {*_CONTENT}):
+    if not (said.text or said.html or said.calendar or said.attachments.attachments or meant & _CONTENT):
         faults.append(Fault("/text", "the content is missing: text or html?"))
     return faults
 
 
-_CONTENT = ("text", "html", "attachments")
+_CONTENT = {"text", "html", "calendar", "attachments"}
 _FIELDS = [field.alias or name for name, field in SendRequest.model_fields.items()]
 
 
