@@ -39,8 +39,8 @@ _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,76}\Z")  # RFC 5322 §3.6.8
 _NOT_TAKEN = {
     **dict.fromkeys(["date", "message-id", "mime-version", "content-type", "content-transfer-encoding"], "the service"),
-    **dict.fromkeys(["received", "authentication-results", "delivered-to"], "the servers that a mail passes through"),
-    "dkim-signature": "the relay that signs the mail",
+    **dict.fromkeys(["received", "authentication-results", "delivered-to"], "the service or a server behind it"),
+    "dkim-signature": "the service or the relay that signs",
 }
 _NOT_TAKEN_BECAUSE = {
     "sender": "is not taken: who sends is said by 'from' alone; remove it",

@@ -274,5 +274,5 @@ def _content_faults(draft: Draft, recipients: tuple[Address, ...]) -> list[Fault
     if len(recipients) > MAX_RECIPIENTS:
         faults.append(Fault("/to", f"{len(recipients)} recipients are too many; at most {MAX_RECIPIENTS} a message"))
     if draft.text is None and draft.html is None and draft.calendar is None and not draft.attachments:
-        faults.append(Fault("/text", "there is nothing to send: give text, html, calendar or an attachment"))
+        faults.append(Fault("/text", "there is nothing to send: give text, html or both, calendar, or an attachment"))
     return faults

@@ -321,7 +321,7 @@ def test_any_other_field_is_taken(name: str) -> None:
         ("Sender", "'from'"),
         ("Return-Path", "envelope_from"),
         ("Date", "written by the service"),
-        ("Received", "servers that a mail passes through"),
+        ("Received", "a server behind it"),
         ("Content-Description", "describes one part"),
         ("DKIM-Signature", "signs"),
     ],
