@@ -16,6 +16,7 @@ from app.smtp import classify
 from app.smtp.limits import is_too_many_recipients
 from app.smtp.pool import Pool
 from app.smtp.transaction import BeforeHandover, Report, StaleSession, deliver
+from app.smtp.transaction_replies import is_access_refusal
 
 
 async def carry_out(
@@ -87,8 +88,7 @@ def outcomes_of(
     """
     readings: dict[tuple[Phase, Reply], Outcome] = {}
     alone = len(report.verdicts) == len(pending) and all(
-        phase in (Phase.MAIL, Phase.RCPT) and classify.is_access_refusal(reply)
-        for phase, reply in report.verdicts.values()
+        phase in (Phase.MAIL, Phase.RCPT) and is_access_refusal(reply) for phase, reply in report.verdicts.values()
     )
     outcomes: dict[str, Outcome] = {}
     for address in pending:

@@ -41,6 +41,12 @@ _COME_BACK = re.compile(
     r"(m(?:in|ins|inutes?)?\b|h(?:ours?|rs?)?\b)?)",
     re.IGNORECASE,
 )
+_WORN_OUT = re.compile(
+    r"\btoo many (?:(?:syntax|protocol|smtp|syntax or protocol) )?errors\b"
+    r"|\btoo many (?:bad|failed|invalid|non-?existent|rejected|unknown|unrecogni[sz]ed|non-?mail) "
+    r"(?:commands?|recipients?|rcpts?|users?|addresses|mailboxes)\b",
+    re.IGNORECASE,
+)
 _TOO_MANY_RECIPIENTS = re.compile(r"\btoo many recipients\b", re.IGNORECASE)
 LONGEST_WAIT = 3600.0  # seconds; whoever asks for more is tried after an hour all the same
 _RATE_LIMITED = re.compile(
@@ -102,6 +108,11 @@ def is_too_many_recipients(reply: Reply) -> bool:
     """Whether another transaction may carry the recipient that was refused (RFC 5321 §4.5.3.1.10, RFC 3463 §3.6)."""
     is_meant = (reply.enhanced or "")[1:] == ".5.3" or _TOO_MANY_RECIPIENTS.search(words_of(reply)) is not None
     return is_meant and limit(Phase.RCPT, reply) is None
+
+
+def is_worn_out(reply: Reply) -> bool:
+    """Whether a refusal is about the errors that came before it in this session, and not about what it answers."""
+    return _WORN_OUT.search(words_of(reply)) is not None
 
 
 def wait_asked_for(words: str) -> float:

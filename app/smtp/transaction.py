@@ -23,6 +23,7 @@ from app.mail.reply import Reply
 from app.smtp import classify
 from app.smtp.limits import limit
 from app.smtp.session import Session
+from app.smtp.transaction_replies import lost_its_place
 from app.smtp.wire import BLOCK, Breach, Lost, TimedOut, Unexpected
 
 BeforeHandover: TypeAlias = Callable[[], Awaitable[None]]
@@ -56,7 +57,8 @@ async def deliver(
     reset after a refusal.
 
     Raises:
-        StaleSession: only on a warm session, and only if the relay said nothing at all, or refused MAIL for now.
+        StaleSession: only on a warm session, and only if the relay said nothing at all, refused MAIL for now, or lost its
+            place before it.
     """
     session.describe(attempt)
     refusal = _known_refusal(session, envelope, len(content))
@@ -170,13 +172,16 @@ class _Transaction:
         if not mail.is_positive:
             # Already now: many relays close behind it, and that takes nothing back.
             self._report.verdicts = dict.fromkeys(self._envelope.recipients, (Phase.MAIL, mail))
-        self._attempt.enter(Phase.RCPT)
+        # What came with a refused command is answered too, and no phase that was reached.
+        if mail.is_positive:
+            self._attempt.enter(Phase.RCPT)
         for address in self._envelope.recipients:
             reply = await self._reply(self._timeouts.rcpt)
-            if self._closes(reply, Phase.RCPT):
+            if self._closes(reply, self._attempt.phase):
                 return
             self._note_recipient(address, mail, reply)
-        self._attempt.enter(Phase.DATA)
+        if self._accepted:
+            self._attempt.enter(Phase.DATA)
         await self._after_data(await self._reply(self._timeouts.data))
 
     async def _step_by_step(self) -> None:
@@ -202,7 +207,8 @@ class _Transaction:
 
     def _not_used_up(self, mail: Reply) -> Reply:
         """Take a warm session for used up where MAIL is refused for now: a new one may do (docs/quirks.md)."""
-        if mail.is_transient and self._session.is_warm and limit(Phase.MAIL, mail) is None:
+        is_of_session = mail.is_transient or lost_its_place(Phase.MAIL, mail)
+        if is_of_session and self._session.is_warm and limit(Phase.MAIL, mail) is None:
             raise StaleSession(str(mail))
         return mail
 
@@ -239,7 +245,7 @@ class _Transaction:
     # content
 
     async def _after_data(self, data: Reply) -> None:
-        if self._closes(data, Phase.DATA):
+        if self._closes(data, self._attempt.phase):
             return
         if data.code != 354:
             if self._accepted and data.code < 400:
