@@ -40,10 +40,14 @@ class Report:
     """What the relay said. Every recipient is in `verdicts`, or shares `failure`.
 
     `verdicts` maps a recipient to the phase and the reply that decide for it; a positive reply is the content's.
+    `accepted` are those whose RCPT was accepted. `ended_at` is the recipient whose RCPT the relay answered by ending
+    the session (421, a close, silence).
     """
 
     verdicts: dict[str, tuple[Phase, Reply]] = field(default_factory=dict)
     failure: Failure | None = None
+    accepted: list[str] = field(default_factory=list)
+    ended_at: str | None = None
 
 
 async def deliver(
@@ -57,8 +61,7 @@ async def deliver(
     reset after a refusal.
 
     Raises:
-        StaleSession: only on a warm session, and only if the relay said nothing at all, refused MAIL for now, or lost its
-            place before it.
+        StaleSession: only on a warm session, and only if the relay said nothing at all, or refused MAIL for now.
     """
     session.describe(attempt)
     refusal = _known_refusal(session, envelope, len(content))
@@ -123,7 +126,7 @@ class _Transaction:
         self._before_handover = before_handover
         self._mark: Awaitable[None] | None = None
         self._report = Report()
-        self._accepted: list[str] = []
+        self._accepted = self._report.accepted
         self._heard_anything = False
 
     async def run(self) -> Report:
@@ -151,6 +154,7 @@ class _Transaction:
         profile, attempt = self._session.profile, self._attempt
         if isinstance(breach, Unexpected) and not attempt.handover:
             self._report.verdicts.clear()  # whose they were is not sure any more
+            self._report.ended_at = None
         self._report.failure = classify.breach(profile, attempt.phase, breach, handed_over=attempt.handover)
 
     # envelope
@@ -176,6 +180,7 @@ class _Transaction:
         if mail.is_positive:
             self._attempt.enter(Phase.RCPT)
         for address in self._envelope.recipients:
+            self._report.ended_at = address if mail.is_positive else None
             reply = await self._reply(self._timeouts.rcpt)
             if self._closes(reply, self._attempt.phase):
                 return
@@ -194,6 +199,7 @@ class _Transaction:
         for address in self._envelope.recipients:
             reply = mail
             if mail.is_positive:
+                self._report.ended_at = address
                 reply = await self._ask(f"RCPT TO:<{address}>", self._timeouts.rcpt)
                 if self._closes(reply, Phase.RCPT):
                     return
@@ -226,6 +232,7 @@ class _Transaction:
     def _note_recipient(self, address: str, mail: Reply, reply: Reply) -> None:
         if 354 in (mail.code, reply.code):
             raise Unexpected(f"354 before DATA: {reply}")
+        self._report.ended_at = None
         if not mail.is_positive:
             self._report.verdicts[address] = (Phase.MAIL, mail)
         elif reply.is_positive:

@@ -121,6 +121,7 @@ def _failure(said: Any) -> Failure:
         smtp_code=said["smtp_code"],
         enhanced_code=said["enhanced_code"],
         reply=said["reply"],
+        by_name=said.get("by_name", False),  # not there before 0.2
     )
 
 

@@ -734,6 +734,34 @@ async def test_many_refused_recipients_do_not_keep_the_good_one_from_its_mail(po
     await copy_for(postfix, answer, ANN)
 
 
+@pytest.mark.parametrize("place", [0, 12, 25])
+async def test_full_mailboxes_do_not_keep_the_good_one_from_its_mail(
+    place: int, postfix: Postfix, tmp_path: Path
+) -> None:
+    # Twenty times 452 4.2.2, then 421 4.7.0 too many errors (smtpd_hard_error_limit).
+    full = [f"full{n}@mailbox.test" for n in range(25)]
+    async with running(postfix, postfix.plain, tmp_path) as service:
+        _, answer = await service.send(to=[*full[:place], ANN, *full[place:]])
+        attempt = await service.attempt_at(answer)
+    assert (answer["state"], answer["accepted"], answer["attempts"]) == ("deferred", [ANN], 1)
+    assert any("421 4.7.0" in line["line"] for line in attempt["transcript"])
+    await copy_for(postfix, answer, ANN)
+    assert copies(postfix, answer) == 1
+
+
+async def test_of_a_thousand_recipients_with_full_mailboxes_among_them_each_good_one_gets_one_mail(
+    postfix: Postfix, tmp_path: Path
+) -> None:
+    everybody = [f"{'full' if n % 20 == 7 else 'r'}{n}@mailbox.test" for n in range(1000)]
+    async with running(postfix, postfix.plain, tmp_path) as service:
+        _, answer = await service.send(to=everybody)
+        found = await service.look_up(answer)
+    good = [address for address in everybody if address.startswith("r")]
+    assert (found["state"], found["accepted"], len(found["attempts"])) == ("deferred", good, 1)
+    assert {one["smtp_code"] for one in found["recipients"] if one["state"] == "pending"} == {452}
+    await copy_for(postfix, answer, good[-1])
+
+
 async def test_a_non_ascii_mailbox_gets_its_mail(postfix: Postfix, tmp_path: Path) -> None:
     async with running(postfix, postfix.plain, tmp_path) as service:
         _, answer = await service.send(to="Jürgen <jürgen@mailbox.test>")
