@@ -194,7 +194,7 @@ class Carrier:
             lane = self._lanes.get(name)
             if lane is None or not lane.is_known or not self._circuits.admits(name):
                 continue
-            if lane is home or (lane.paused_at is None and (lane.meter is None or lane.meter.free > 0)):
+            if lane is home or (lane.paused_at is None and lane.meter.free > 0):
                 return lane.profile
         return None
 
@@ -238,8 +238,8 @@ class Carrier:
     async def _carry_out(self, trying: _Try, profile: Profile, attempt: Attempt) -> Mapping[str, Outcome]:
         """Go through one attempt; raises CircuitOpen where none was made."""
         lane, began = self._lanes[profile.name], self._clock()
-        if lane.meter is not None and lane is not trying.lane:
-            lane.meter.reserved += 1
+        if lane is not trying.lane:
+            lane.meter.reserve()
         self._circuits.begin(attempt)
         first, *trying.later = turns(trying.claim.snapshot.recipients)
         trying.claim = replace(trying.claim, only=first if trying.later else None)
@@ -255,7 +255,7 @@ class Carrier:
         finally:
             if not ended:
                 self._circuits.abandoned(attempt)
-            if lane.meter is not None and lane is not trying.lane and profile.name not in trying.begun:
+            if lane is not trying.lane and profile.name not in trying.begun:
                 lane.meter.release()
                 lane.wake.set()
         self._learn(lane, outcomes, began)
@@ -279,7 +279,8 @@ class Carrier:
             if not whom or not await self._keeps_part(trying, attempt, outcomes, whom):
                 break
             try:
-                others, following = await self._transact(trying.claim, profile, attempt)
+                counting = self._lanes[profile.name].meter.count
+                others, following = await self._transact(trying.claim, profile, attempt, counting)
             except CircuitOpen:  # which this attempt has not met: whoever is left waits for it
                 break
             last |= following.last
@@ -447,11 +448,8 @@ async def _end_of(writing: asyncio.Future[Claim]) -> asyncio.CancelledError | No
 
 
 def _begin_in(lane: Lane, trying: _Try) -> None:
-    if lane is trying.lane and lane.profile.name not in trying.begun:
-        lane.begun += 1
     trying.begun.add(lane.profile.name)
-    if lane.meter is not None:
-        lane.meter.use()
+    lane.meter.use()
 
 
 _SAID = {

@@ -157,7 +157,7 @@ class Worker:
 
     def meters(self) -> Mapping[str, Meter]:
         """Give the meters of the profiles that have a rate."""
-        return {name: lane.meter for name, lane in self._lanes.items() if lane.meter is not None}
+        return {name: lane.meter for name, lane in self._lanes.items() if lane.meter.rate is not None}
 
     def _lane(self, name: str) -> Lane:
         """Give a profile's lane, a new one where there is none, that of a profile that is not in the settings."""
@@ -256,8 +256,8 @@ class Worker:
                     nap = PAUSE_WITHOUT_STORE
             else:
                 lane.backlog = True
-                if lane.meter is not None and lane.meter.free <= 0:
-                    nap = min(lane.meter.next_free_in or LONGEST_NAP, LONGEST_NAP)
+                if lane.meter.free <= 0:
+                    nap = min(lane.meter.next_free_in, LONGEST_NAP)
             if nap > 0 and not self._stopping:
                 try:
                     async with asyncio.timeout(nap):

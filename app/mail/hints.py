@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from app.mail.codes import Reason
 from app.mail.profile import MECHANISMS, MECHANISMS_IN_CLEAR, AuthMode, Profile, TlsMode, TlsVersion, is_loopback
+from app.mail.schedule import Rate
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
@@ -165,12 +166,15 @@ def _reply_timeout(p: Profile, facts: Facts) -> str:
     return f"The relay was too slow to answer: it is tried again; if it always is, raise {p.setting(key)}."
 
 
-def _rate_limited(p: Profile, _: Facts) -> str:
-    fewer = max(1, p.max_connections // 2)
-    return (
-        "The relay takes no more from us for now: it is tried again; if it happens often, open fewer connections at "
-        f"once with {p.setting('max_connections', fewer)}."
-    )
+def _rate_limited(p: Profile, facts: Facts) -> str:
+    cures = []
+    if facts.get("counts") == "messages" or p.max_connections == 1:
+        slower = p.rate.halved if p.rate else Rate(30, 60.0)
+        cures = [f"send no more than it takes with {p.setting('rate', str(slower))}"] if slower else []
+    if p.max_connections > 1:
+        cures.append(f"open fewer connections at once with {p.setting('max_connections', p.max_connections // 2)}")
+    cure = ", or ".join(cures) or "ask its operator for a higher limit"
+    return f"The relay takes no more from us for now: it is tried again; if it happens often, {cure}."
 
 
 def _outcome_unknown(p: Profile, facts: Facts) -> str:

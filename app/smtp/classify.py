@@ -18,7 +18,7 @@ from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import Profile, TlsMode
 from app.mail.reply import Reply
 from app.smtp import auth_replies, transaction_replies
-from app.smtp.limits import limit
+from app.smtp.limits import counts_messages, limit
 from app.smtp.mechanisms import BrokenOff
 from app.smtp.relays import recognise
 from app.smtp.scram import MOST_ITERATIONS
@@ -68,6 +68,7 @@ def _refusal(
     limited = limit(phase, reply)
     if limited is not None:
         reason, cls = limited, _T
+        facts = {**facts, "counts": "messages"} if counts_messages(phase, reply) else facts
     known = recognise(profile, reply)
     if known is not None and known.reason is not None:
         reason, cls = known.reason

@@ -48,6 +48,7 @@ _WORN_OUT = re.compile(
     re.IGNORECASE,
 )
 _TOO_MANY_RECIPIENTS = re.compile(r"\btoo many recipients\b", re.IGNORECASE)
+_IN_TRANSACTION = (Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT)
 LONGEST_WAIT = 3600.0  # seconds; whoever asks for more is tried after an hour all the same
 _RATE_LIMITED = re.compile(
     r"too many (?:(?:concurrent|open|new|simultaneous) )?(?:smtp |tls )?(?:connections|sessions)\b"
@@ -72,6 +73,7 @@ _RATE_LIMITED = re.compile(
     r"|please wait to send more",
     re.IGNORECASE,
 )
+_OF_CONNECTIONS = re.compile(r"\b(?:connect\w*|connexions?|sessions?|concurrent|threads?|tls)\b", re.IGNORECASE)
 # 5xx: only what certainly speaks of our own rate.
 _RATE_LIMITED_FOR_GOOD = re.compile(
     r"daily (?:user sending|smtp relay) (?:limit|quota) exceeded|too many emails per second"
@@ -93,8 +95,7 @@ def limit(phase: Phase, reply: Reply) -> Reason | None:
         return None
     if reply.is_permanent:
         return Reason.RATE_LIMITED if _RATE_LIMITED_FOR_GOOD.search(words) else None
-    in_transaction = phase in (Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT)
-    if in_transaction and _GREYLISTED.search(words):
+    if phase in _IN_TRANSACTION and _GREYLISTED.search(words):
         return Reason.GREYLISTED
     if reply.code == 432 or _RATE_LIMITED.search(words):
         return Reason.RATE_LIMITED
@@ -102,6 +103,11 @@ def limit(phase: Phase, reply: Reply) -> Reason | None:
         is_bare = (reply.enhanced or "")[1:] == ".7.1" and _GREYLISTED_BARE.fullmatch(words)
         return Reason.GREYLISTED if is_bare or _COME_BACK.search(words) else None
     return None
+
+
+def counts_messages(phase: Phase, reply: Reply) -> bool:
+    """Whether a rate limit is on messages, and not on connections or logins."""
+    return phase in _IN_TRANSACTION and _OF_CONNECTIONS.search(words_of(reply)) is None
 
 
 def is_too_many_recipients(reply: Reply) -> bool:

@@ -2186,7 +2186,7 @@ FROM_MAIL = [
             "ECONNECTION/rate_limited T",
             (verb, f"{code} {words}"),
             reply=f"{code} {words}",
-            hint=["max_connections = "],
+            hint=["max_connections = ", *(['rate = "30/m"'] if "mail" in words or "message" in words else [])],
         )
         for verb, code, words in (
             ("MAIL", 432, "4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded"),
