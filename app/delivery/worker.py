@@ -133,10 +133,13 @@ class Worker:
         for name in profiles:
             self._lane(name)
         for name, lane in self._lanes.items():
-            is_back = not lane.is_known and name in profiles and self._is_claiming
+            was, is_back = lane.profile, not lane.is_known and name in profiles
             lane.change(profiles.get(name))
             lane.wake.set()
-            if is_back:  # what found it gone waits for longer than it need
+            # What found it gone, or could not be sent by the settings before, waits for longer than it need. Where its
+            # circuit is open, `Circuits` lets it go.
+            is_mended = not lane.profile.sends_like(was) and self._circuits.of(name) is None
+            if self._is_claiming and (is_back or is_mended):
                 self._keep(self._make_due(name))
         self._circuits.settings_changed()
 

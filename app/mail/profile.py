@@ -9,7 +9,7 @@ except to loopback or where that was said; `starttls` and `implicit` verify and 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import TypeAlias
@@ -156,11 +156,20 @@ class Profile:
         """Whether no mail and no password goes over without TLS, whatever the relay offers."""
         return self.tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT)
 
+    def sends_like(self, other: Profile) -> bool:
+        """Whether a message would fare the same through both: they differ at most in how many go at once."""
+        return self == replace(other, **{key: getattr(self, key) for key in _OF_FLOW})
+
     def setting(self, key: str, value: Value = None) -> str:
         """Write a setting in the words in which this profile was set: `SMTP_AUTH=none` or `auth = "none"`."""
         return setting(self.dialect, self.name, key, value)
 
 
+# What changes no message's fate: how many go at once, and whom to name as sender of those to come.
+_OF_FLOW = (
+    *("max_connections", "max_messages_per_connection", "idle_timeout", "rate"),
+    *("max_message_bytes", "from_address", "envelope_from", "in_doubt", "dialect"),
+)
 _ENVIRONMENT_NAMES = frozenset({"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"})
 
 

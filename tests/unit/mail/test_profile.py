@@ -21,6 +21,7 @@ from app.mail.profile import (
     setting,
     stand_in,
 )
+from app.mail.schedule import Rate
 
 NONE, OPPORTUNISTIC, STARTTLS, IMPLICIT = TlsMode
 ENVIRONMENT, NESTED, FILE = Dialect
@@ -367,3 +368,25 @@ def test_a_stand_in_reaches_nothing() -> None:
 )
 def test_the_time_limits_of_a_transaction_are_those_of_rfc_5321(phase: str, at_least: float) -> None:
     assert getattr(Timeouts(), phase) >= at_least
+
+
+@pytest.mark.parametrize(
+    ("changed", "alike"),
+    [
+        ({"max_connections": 2}, True),
+        ({"rate": Rate(5, 60.0), "idle_timeout": 0.0, "max_messages_per_connection": 3}, True),
+        ({"port": 2525}, False),
+        ({"host": "other.test"}, False),
+        ({"tls": TlsMode.NONE}, False),
+        ({"username": "bot", "password": "x"}, False),
+        ({"helo_name": "ours.test"}, False),
+        ({"envelope_from": "a@ours.test"}, True),
+        ({"fallback": ("other",)}, False),
+        ({"timeouts": Timeouts(connect=1.0)}, False),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_profiles_send_alike_unless_they_differ_in_what_a_message_meets(changed: dict[str, Any], alike: bool) -> None:
+    said: dict[str, Any] = {"name": "corp", "dialect": Dialect.FILE, "host": "relay.test", "port": 587}
+    one, other = (resolve_profile(ProfileFacts(**facts))[0] for facts in (said, said | changed))
+    assert one.sends_like(other) is other.sends_like(one) is alike
