@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from app.mail.address import Address, mailbox, parse_address
-from app.mail.profile import AuthMode, InDoubtPolicy, TlsMode, TlsVersion
+from app.mail.profile import HOST_NAME, AuthMode, InDoubtPolicy, TlsMode, TlsVersion
 from app.mail.schedule import DEFAULT_EXPIRES_AFTER, DEFAULT_SCHEDULE, Rate, parse_duration
 
 DAY = 86400.0  # seconds
@@ -57,7 +57,7 @@ def _base_path(value: object) -> object:
 
 
 Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,255}$")]
+HostName = Annotated[str, Field(pattern=HOST_NAME)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
 Keeping = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * DAY)]
 PhaseSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=3600)]
@@ -126,7 +126,8 @@ class ProfileSettings(_Strict):
     tls: Annotated[TlsMode, BeforeValidator(_lower)] | None = _said(
         None,
         "`none`, `opportunistic`, `starttls`, `implicit`",
-        shown="port 465: `implicit`; with a login: `starttls`; else `opportunistic`",
+        shown="port 465: `implicit`; with a login, `ca_file` or another setting that needs TLS: `starttls`; else "
+        "`opportunistic`",
     )
     auth: Annotated[AuthMode, BeforeValidator(_lower)] | None = _said(
         None, "`auto`, `none`, `required`, `plain`, `login`, `cram-md5`, `scram-sha-1`, `scram-sha-256`", shown="`auto`"

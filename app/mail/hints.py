@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from app.mail.changes import Change, Noting, complete
 from app.mail.codes import Reason
-from app.mail.profile import MECHANISMS, MECHANISMS_IN_CLEAR, AuthMode, Profile, TlsMode, TlsVersion, is_loopback
+from app.mail.profile import (
+    MECHANISMS,
+    MECHANISMS_IN_CLEAR,
+    AuthMode,
+    Profile,
+    TlsMode,
+    TlsVersion,
+    is_host_name,
+    is_loopback,
+)
 from app.mail.schedule import Rate
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
@@ -20,7 +30,18 @@ _NOT_IN_TIME = "The message was not taken in the time it had: mend what the last
 
 def hint(reason: Reason, profile: Profile, facts: Facts | None = None) -> str:
     """Say in one sentence what to change so that this does not happen again."""
-    return _HINTS[reason](profile, facts or {})
+    return _advice(reason, profile, facts)[0]
+
+
+def changes(reason: Reason, profile: Profile, facts: Facts | None = None) -> tuple[Change, ...]:
+    """Return what the hint proposes to change, each a way of its own; what it only names is not among them."""
+    return _advice(reason, profile, facts)[1]
+
+
+def _advice(reason: Reason, profile: Profile, facts: Facts | None) -> tuple[str, tuple[Change, ...]]:
+    noting = Noting.of(profile)
+    sentence = _HINTS[reason](noting, facts or {})
+    return complete(sentence, profile, noting.noted)
 
 
 def at_the_end(said: str) -> str:
@@ -76,7 +97,7 @@ def _malformed_reply(p: Profile, facts: Facts) -> str:
 
 
 def _tls_not_offered(p: Profile, facts: Facts) -> str:
-    cure = f"set {p.setting('tls', 'implicit')} with port 465 if the relay has that"
+    cure = f"set {p.setting('tls', 'implicit')} and {p.setting('port', 465)} if the relay has that"
     if p.wants_login and not facts.get("offered"):
         return (
             f"The relay offers neither STARTTLS nor AUTH on port {p.port}: if it wants no login, set "
@@ -125,8 +146,9 @@ def _tls_hostname_mismatch(p: Profile, facts: Facts) -> str:
             f"The relay's certificate is not for {wanted}: set {p.setting('server_name')} to a name that it bears, "
             f"or stop verifying with {p.setting('verify', False)}."
         )
-    first = names.split(", ")[0]
-    example = first.replace("*", "mail", 1)
+    # A certificate may bear names that no setting takes.
+    examples = (name.replace("*", "mail", 1) for name in names.split(", "))
+    example = next((name for name in examples if is_host_name(name)), None)
     return (
         f"The relay's certificate is for {names}, not for {wanted}: set {p.setting('server_name', example)} if that "
         f"is the relay you mean, or stop verifying with {p.setting('verify', False)}."
@@ -266,13 +288,21 @@ def _auth_required(p: Profile, _: Facts) -> str:
     if p.auth is AuthMode.NONE:
         return (
             f"The relay takes mail only after a login, and {p.setting('auth', 'none')} forbids it: set "
-            f"{p.setting('auth', 'auto')} with {p.setting('username')} and {p.setting('password')}."
+            f"{p.setting('auth', 'auto')}{_under_tls(p)} with {p.setting('username')} and {p.setting('password')}."
         )
     return (
-        f"The relay takes mail only after a login: set {p.setting('username')} and {p.setting('password')}."
+        f"The relay takes mail only after a login: set {p.setting('username')} and {p.setting('password')}"
+        f"{',' if _under_tls(p) else ''}{_under_tls(p)}."
         if not p.wants_login
         else f"The relay wants a login that it accepts: check {p.setting('username')} and {p.setting('password')}."
     )
+
+
+def _under_tls(p: Profile) -> str:
+    """A login is refused with a TLS mode that was set and may send it in clear."""
+    if not p.tls_set_by or p.requires_tls or (p.tls is TlsMode.NONE and is_loopback(p.host)):
+        return ""
+    return f" and {p.setting('tls', 'starttls')}"
 
 
 def _relay_denied(_: Profile, facts: Facts) -> str:
