@@ -111,6 +111,7 @@ class Runtime:
             default_from=settings.default_from,
         )
         self._parts = AsyncExitStack()
+        self._remembering: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self.is_stopping = False
         self._random = b""
@@ -154,6 +155,8 @@ class Runtime:
         self.worker.reload(self.profiles, settings.schedule, keep_transcripts=settings.transcripts)
         self.room.bound(max_queued=settings.max_queued, min_free_bytes=settings.min_free_bytes)
         self.intake.policy = self._policy()
+        if self._delivers and (self._remembering is None or self._remembering.done()):
+            self._remembering = asyncio.create_task(self._remember_rates_again())
         return waiting
 
     def retire(self) -> None:
@@ -306,6 +309,7 @@ class Runtime:
         await self._remember_rates()
         if settings.database.stat().st_size <= CHECKED_BYTES and (mended := await self.outbox.mend(now=self.now())):
             log.warning("store.mended", messages=mended)
+        self._closes(self._stop_remembering)
         await self.worker.start(waiting)
         forgetting = self._forget_now_and_then(keeping)
         for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal), forgetting):
@@ -317,6 +321,17 @@ class Runtime:
             ago = (self.now() - at for at in await self.history.begun(name, since=self.now() - meter.period))
             # Nothing began in the future, though the clock may have been put back.
             meter.remember(meter.clock() - max(0.0, since.total_seconds()) for since in ago)
+
+    async def _remember_rates_again(self) -> None:
+        """Count what began before this process for rates that were set since; it counts anew for the others."""
+        try:
+            await self._remember_rates()
+        except StoreUnavailable as error:
+            log.error("runtime.rates_not_remembered", error=str(error))
+
+    async def _stop_remembering(self) -> None:
+        if self._remembering is not None:
+            await _ended(self._remembering)
 
     async def _forget_now_and_then(self, keeping: Keeping) -> None:
         while True:

@@ -38,7 +38,7 @@ from app.mail.profile import (
 from app.mail.routing import Route
 from app.mail.schedule import Schedule
 from app.places import database_path, helo_setting, host_setting
-from app.sources import DEFAULT_FILES, PREFIX, Sources, read
+from app.sources import DEFAULT_FILES, PREFIX, TLS_SWITCHES, Sources, read
 from app.written import ProfileSettings, RetentionSettings, RetrySettings, RouteSettings, TimeoutSettings, Written
 
 _PROFILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
@@ -233,6 +233,7 @@ def _facts(name: str, said: ProfileSettings, sources: Sources, warnings: list[st
         host=host_setting(said.host, where("host"), right, "host"),
         port=said.port,
         tls=said.tls,
+        tls_set_by=_tls_set_by(name, said, sources),
         auth=said.auth,
         username=username_of(said.username, where("username"), warnings),
         password=password_of(
@@ -259,6 +260,11 @@ def _facts(name: str, said: ProfileSettings, sources: Sources, warnings: list[st
         in_doubt=said.in_doubt,
         timeouts=Timeouts(**said.timeouts.model_dump(exclude_none=True)),
     )
+
+
+def _tls_set_by(name: str, said: ProfileSettings, sources: Sources) -> str:
+    origin = sources.origin.get(("profiles", name, "tls"), "")
+    return origin if origin in TLS_SWITCHES else "tls" if said.tls is not None else ""
 
 
 def _check_fallback(profile: str, said: ProfileSettings, written: Written, sources: Sources) -> None:

@@ -175,7 +175,8 @@ _SMTP_KEYS = {
     "SMTP_VERIFY": "verify",
     "SMTP_FROM": "from",
 }
-_SMTP_SWITCHES = ("SMTP_SECURE", "SMTP_IGNORE_TLS", "SMTP_AUTH_DISABLED")
+TLS_SWITCHES = {"SMTP_SECURE": "implicit", "SMTP_IGNORE_TLS": "none"}
+_SMTP_SWITCHES = (*TLS_SWITCHES, "SMTP_AUTH_DISABLED")
 
 
 def _from_smtp_names(
@@ -207,25 +208,32 @@ def _from_smtp_names(
         relay["from"] = public
         origin["profiles", "default", "from"] = "NEXT_PUBLIC_SMTP_FROM"
     origin.update({("profiles", "default", key): name for name, key in _SMTP_KEYS.items() if name in said})
-    _apply_switches(said, relay, warnings)
+    switch = _apply_switches(said, relay, warnings)
+    if switch:
+        origin["profiles", "default", "tls"] = switch
     return relay
 
 
-def _apply_switches(said: Mapping[str, str], relay: dict[str, Any], warnings: list[str]) -> None:
-    wanted = {
-        name: mode for name, mode in (("SMTP_SECURE", "implicit"), ("SMTP_IGNORE_TLS", "none")) if _switch(said, name)
-    }
-    modes = {*wanted.values(), *([relay["tls"].lower()] if "tls" in relay else [])}
-    if len(modes) > 1:
-        names = [*wanted, *(["SMTP_TLS"] if "tls" in relay else [])]
-        shown = (f"{n}={said[n]}" if said[n].isalpha() and len(said[n]) < 16 else n for n in names)
-        raise ConfigError(f"{' and '.join(shown)} contradict each other: keep one")
-    if modes:
-        relay["tls"] = modes.pop()
+def _apply_switches(said: Mapping[str, str], relay: dict[str, Any], warnings: list[str]) -> str:
+    """Read Typebot's switches; return the name of the one that sets the TLS mode, "" where none does.
+
+    SMTP_TLS, which hints name, takes precedence over them.
+    """
     if _switch(said, "SMTP_AUTH_DISABLED"):
         warnings.append(
             "SMTP_AUTH_DISABLED turns off Typebot's own sign-in by e-mail; to send without a login set SMTP_AUTH=none"
         )
+    wanted = {name: mode for name, mode in TLS_SWITCHES.items() if _switch(said, name)}
+    if "tls" in relay:
+        idle = (name for name, mode in wanted.items() if mode != relay["tls"].lower())
+        warnings.extend(f"{n}={said[n]} has no effect beside SMTP_TLS={relay['tls'][:20]}: remove it" for n in idle)
+        return ""
+    if len(wanted) > 1:
+        raise ConfigError(f"{' and '.join(f'{n}={said[n]}' for n in wanted)} contradict each other: keep one")
+    for name, mode in wanted.items():
+        relay["tls"] = mode
+        return name
+    return ""
 
 
 def _switch(said: Mapping[str, str], name: str) -> bool:

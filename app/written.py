@@ -136,7 +136,8 @@ class ProfileSettings(_Strict):
     tls: Annotated[TlsMode, BeforeValidator(_lower)] | None = _said(
         None,
         "`none`, `opportunistic`, `starttls`, `implicit`",
-        shown="port 465: `implicit`; with a login: `starttls`; else `opportunistic`",
+        shown="port 465: `implicit`; with a login, `ca_file` or another setting that needs TLS: `starttls`; else "
+        "`opportunistic`",
     )
     auth: Annotated[AuthMode, BeforeValidator(_lower)] | None = _said(
         None, "`auto`, `none`, `required`, `plain`, `login`, `cram-md5`, `scram-sha-1`, `scram-sha-256`", shown="`auto`"
@@ -167,7 +168,7 @@ class ProfileSettings(_Strict):
     )
     idle_timeout: Seconds = _said(30.0, "seconds a warm connection is kept; 0 closes after each mail")
     rate: Annotated[Rate, BeforeValidator(_rate)] | None = _said(
-        None, "messages at most, such as `30/m`; `s`, `m`, `h` or `d`", shown="no bound"
+        None, "messages at most, spread evenly, such as `30/m`; `s`, `m`, or as a quota `h`, `d`", shown="no bound"
     )
     max_message_bytes: Annotated[int, Field(ge=1024, le=200 * 1024 * 1024)] | None = _said(
         None, "composed; no more than the service's own", shown="the service's"

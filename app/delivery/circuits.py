@@ -216,6 +216,8 @@ class Circuits:
         if way.circuit is not None and way.trial is not attempt:
             raise CircuitOpen(profile.name)
         if way.circuit is None:
+            if as_set != way.as_set:
+                way.streak = Streak()  # what failed by other settings says nothing of these
             way.as_set = as_set
         is_proven = way.proven == as_set
         try:

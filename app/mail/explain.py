@@ -266,8 +266,8 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
         (_T,),
     ),
     Reason.BAD_SEQUENCE: Explanation(
-        "The relay says that a command came out of order.",
-        ("a relay, or a proxy before it, that lost its place",),
+        "The relay says that a command came out of order or is unknown: the fault is the session's, not the message's.",
+        ("a relay, or a proxy before it, that lost its place", "a relay that cannot take several commands at once"),
         (_T,),
     ),
     Reason.MESSAGE_TOO_LARGE: Explanation(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from app.mail.changes import Change, Noting, complete
 from app.mail.codes import Reason
 from app.mail.profile import (
     MECHANISMS,
@@ -17,8 +18,10 @@ from app.mail.profile import (
     Profile,
     TlsMode,
     TlsVersion,
+    is_host_name,
     is_loopback,
 )
+from app.mail.schedule import Rate
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
@@ -28,7 +31,18 @@ _NOT_IN_TIME = "The message was not taken in the time it had: mend what the last
 
 def hint(reason: Reason, profile: Profile, facts: Facts | None = None) -> str:
     """Say in one sentence what to change so that this does not happen again."""
-    return _HINTS[reason](profile, facts or {})
+    return _advice(reason, profile, facts)[0]
+
+
+def changes(reason: Reason, profile: Profile, facts: Facts | None = None) -> tuple[Change, ...]:
+    """Return what the hint proposes to change, each a way of its own; what it only names is not among them."""
+    return _advice(reason, profile, facts)[1]
+
+
+def _advice(reason: Reason, profile: Profile, facts: Facts | None) -> tuple[str, tuple[Change, ...]]:
+    noting = Noting.of(profile)
+    sentence = _HINTS[reason](noting, facts or {})
+    return complete(sentence, profile, noting.noted)
 
 
 def at_the_end(said: str) -> str:
@@ -84,7 +98,7 @@ def _malformed_reply(p: Profile, facts: Facts) -> str:
 
 
 def _tls_not_offered(p: Profile, facts: Facts) -> str:
-    cure = f"set {p.setting('tls', 'implicit')} with port 465 if the relay has that"
+    cure = f"set {p.setting('tls', 'implicit')} and {p.setting('port', 465)} if the relay has that"
     if p.wants_login and not facts.get("offered"):
         return (
             f"The relay offers neither STARTTLS nor AUTH on port {p.port}: if it wants no login, set "
@@ -133,8 +147,9 @@ def _tls_hostname_mismatch(p: Profile, facts: Facts) -> str:
             f"The relay's certificate is not for {wanted}: set {p.setting('server_name')} to a name that it bears, "
             f"or stop verifying with {p.setting('verify', False)}."
         )
-    first = names.split(", ")[0]
-    example = first.replace("*", "mail", 1)
+    # A certificate may bear names that no setting takes.
+    examples = (name.replace("*", "mail", 1) for name in names.split(", "))
+    example = next((name for name in examples if is_host_name(name)), None)
     return (
         f"The relay's certificate is for {names}, not for {wanted}: set {p.setting('server_name', example)} if that "
         f"is the relay you mean, or stop verifying with {p.setting('verify', False)}."
@@ -174,12 +189,15 @@ def _reply_timeout(p: Profile, facts: Facts) -> str:
     return f"The relay was too slow to answer: it is tried again; if it always is, raise {p.setting(key)}."
 
 
-def _rate_limited(p: Profile, _: Facts) -> str:
-    fewer = max(1, p.max_connections // 2)
-    return (
-        "The relay takes no more from us for now: it is tried again; if it happens often, open fewer connections at "
-        f"once with {p.setting('max_connections', fewer)}."
-    )
+def _rate_limited(p: Profile, facts: Facts) -> str:
+    cures = []
+    if facts.get("counts") == "messages" or p.max_connections == 1:
+        slower = p.rate.halved if p.rate else Rate(30, 60.0)
+        cures = [f"send no more than it takes with {p.setting('rate', str(slower))}"] if slower else []
+    if p.max_connections > 1:
+        cures.append(f"open fewer connections at once with {p.setting('max_connections', p.max_connections // 2)}")
+    cure = ", or ".join(cures) or "ask its operator for a higher limit"
+    return f"The relay takes no more from us for now: it is tried again; if it happens often, {cure}."
 
 
 def _outcome_unknown(p: Profile, facts: Facts) -> str:
@@ -271,13 +289,21 @@ def _auth_required(p: Profile, _: Facts) -> str:
     if p.auth is AuthMode.NONE:
         return (
             f"The relay takes mail only after a login, and {p.setting('auth', 'none')} forbids it: set "
-            f"{p.setting('auth', 'auto')} with {p.setting('username')} and {p.setting('password')}."
+            f"{p.setting('auth', 'auto')}{_under_tls(p)} with {p.setting('username')} and {p.setting('password')}."
         )
     return (
-        f"The relay takes mail only after a login: set {p.setting('username')} and {p.setting('password')}."
+        f"The relay takes mail only after a login: set {p.setting('username')} and {p.setting('password')}"
+        f"{',' if _under_tls(p) else ''}{_under_tls(p)}."
         if not p.wants_login
         else f"The relay wants a login that it accepts: check {p.setting('username')} and {p.setting('password')}."
     )
+
+
+def _under_tls(p: Profile) -> str:
+    """A login is refused with a TLS mode that was set and may send it in clear."""
+    if not p.tls_set_by or p.requires_tls or (p.tls is TlsMode.NONE and is_loopback(p.host)):
+        return ""
+    return f" and {p.setting('tls', 'starttls')}"
 
 
 def _relay_denied(_: Profile, facts: Facts) -> str:

@@ -57,6 +57,7 @@ class Failure:
     smtp_code: int | None = None
     enhanced_code: str | None = None
     reply: str | None = None  # the relay's own words, code included
+    by_name: bool = False  # the relay refused this very recipient, or ended the session at it
 
 
 @dataclass(frozen=True, slots=True)

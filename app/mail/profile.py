@@ -9,7 +9,8 @@ except to loopback or where that was said; `starttls` and `implicit` verify and 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from app.mail.errors import ConfigError
 from app.mail.schedule import Rate
 
 Value: TypeAlias = str | int | bool | None
+HOST_NAME = r"^[A-Za-z0-9._:-]{1,255}$"
 
 SANDBOX_PROFILE = "sandbox"  # the built-in profile that keeps and never sends
 SANDBOX_EAUTH = "sandbox-eauth"  # these three fail, as their names say
@@ -143,6 +145,8 @@ class Profile:
     timeouts: Timeouts = Timeouts()
     dialect: Dialect = Dialect.FILE
     sandbox: bool = False  # keeps, never sends
+    # The setting that names `tls`: "tls" or one of Typebot's switches; "" = it follows from the others.
+    tls_set_by: str = field(default="", compare=False, repr=False)
 
     @property
     def wants_login(self) -> bool:
@@ -156,11 +160,22 @@ class Profile:
         """Whether no mail and no password goes over without TLS, whatever the relay offers."""
         return self.tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT)
 
+    def sends_like(self, other: Profile) -> bool:
+        """Whether a message would fare the same through both: they differ at most in how many go at once."""
+        return self == replace(other, **{key: getattr(self, key) for key in _OF_FLOW})
+
     def setting(self, key: str, value: Value = None) -> str:
         """Write a setting in the words in which this profile was set: `SMTP_AUTH=none` or `auth = "none"`."""
         return setting(self.dialect, self.name, key, value)
 
 
+# What only a relay that must speak TLS can be asked for.
+_ONLY_OF_TLS = ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "verify")
+# What changes no message's fate: how many go at once, and whom to name as sender of those to come.
+_OF_FLOW = (
+    *("max_connections", "max_messages_per_connection", "idle_timeout", "rate"),
+    *("max_message_bytes", "from_address", "envelope_from", "in_doubt", "dialect"),
+)
 _ENVIRONMENT_NAMES = frozenset({"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"})
 
 
@@ -187,6 +202,7 @@ class ProfileFacts:
     host: str | None = None
     port: int | None = None
     tls: TlsMode | None = None
+    tls_set_by: str = ""
     auth: AuthMode | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -241,6 +257,7 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         host=said.host,
         port=port,
         tls=tls,
+        tls_set_by=said.tls_set_by or ("tls" if said.tls is not None else ""),
         auth=auth,
         username=(said.username or "") if logs_in else "",
         password=(said.password or "") if logs_in else "",
@@ -268,6 +285,8 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         sandbox=said.sandbox,
     )
     _refuse_contradictions(said, profile)
+    profile, more = _without_what_has_no_effect(said, profile)
+    warnings.extend(more)
     if profile.requires_tls and not profile.verify:
         warnings.append(
             f"profile {said.name}: the relay's certificate is not verified ({_name(said, 'verify', False)})"
@@ -278,6 +297,11 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
             f"{_name(said, 'min_tls')}"
         )
     return profile, warnings
+
+
+def is_host_name(text: str) -> bool:
+    """Whether it can be written where a setting wants a host name."""
+    return re.fullmatch(HOST_NAME, text) is not None
 
 
 @lru_cache(maxsize=64)
@@ -324,7 +348,12 @@ def _port_and_tls(said: ProfileFacts, *, logs_in: bool) -> tuple[int, TlsMode]:
         return port, tls
     if port == 465:
         return port, TlsMode.IMPLICIT
-    return port, TlsMode.STARTTLS if logs_in else TlsMode.OPPORTUNISTIC
+    return port, TlsMode.STARTTLS if logs_in or _asks_for_tls(said) else TlsMode.OPPORTUNISTIC
+
+
+def _asks_for_tls(said: ProfileFacts) -> bool:
+    """Whether something is set that only required TLS can honour: who names a CA wants it to vouch for the relay."""
+    return any(getattr(said, key) for key in _ONLY_OF_TLS)
 
 
 def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
@@ -341,29 +370,34 @@ def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
             f"{_name(said, 'tls', 'starttls')}, or say that you want that: "
             f"{_name(said, 'allow_cleartext_auth', True)}"
         )
-    ways = [key for key in ("ca_file", "cert_sha256") if getattr(said, key)]
-    if ways and said.verify is False:
+    if said.cert_sha256 and said.verify is False and profile.requires_tls:
         raise ConfigError(
-            f"{where}{_name(said, ways[0])} and {_name(said, 'verify', False)} contradict each other; remove one"
-        )
-    if len(ways) > 1:
-        raise ConfigError(
-            f"{where}{_name(said, 'cert_sha256')} trusts one certificate, whoever signed it, so "
-            f"{_name(said, 'ca_file')} has no effect; remove one"
+            f"{where}{_name(said, 'cert_sha256')} and {_name(said, 'verify', False)} contradict each other; remove one"
         )
     if said.client_key and not said.client_cert:
         raise ConfigError(
             f"{where}{_name(said, 'client_key')} is the key of no certificate; set {_name(said, 'client_cert')} too"
         )
+
+
+def _without_what_has_no_effect(said: ProfileFacts, profile: Profile) -> tuple[Profile, list[str]]:
+    """Drop settings that another one leaves without effect, with a warning for each.
+
+    A hint may have advised that other one, and must not lead to settings that are refused.
+    """
     if not profile.requires_tls:
-        _refuse_what_only_tls_has(said, profile)
-
-
-def _refuse_what_only_tls_has(said: ProfileFacts, profile: Profile) -> None:
-    for key in ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "verify"):
-        if getattr(said, key):
-            which = _name(said, key, True) if key == "verify" else _name(said, key)
-            raise ConfigError(
-                f"profile {said.name}: {which} has no effect with {_name(said, 'tls', profile.tls.value)}, which asks "
-                f"for no valid certificate; set {_name(said, 'tls', 'starttls')} to verify, or remove it"
-            )
+        mode = f"{_name(said, 'tls', profile.tls.value)}, which asks for no valid certificate"
+        idle = {key: mode for key in _ONLY_OF_TLS if getattr(said, key)}
+    elif said.verify is False and said.ca_file:
+        idle = {"ca_file": _name(said, "verify", False)}
+    elif said.cert_sha256 and said.ca_file:
+        idle = {"ca_file": f"{_name(said, 'cert_sha256')}, which trusts one certificate, whoever signed it"}
+    else:
+        return profile, []
+    warnings = [
+        f"profile {said.name}: {_name(said, key)} has no effect beside {by}; remove it" for key, by in idle.items()
+    ]
+    if profile.requires_tls:
+        return replace(profile, ca_file=None), warnings
+    plain = replace(profile, ca_file=None, cert_sha256=None, server_name=None, min_tls=TlsVersion.V1_2)
+    return replace(plain, client_cert=None, client_key=None), warnings

@@ -1,8 +1,7 @@
-"""What a reply, a break or an exception means, by the phase it came in: one table, no I/O.
+"""What a reply, a break or an exception means, by the phase it came in: no I/O.
 
-RFC 5321 §4.2.1: an unknown code counts by its first digit; §4.5.3.1.10: 552 at RCPT means 452. RFC 3463 for
-the enhanced codes, RFC 4954 §6 for AUTH, RFC 3207 §4 for STARTTLS. A classification comes from phase and reply
-first; an exception's type only says which phase it was. What is unknown is temporary.
+RFC 4954 §6 for AUTH (`auth_replies`), RFC 3207 §4 for STARTTLS; `transaction_replies` from MAIL on. A classification
+comes from phase and reply first; an exception's type only says which phase it was. What is unknown is temporary.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from app.mail.hints import Facts, hint
 from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import Profile, TlsMode
 from app.mail.reply import Reply
-from app.smtp import auth_replies
-from app.smtp.limits import limit
+from app.smtp import auth_replies, transaction_replies
+from app.smtp.limits import counts_messages, limit
 from app.smtp.mechanisms import BrokenOff
 from app.smtp.relays import recognise
 from app.smtp.scram import MOST_ITERATIONS
@@ -31,19 +30,9 @@ _T = FailureClass.TEMPORARY
 _U = FailureClass.UNKNOWN
 _C = FailureClass.CONFIGURATION
 
-# 5.7.1 is also what relays say to spam; only at MAIL and RCPT does it mean that the peer may not relay.
-_ACCESS_CODES = frozenset({454, 550, 551, 553, 554, 571})
-_ACCESS_TEXT = re.compile(
-    r"relay(ing)?\b.{0,40}\b(denied|not permitted|not allowed|prohibited|disallowed)"
-    r"|\b(unable to|not permitted to|cannot) relay|(relay|client host) rejected: access denied"
-    r"|\brelay access denied|client (was )?not authenticated|5\.7\.5[47]",
-    re.IGNORECASE,
-)
 _ENDED_ON = re.compile(r"certificate has expired|certificate is not yet valid", re.IGNORECASE)
 
-_OF_SENDER = re.compile(r"\bsender address rejected\b", re.IGNORECASE)  # Postfix says it at RCPT (smtpd_delay_reject)
 _CLOSING = (Reason.SERVICE_UNAVAILABLE, _T, "The relay is closing the connection")  # 421, RFC 5321 §3.8
-_TLS_FIRST = re.compile(r"\b(START)?TLS\b|\bencrypt", re.IGNORECASE)
 
 
 def failure(
@@ -79,6 +68,7 @@ def _refusal(
     limited = limit(phase, reply)
     if limited is not None:
         reason, cls = limited, _T
+        facts = {**facts, "counts": "messages"} if counts_messages(phase, reply) else facts
     known = recognise(profile, reply)
     if known is not None and known.reason is not None:
         reason, cls = known.reason
@@ -127,69 +117,13 @@ def transaction(
     """
     if reply.code < 400:
         return _out_of_turn(profile, phase, reply)
-    cls = _P if reply.is_permanent else _T
-    match phase:
-        case _ if reply.code == 421 and phase is not Phase.CONTENT:
-            reason, cls, said = _CLOSING
-        case Phase.MAIL | Phase.RCPT if reply.code == 530 and not attempt.tls and _TLS_FIRST.search(reply.text):
-            reason, cls, said = Reason.AUTH_NEEDS_TLS, _C, "The relay wants TLS first"  # RFC 3207 §4
-        case Phase.MAIL | Phase.RCPT if reply.code == 530 or _wants_login(attempt, reply):
-            reason, cls, said = Reason.AUTH_REQUIRED, _C, "The relay wants a login"
-        case Phase.RCPT if is_access_refusal(reply):
-            reason, cls, said = Reason.RELAY_DENIED, _C if alone else cls, "The relay does not relay for us"
-        case Phase.MAIL | Phase.RCPT if phase is Phase.MAIL or _OF_SENDER.search(reply.text):
-            reason, cls, said = _at_mail(reply, cls)
-        case Phase.RCPT:
-            reason, cls = _at_rcpt(reply)
-            said = "The relay refused the recipient"
-        case Phase.DATA:
-            reason = Reason.DATA_REFUSED if reply.is_permanent else Reason.DATA_DEFERRED
-            said = "The relay refused DATA"
-        case _:
-            reason, said = _at_content(reply)
-    return _refusal(profile, phase, reply, (reason, cls), said, {"our_address": our_address})
-
-
-def _at_mail(reply: Reply, cls: FailureClass) -> tuple[Reason, FailureClass, str]:
-    if _is_too_large(reply):
-        return Reason.MESSAGE_TOO_LARGE, _P, "The message is too large for the relay"
-    if reply.code == 503:
-        return Reason.BAD_SEQUENCE, _T, "The relay lost its place"
-    return Reason.SENDER_REFUSED if cls is _P else Reason.SENDER_DEFERRED, cls, "The relay refused the sender"
-
-
-def _at_rcpt(reply: Reply) -> tuple[Reason, FailureClass]:
-    if reply.is_transient or reply.code == 552:  # RFC 5321 §4.5.3.1.10: 552 at RCPT means 452
-        return Reason.RECIPIENT_DEFERRED, _T
-    subject = (reply.enhanced or "5.1.1")[2:]  # RFC 3463 §3.2: x.1.z is about the address
-    if reply.code in (550, 551, 553) and subject in ("1.1", "1.2", "1.3", "1.10"):
-        return Reason.MAILBOX_UNKNOWN, _P
-    return Reason.RECIPIENT_REFUSED, _P
-
-
-def _at_content(reply: Reply) -> tuple[Reason, str]:
-    if _is_too_large(reply):
-        return Reason.MESSAGE_TOO_LARGE, "The message is too large for the relay"
-    reason = Reason.CONTENT_REJECTED if reply.is_permanent else Reason.CONTENT_DEFERRED
-    return reason, "The relay did not take the message"
-
-
-def _is_too_large(reply: Reply) -> bool:
-    """RFC 5321 §4.2.3: 552; RFC 3463 §3.3, §3.4: too big for the system, too long for the mailbox."""
-    return reply.code == 552 or reply.enhanced in ("5.3.4", "5.2.3")
-
-
-def is_access_refusal(reply: Reply) -> bool:
-    """Whether this reply at MAIL or RCPT says that we, not the mailbox, are unwelcome."""
-    if reply.code not in _ACCESS_CODES:
-        return False
-    return (reply.enhanced or "")[1:] == ".7.1" or bool(_ACCESS_TEXT.search(reply.text))
-
-
-def _wants_login(attempt: Attempt, reply: Reply) -> bool:
-    """Whether the relay says that we may not, offers AUTH, and we did not use it."""
-    offers_auth = any(line.upper().startswith("AUTH") for line in attempt.extensions)
-    return attempt.auth is None and offers_auth and is_access_refusal(reply)
+    session = transaction_replies.Session(
+        is_encrypted=attempt.tls,
+        is_logged_in=attempt.auth is not None,
+        offers_auth=any(line.upper().startswith("AUTH") for line in attempt.extensions),
+    )
+    found = transaction_replies.read(phase, reply, session, alone=alone)
+    return _refusal(profile, phase, reply, (found.reason, found.cls), found.said, {"our_address": our_address})
 
 
 def _out_of_turn(profile: Profile, phase: Phase, reply: Reply) -> Failure:

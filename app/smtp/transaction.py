@@ -23,6 +23,7 @@ from app.mail.reply import Reply
 from app.smtp import classify
 from app.smtp.limits import limit
 from app.smtp.session import Session
+from app.smtp.transaction_replies import lost_its_place
 from app.smtp.wire import BLOCK, Breach, Lost, TimedOut, Unexpected
 
 BeforeHandover: TypeAlias = Callable[[], Awaitable[None]]
@@ -40,10 +41,14 @@ class Report:
     """What the relay said. Every recipient is in `verdicts`, or shares `failure`.
 
     `verdicts` maps a recipient to the phase and the reply that decide for it; a positive reply is the content's.
+    `accepted` are those whose RCPT was accepted. `ended_at` is the recipient whose RCPT the relay answered by ending
+    the session (421, a close, silence).
     """
 
     verdicts: dict[str, tuple[Phase, Reply]] = field(default_factory=dict)
     failure: Failure | None = None
+    accepted: list[str] = field(default_factory=list)
+    ended_at: str | None = None
 
 
 async def deliver(
@@ -122,7 +127,7 @@ class _Transaction:
         self._before_handover = before_handover
         self._mark: Awaitable[None] | None = None
         self._report = Report()
-        self._accepted: list[str] = []
+        self._accepted = self._report.accepted
         self._heard_anything = False
 
     async def run(self) -> Report:
@@ -150,6 +155,7 @@ class _Transaction:
         profile, attempt = self._session.profile, self._attempt
         if isinstance(breach, Unexpected) and not attempt.handover:
             self._report.verdicts.clear()  # whose they were is not sure any more
+            self._report.ended_at = None
         self._report.failure = classify.breach(profile, attempt.phase, breach, handed_over=attempt.handover)
 
     # envelope
@@ -171,13 +177,17 @@ class _Transaction:
         if not mail.is_positive:
             # Already now: many relays close behind it, and that takes nothing back.
             self._report.verdicts = dict.fromkeys(self._envelope.recipients, (Phase.MAIL, mail))
-        self._attempt.enter(Phase.RCPT)
+        # What came with a refused command is answered too, and no phase that was reached.
+        if mail.is_positive:
+            self._attempt.enter(Phase.RCPT)
         for address in self._envelope.recipients:
+            self._report.ended_at = address if mail.is_positive else None
             reply = await self._reply(self._timeouts.rcpt)
-            if self._closes(reply, Phase.RCPT):
+            if self._closes(reply, self._attempt.phase):
                 return
             self._note_recipient(address, mail, reply)
-        self._attempt.enter(Phase.DATA)
+        if self._accepted:
+            self._attempt.enter(Phase.DATA)
         await self._after_data(await self._reply(self._timeouts.data))
 
     async def _step_by_step(self) -> None:
@@ -190,6 +200,7 @@ class _Transaction:
         for address in self._envelope.recipients:
             reply = mail
             if mail.is_positive:
+                self._report.ended_at = address
                 reply = await self._ask(f"RCPT TO:<{address}>", self._timeouts.rcpt)
                 if self._closes(reply, Phase.RCPT):
                     return
@@ -203,7 +214,8 @@ class _Transaction:
 
     def _not_used_up(self, mail: Reply) -> Reply:
         """Take a warm session for used up where MAIL is refused for now: a new one may do (docs/quirks.md)."""
-        if mail.is_transient and self._session.is_warm and limit(Phase.MAIL, mail) is None:
+        is_of_session = mail.is_transient or lost_its_place(Phase.MAIL, mail)
+        if is_of_session and self._session.is_warm and limit(Phase.MAIL, mail) is None:
             raise StaleSession(str(mail))
         return mail
 
@@ -221,6 +233,7 @@ class _Transaction:
     def _note_recipient(self, address: str, mail: Reply, reply: Reply) -> None:
         if 354 in (mail.code, reply.code):
             raise Unexpected(f"354 before DATA: {reply}")
+        self._report.ended_at = None
         if not mail.is_positive:
             self._report.verdicts[address] = (Phase.MAIL, mail)
         elif reply.is_positive:
@@ -240,7 +253,7 @@ class _Transaction:
     # content
 
     async def _after_data(self, data: Reply) -> None:
-        if self._closes(data, Phase.DATA):
+        if self._closes(data, self._attempt.phase):
             return
         if data.code != 354:
             if self._accepted and data.code < 400:

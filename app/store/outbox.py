@@ -434,7 +434,9 @@ def _keep_part(claim: Claim, after: tuple[Recipient, ...]) -> Operation[Claim]:
     said = claim.snapshot
     unmarked = yield (_UNMARK, {"of_message": said.id.bytes, "token": claim.lease.token})
     _fence(unmarked, said)
-    yield (WRITE_RECIPIENT, changed_recipients(said, after))
+    changed = changed_recipients(said, after)
+    if changed:
+        yield (WRITE_RECIPIENT, changed)
     return replace(claim, snapshot=replace(said, recipients=after))
 
 

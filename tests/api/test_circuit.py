@@ -19,6 +19,7 @@ from unittest.mock import patch
 import pytest
 
 from app.mail.outcome import MessageState
+from app.mail.schedule import Rate
 from tests.api.shapes import flat
 from tests.support.app import PATIENCE, Application, falling_back_to, running
 from tests.support.factories import refused_port
@@ -552,3 +553,21 @@ async def test_a_rate_counts_what_began_before_a_restart_however_much_waits(tmp_
         await found.relay.mail()
         assert found.runtime.worker.meters()["relay"].free == 0
         assert found.relay.subjects == ["no. 3"]
+
+
+async def test_a_rate_that_is_set_after_a_restart_counts_what_began_before_it(tmp_path: Path) -> None:
+    async with service(tmp_path) as found:
+        for _ in range(3):
+            flat(await found.send(), status=200)
+    async with service(tmp_path, keep=True) as found:
+        settings, relay = found.runtime.settings, found.runtime.settings.profiles["relay"]
+        flat(await found.send(), status=200)
+        for count, place in ((4, 0), (6, 1), (4, 0)):
+            limited = replace(relay, rate=Rate(count, 3600.0))
+            found.runtime.reload(replace(settings, profiles={"relay": limited}))
+            await found.runtime._remembering  # type: ignore[misc]
+            meter = found.runtime.worker.meters()["relay"]
+            async with asyncio.timeout(PATIENCE):
+                while place and not meter.free:
+                    await asyncio.sleep(min(meter.next_free_in, 1.0))
+            assert meter.free == place

@@ -245,12 +245,22 @@ def test_every_code_of_the_opening_is_a_failure_and_never_final_for_a_message(ph
 
 @pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT])
 def test_every_code_of_a_transaction_is_read_by_its_first_digit_unless_it_is_known(phase: Phase) -> None:
+    """The whole table is in tests/unit/smtp/test_transaction_replies.py."""
     profile = make_profile()
     known = {
-        (Phase.MAIL, 503): FailureClass.TEMPORARY,
+        (phase, 503): FailureClass.TEMPORARY,
         (Phase.RCPT, 552): FailureClass.TEMPORARY,  # RFC 5321 §4.5.3.1.10
-        (Phase.MAIL, 530): FailureClass.CONFIGURATION,
-        (Phase.RCPT, 530): FailureClass.CONFIGURATION,
+        (Phase.DATA, 501): FailureClass.TEMPORARY,
+        (Phase.DATA, 504): FailureClass.TEMPORARY,
+        **{
+            (before, code): cls
+            for before in (Phase.MAIL, Phase.RCPT, Phase.DATA)
+            for code, cls in {
+                500: FailureClass.TEMPORARY,
+                502: FailureClass.TEMPORARY,
+                530: FailureClass.CONFIGURATION,
+            }.items()
+        },
     }
     for code in range(300, 600):
         failure = classify.transaction(profile, make_attempt(profile), phase, Reply(code, ("odd",)))

@@ -1966,6 +1966,7 @@ FROM_MAIL = [
             reply=reply,
             phase=Phase.MAIL,
             never=[BODY],
+            check=shows(phase=Phase.MAIL),
         )
         for reply in ("550 5.1.8 no such sender", "553 5.7.1 not owned by user", "501 5.1.7 bad syntax")
         for how in ("and-on", "and-closed")
@@ -2000,6 +2001,36 @@ FROM_MAIL = [
         ]
         for how in ("and-on", "and-closed")
     ),
+    *(
+        row(
+            f"31b-{reply[:3]}-at-{verb.lower()}-of-{len(claim.pending)}",
+            "EPROTOCOL/bad_sequence T",
+            (verb, reply),
+            claim=claim,
+            reply=reply,
+            phase=Phase(verb.lower()),
+            hint=["tried again"],
+            check=shows(phase=Phase(verb.lower())),
+        )
+        for verb in ("MAIL", "RCPT", "DATA", "CONTENT")
+        for reply in ("503 5.5.1 Error: need MAIL command", "500 5.5.2 what?", "502 5.5.1 not implemented")
+        for claim in (people(BOB), people(ALICE, BOB))
+    ),
+    row(
+        "31b-503-at-rcpt-of-one-recipient",
+        {ALICE: "sent", BOB: "EPROTOCOL/bad_sequence T"},
+        ("RCPT", "503 5.5.1 Error: need MAIL command", BOB),
+        claim=people(ALICE, BOB),
+    ),
+    *(
+        row(
+            f"31b-503-at-{verb.lower()}-that-wants-a-login",
+            "EAUTH/auth_required C",
+            (verb, "503 Error: need EHLO and AUTH first !"),
+            hint=["username", "password"],
+        )
+        for verb in ("MAIL", "RCPT", "DATA")
+    ),
     row(
         "32-larger-than-size-says",
         "ETOOLARGE/message_too_large P",
@@ -2028,6 +2059,7 @@ FROM_MAIL = [
             reply=reply,
             phase=None if closed else Phase.RCPT,
             never=[BODY],
+            check=nothing_more if closed else shows(phase=Phase.RCPT),
         )
         for name, reply, claim, closed in [
             ("550-5.1.1", "550 5.1.1 no such user", people(BOB), False),
@@ -2045,7 +2077,7 @@ FROM_MAIL = [
             ("RCPT", "550 5.1.1 no such user"),
             ("DATA", answer),
             never=[BODY],
-            check=shows(handover=False),
+            check=shows(handover=False, phase=Phase.RCPT),
         )
         for answer in (
             "354 go on",
@@ -2154,7 +2186,7 @@ FROM_MAIL = [
             "ECONNECTION/rate_limited T",
             (verb, f"{code} {words}"),
             reply=f"{code} {words}",
-            hint=["max_connections = "],
+            hint=["max_connections = ", *(['rate = "30/m"'] if "mail" in words or "message" in words else [])],
         )
         for verb, code, words in (
             ("MAIL", 432, "4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded"),

@@ -240,6 +240,21 @@ async def test_49_a_warm_connection_that_ended_while_idle_is_replaced(
         assert seen.number == 1
 
 
+@pytest.mark.parametrize("said", ["503 5.5.1 nested MAIL command", "500 what?", "452 4.5.3 too many mails"])
+@pipelined_or_not
+@on_both_loops
+async def test_49_a_warm_connection_that_lost_its_place_before_mail_is_replaced(
+    said: str, extensions: Sequence[str]
+) -> None:
+    async with Relay(extensions=extensions) as relay, Deliveries() as deliveries:
+        profile = make_profile(port=relay.port, max_connections=1)
+        assert (await deliveries.send(profile)).in_words == "sent"
+        relay.on("MAIL", said, times=1)
+        again = await deliveries.send(profile)
+        assert (again.in_words, again.attempt.failure, relay.connections) == ("sent", None, 2)
+        assert [mail.taken for mail in relay.mails] == [True, True]
+
+
 @pytest.mark.parametrize("death", [Close(), Reset()], ids=["closed", "reset"])
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT"])
 @on_both_loops

@@ -5,8 +5,8 @@ queue, users, certificates and mailbox live in one temporary folder, /etc/postfi
 belong to one master process, so that the start is paid once. Nothing is ever relayed, no name is looked up,
 and Postfix's defences against strangers (pauses, connection limits) are off.
 
-All listeners take mail for any address at mailbox.test but two: nobody@ is refused with 550 5.1.1, later@
-with 450 4.2.0; other domains with 454 4.7.1 or, after AUTH, 554 5.7.1. Every recipient gets a copy of its
+All listeners take mail for any address at mailbox.test but some: nobody@ is refused with 550 5.1.1, later@
+with 450 4.2.0, full0@, full1@ … with 452 4.2.2; other domains with 454 4.7.1 or, after AUTH, 554 5.7.1. Every recipient gets a copy of its
 own, in one Maildir; Postfix puts Return-Path, X-Original-To, Delivered-To and Received in front.
 """
 
@@ -89,7 +89,7 @@ smtpd_forbid_bare_newline = no
 smtpd_peername_lookup = no
 smtpd_error_sleep_time = 0
 smtpd_client_connection_count_limit = 0
-smtpd_recipient_restrictions = reject_unauth_destination,check_recipient_access texthash:{home}/etc/recipients
+smtpd_recipient_restrictions = reject_unauth_destination,check_recipient_access texthash:{home}/etc/recipients,check_recipient_access regexp:{home}/etc/full
 smtpd_tls_chain_files = $config_directory/ca-signed.pem
 cyrus_sasl_config_path = $config_directory/sasl
 """,
@@ -110,6 +110,9 @@ postlog unix-dgram n - n - 1 postlogd
     "recipients": """
 nobody@mailbox.test 550 5.1.1 User unknown
 later@mailbox.test 450 4.2.0 Greylisted, try again later
+""",
+    "full": r"""
+/^full[0-9]+@mailbox\.test$/ 452 4.2.2 Mailbox full
 """,
     "sasl/smtpd.conf": """
 pwcheck_method: auxprop

@@ -228,6 +228,24 @@ def test_typebots_names_make_the_profile_default(
 
 
 @pytest.mark.parametrize(
+    ("environ", "tls", "warned"),
+    [
+        ({"SMTP_SECURE": "true", "SMTP_TLS": "starttls"}, TlsMode.STARTTLS, "SMTP_SECURE=true"),
+        ({"SMTP_SECURE": "true", "SMTP_TLS": "IMPLICIT"}, TlsMode.IMPLICIT, None),
+        ({"SMTP_IGNORE_TLS": "true", "SMTP_TLS": "implicit"}, TlsMode.IMPLICIT, "SMTP_IGNORE_TLS=true"),
+        ({"SMTP_IGNORE_TLS": "true", "SMTP_SECURE": "true", "SMTP_TLS": "none"}, TlsMode.NONE, "SMTP_SECURE=true"),
+        ({"SMTP_SECURE": "false", "SMTP_TLS": "starttls"}, TlsMode.STARTTLS, None),
+    ],
+)
+def test_smtp_tls_takes_precedence_over_typebots_switches(
+    environ: dict[str, str], tls: TlsMode, warned: str | None
+) -> None:
+    settings = _load(RELAY | environ)
+    assert settings.profiles["default"].tls is tls
+    assert [str(warned) in warning for warning in settings.warnings] == ([True] if warned else [])
+
+
+@pytest.mark.parametrize(
     ("environ", "named"),
     [
         ({"SMTP_USERNAME": "bot"}, ["SMTP_PASSWORD"]),
@@ -241,15 +259,12 @@ def test_typebots_names_make_the_profile_default(
         ({"SMTP_PORT": "smtp"}, ["SMTP_PORT"]),
         ({"SMTP_SECURE": "ssl"}, ["SMTP_SECURE"]),
         ({"SMTP_VERIFY": "ssl"}, ["SMTP_VERIFY"]),
-        ({"SMTP_SECURE": "true", "SMTP_TLS": "starttls"}, ["SMTP_SECURE=true", "SMTP_TLS=starttls"]),
         ({"SMTP_SECURE": "true", "SMTP_IGNORE_TLS": "true"}, ["SMTP_SECURE=true", "SMTP_IGNORE_TLS=true"]),
-        ({"SMTP_IGNORE_TLS": "true", "SMTP_TLS": "implicit"}, ["SMTP_IGNORE_TLS=true", "SMTP_TLS=implicit"]),
         (
             {**LOGIN, "SMTP_IGNORE_TLS": "true"},
             ["SMTP_TLS=none", "MAILCHUTE_PROFILES__DEFAULT__ALLOW_CLEARTEXT_AUTH=true"],
         ),
         ({**LOGIN, "SMTP_TLS": "opportunistic"}, ["SMTP_TLS=opportunistic", "SMTP_TLS=starttls"]),
-        ({"SMTP_VERIFY": "true"}, ["SMTP_VERIFY=true", "SMTP_TLS=starttls"]),
         ({"SMTP_FROM": "Bots"}, ["SMTP_FROM"]),
         ({"NEXT_PUBLIC_SMTP_FROM": "Bots"}, ["NEXT_PUBLIC_SMTP_FROM"]),
         ({"SMTP_CA_FILE": "/no/such/ca.pem"}, ["SMTP_CA_FILE", "/no/such/ca.pem"]),
@@ -544,7 +559,6 @@ def test_the_relay_of_the_environment_is_the_default_beside_those_of_the_file(to
         ({"MAILCHUTE_PROFILES__CORP__USERNAME": "bot"}, "MAILCHUTE_PROFILES__CORP__PASSWORD"),
         ({"MAILCHUTE_PROFILES__CORP__PASSWORD": CANARY}, "MAILCHUTE_PROFILES__CORP__USERNAME"),
         ({"MAILCHUTE_PROFILES__CORP__AUTH": "required"}, "MAILCHUTE_PROFILES__CORP__AUTH=none"),
-        ({"MAILCHUTE_PROFILES__CORP__VERIFY": "true"}, "MAILCHUTE_PROFILES__CORP__TLS=starttls"),
         ({"MAILCHUTE_PROFILES__CORP__PORT": "x"}, "MAILCHUTE_PROFILES__CORP__PORT"),
         ({"MAILCHUTE_PROFILES__CORP__CA_FILE": "/no/such"}, "MAILCHUTE_PROFILES__CORP__CA_FILE"),
     ],
@@ -566,7 +580,6 @@ def test_a_profile_that_was_set_by_nested_variables_is_spoken_of_in_them() -> No
     [
         ('username = "bot"', "password"),
         ('auth = "required"', 'auth = "none"'),
-        ("verify = true", 'tls = "starttls"'),
         ("port = 0", "profiles.corp.port"),
         ('ca_file = "/no/such"', "ca_file"),
         ('idle_timeout = "soon"', "profiles.corp.idle_timeout"),
@@ -1281,20 +1294,8 @@ def test_the_oldest_tls_may_be_written_as_a_number(
 @pytest.mark.parametrize(
     ("key", "said", "names"),
     [
-        ("cert_sha256", {"ca_file": "certificate", "cert_sha256": _FINGERPRINT}, "ca_file"),
         ("cert_sha256", {"verify": False, "cert_sha256": _FINGERPRINT}, "verify"),
         ("client_key", {"client_key": "key"}, "client_cert"),
-        *(
-            (key, {key: value, "tls": tls, **more}, "tls")
-            for key, value, more in [
-                ("cert_sha256", _FINGERPRINT, {}),
-                ("server_name", "mx.example", {}),
-                ("client_cert", "both", {}),
-                ("client_cert", "certificate", {"client_key": "key"}),
-                ("min_tls", "1.2", {}),
-            ]
-            for tls in ("none", "opportunistic")
-        ),
     ],
 )
 @pytest.mark.parametrize("dialect", Dialect)
