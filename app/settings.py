@@ -230,6 +230,7 @@ def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
         client_cert=_readable(said.client_cert, sources.name("profiles", name, "client_cert")),
         client_key=_key(name, said, sources),
         min_tls=said.min_tls,
+        tls_security_level=said.tls_security_level,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_,
         envelope_from=said.envelope_from.addr_spec if said.envelope_from else None,

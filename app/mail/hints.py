@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from app.mail import tls_hints
 from app.mail.codes import Reason
-from app.mail.profile import MECHANISMS, MECHANISMS_IN_CLEAR, AuthMode, Profile, TlsMode, TlsVersion, is_loopback
+from app.mail.profile import MECHANISMS, MECHANISMS_IN_CLEAR, AuthMode, Profile, TlsMode, is_loopback
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
@@ -93,26 +94,11 @@ def _tls_not_offered(p: Profile, facts: Facts) -> str:
     )
 
 
-def _tls_cert_untrusted(p: Profile, facts: Facts) -> str:
-    issuer = f" (issued by {facts['issuer']})" if facts.get("issuer") else ""
-    return (
-        f"The relay's certificate{issuer} is signed by nobody this machine trusts: name its CA with "
-        f"{p.setting('ca_file', '/path/to/ca.pem')}{_or_pin(p, facts)}, or stop verifying with "
-        f"{p.setting('verify', False)}."
-    )
-
-
-def _or_pin(p: Profile, facts: Facts) -> str:
-    """Trusting one certificate, looked at once, is better than trusting any."""
-    sha256 = facts.get("sha256")
-    return f", trust this one alone with {p.setting('cert_sha256', sha256)}" if sha256 else ""
-
-
 def _tls_cert_expired(p: Profile, facts: Facts) -> str:
     ended = f" on {facts['not_after']}" if facts.get("not_after") else ""
     return (
-        f"The relay's certificate ended{ended}: have it renewed{_or_pin(p, facts)}, or until then stop verifying with "
-        f"{p.setting('verify', False)}."
+        f"The relay's certificate ended{ended}: have it renewed{tls_hints.or_pin(p, facts)}, or until then stop "
+        f"verifying with {p.setting('verify', False)}."
     )
 
 
@@ -141,35 +127,21 @@ def _tls_pin_mismatch(p: Profile, facts: Facts) -> str:
     )
 
 
-def _tls_mode_mismatch(p: Profile, _: Facts) -> str:
-    if p.tls is TlsMode.IMPLICIT:
-        other = "none" if p.wants_login is False else "starttls"
-        return (
-            f"Port {p.port} does not begin with TLS: set {p.setting('tls', 'starttls')}"
-            + (f", or {p.setting('tls', other)} for an unencrypted relay" if other == "none" else "")
-            + "."
-        )
-    return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
-
-
-def _tls_version_unsupported(p: Profile, _: Facts) -> str:
-    if p.min_tls is TlsVersion.V1_0:
-        return f"The relay and this machine have no TLS version in common, from {p.min_tls} on: have it upgraded."
-    older = "1.2" if p.min_tls is TlsVersion.V1_3 else "1.0"
-    cure = p.setting("min_tls", older)
-    return f"The relay speaks only older versions of TLS than {p.min_tls}: have it upgraded, or set {cure}."
-
-
 def _reply_timeout(p: Profile, facts: Facts) -> str:
     key = f"timeouts.{facts['phase']}" if facts.get("phase") else "timeouts"
     return f"The relay was too slow to answer: it is tried again; if it always is, raise {p.setting(key)}."
 
 
-def _rate_limited(p: Profile, _: Facts) -> str:
-    fewer = max(1, p.max_connections // 2)
+def _rate_limited(p: Profile, facts: Facts) -> str:
+    fewer = p.setting("max_connections", max(1, p.max_connections // 2))
+    if facts.get("limited") == "messages":
+        return (
+            "The relay takes only so many messages in a time: it is tried again; if it happens often, stay below its "
+            f"limit with {p.setting('rate', '30/m')} or less, or open fewer connections at once with {fewer}."
+        )
     return (
         "The relay takes no more from us for now: it is tried again; if it happens often, open fewer connections at "
-        f"once with {p.setting('max_connections', fewer)}."
+        f"once with {fewer}."
     )
 
 
@@ -258,7 +230,16 @@ def _auth_server_unverified(p: Profile, _: Facts) -> str:
     )
 
 
-def _auth_required(p: Profile, _: Facts) -> str:
+def _auth_required(p: Profile, facts: Facts) -> str:
+    offered = facts.get("offered", "").split()
+    if not p.wants_login and offered and not set(offered) & set(MECHANISMS):
+        return (
+            f"The relay takes this mail only after a login, and offers only {' '.join(offered)}, which Mailchute does "
+            "not speak, so a user name will not do: have this machine's address allowed there without a login, or "
+            f"{MECHANISMS[-2]} or {MECHANISMS[-1]} enabled."
+        )
+    if not p.wants_login and facts.get("session") and not offered and p.auth is not AuthMode.NONE:
+        return _auth_required_elsewhere(p, facts)
     if p.auth is AuthMode.NONE:
         return (
             f"The relay takes mail only after a login, and {p.setting('auth', 'none')} forbids it: set "
@@ -269,6 +250,36 @@ def _auth_required(p: Profile, _: Facts) -> str:
         if not p.wants_login
         else f"The relay wants a login that it accepts: check {p.setting('username')} and {p.setting('password')}."
     )
+
+
+def _auth_required_elsewhere(p: Profile, facts: Facts) -> str:
+    """The relay wants a login and offers none here."""
+    credentials = f"{p.setting('username')} and {p.setting('password')}"
+    if facts.get("starttls"):
+        return (
+            "The relay takes mail only after a login, which it may offer after STARTTLS: set "
+            f"{p.setting('tls', 'starttls')}, {credentials}."
+        )
+    return (
+        f"The relay takes mail only after a login, and offers none on port {p.port}: set {credentials}, and "
+        f"{p.setting('port')} to one with AUTH (587 or 465), or have this machine's address allowed there."
+    )
+
+
+def _auth_needs_tls(p: Profile, facts: Facts) -> str:
+    what = "logins" if p.wants_login else "mail"
+    if facts.get("tls_error"):
+        return (
+            f"The relay takes {what} only under TLS, and TLS failed with it: have that repaired there, or use another "
+            f"port ({p.setting('port', 465)} and {p.setting('tls', 'implicit')}, where it has that)."
+        )
+    return f"The relay takes {what} only under TLS: set {p.setting('tls', 'starttls')}."
+
+
+def _greeting_refused(_: Profile, facts: Facts) -> str:
+    if facts.get("for_now"):
+        return "The relay takes no connections for now: nothing to change here; it is tried again."
+    return "The relay turns this machine away: ask its operator whether our address is allowed."
 
 
 def _relay_denied(_: Profile, facts: Facts) -> str:
@@ -305,9 +316,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.HOST_NOT_FOUND: _with_host("The name {name} does not exist: check {host}."),
     Reason.DNS_FAILURE: _with_host("The name {name} could not be looked up now: check this machine's DNS servers."),
     Reason.CONNECT_TIMEOUT: _connect_timeout,
-    Reason.GREETING_REFUSED: _fixed(
-        "The relay turns this machine away: ask its operator whether our address is allowed."
-    ),
+    Reason.GREETING_REFUSED: _greeting_refused,
     Reason.GREETING_TIMEOUT: _greeting_timeout,
     Reason.SERVICE_UNAVAILABLE: _fixed(
         "The relay is closing or overloaded: nothing to change here; it is tried again."
@@ -324,21 +333,18 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.TLS_UNAVAILABLE: _fixed(
         "The relay cannot do TLS for the moment: nothing to change here; it is tried again."
     ),
-    Reason.TLS_CERT_UNTRUSTED: _tls_cert_untrusted,
+    Reason.TLS_CERT_UNTRUSTED: tls_hints.cert_untrusted,
     Reason.TLS_CERT_EXPIRED: _tls_cert_expired,
     Reason.TLS_HOSTNAME_MISMATCH: _tls_hostname_mismatch,
     Reason.TLS_TIMEOUT: _with_host(
         "The TLS handshake did not end: check that {host_port} is a TLS port, and firewalls."
     ),
     Reason.TLS_CONNECTION_LOST: _with_host("The relay cut the TLS handshake: check that {host_port} is a TLS port."),
-    Reason.TLS_VERSION_UNSUPPORTED: _tls_version_unsupported,
+    Reason.TLS_VERSION_UNSUPPORTED: tls_hints.version_unsupported,
     Reason.TLS_PIN_MISMATCH: _tls_pin_mismatch,
-    Reason.TLS_CLIENT_CERT_REQUIRED: lambda p, _: (
-        "The relay wants a certificate of ours that it knows: set "
-        f"{p.setting('client_cert', '/path/to/client.pem')} (and {p.setting('client_key')})."
-    ),
-    Reason.TLS_HANDSHAKE_FAILED: _fixed("The TLS handshake failed: the relay's words say why; check its TLS set-up."),
-    Reason.TLS_MODE_MISMATCH: _tls_mode_mismatch,
+    Reason.TLS_CLIENT_CERT_REQUIRED: tls_hints.client_cert_required,
+    Reason.TLS_HANDSHAKE_FAILED: tls_hints.handshake_failed,
+    Reason.TLS_MODE_MISMATCH: tls_hints.mode_mismatch,
     Reason.AUTH_NOT_OFFERED: _auth_not_offered,
     Reason.AUTH_REJECTED: _auth_rejected,
     Reason.AUTH_MECHANISM_REFUSED: lambda p, _: (
@@ -349,9 +355,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.AUTH_UNAVAILABLE: _fixed(
         "The relay cannot check logins for the moment: nothing to change; it is tried again."
     ),
-    Reason.AUTH_NEEDS_TLS: lambda p, _: (
-        f"The relay takes {'logins' if p.wants_login else 'mail'} only under TLS: set {p.setting('tls', 'starttls')}."
-    ),
+    Reason.AUTH_NEEDS_TLS: _auth_needs_tls,
     Reason.AUTH_SERVER_UNVERIFIED: _auth_server_unverified,
     Reason.AUTH_REQUIRED: _auth_required,
     Reason.SENDER_REFUSED: _fixed("The relay does not take mail from this sender: use a From address it allows."),

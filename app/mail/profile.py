@@ -129,6 +129,7 @@ class Profile:
     client_cert: str | None = None  # PEM file with our certificate; None = we show none
     client_key: str | None = None  # PEM file with its key; None = it is in client_cert
     min_tls: TlsVersion = TlsVersion.V1_2
+    tls_security_level: int | None = None  # OpenSSL's, 0 to 5; None = Python's ciphers at this machine's level
     allow_cleartext_auth: bool = False
     from_address: Address | None = None  # used where the request names none
     envelope_from: str | None = None  # MAIL FROM; None = the address of From
@@ -161,7 +162,9 @@ class Profile:
         return setting(self.dialect, self.name, key, value)
 
 
-_ENVIRONMENT_NAMES = frozenset({"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"})
+_ENVIRONMENT_NAMES = frozenset(
+    {"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "tls_security_level", "from"}
+)
 
 
 def setting(dialect: Dialect, profile: str, key: str, value: Value = None) -> str:
@@ -198,6 +201,7 @@ class ProfileFacts:
     client_cert: str | None = None
     client_key: str | None = None
     min_tls: TlsVersion | None = None
+    tls_security_level: int | None = None
     allow_cleartext_auth: bool = False
     from_address: Address | None = None
     envelope_from: str | None = None
@@ -252,6 +256,7 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         client_cert=said.client_cert or None,
         client_key=said.client_key or None,
         min_tls=said.min_tls or TlsVersion.V1_2,
+        tls_security_level=said.tls_security_level,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_address,
         envelope_from=said.envelope_from,
@@ -272,12 +277,24 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         warnings.append(
             f"profile {said.name}: the relay's certificate is not verified ({_name(said, 'verify', False)})"
         )
-    if profile.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
-        warnings.append(
-            f"profile {said.name}: TLS {profile.min_tls} is broken (RFC 8996); have the relay upgraded, then remove "
-            f"{_name(said, 'min_tls')}"
-        )
+    warnings += _of_weak_tls(said, profile)
     return profile, warnings
+
+
+def _of_weak_tls(said: ProfileFacts, profile: Profile) -> list[str]:
+    warnings, level = [], profile.tls_security_level
+    if profile.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
+        too_high = "" if level == 0 else f" (OpenSSL 3 does it only with {_name(said, 'tls_security_level', 0)})"
+        warnings.append(
+            f"profile {said.name}: TLS {profile.min_tls} is broken (RFC 8996){too_high}; have the relay upgraded, then "
+            f"remove {_name(said, 'min_tls')}"
+        )
+    if level is not None and level < 2:
+        warnings.append(
+            f"profile {said.name}: {_name(said, 'tls_security_level', level)} accepts short keys and old ciphers; have "
+            "the relay upgraded, then remove it"
+        )
+    return warnings
 
 
 @lru_cache(maxsize=64)
@@ -360,8 +377,8 @@ def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
 
 
 def _refuse_what_only_tls_has(said: ProfileFacts, profile: Profile) -> None:
-    for key in ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "verify"):
-        if getattr(said, key):
+    for key in ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "tls_security_level", "verify"):
+        if getattr(said, key) not in (None, "", False):
             which = _name(said, key, True) if key == "verify" else _name(said, key)
             raise ConfigError(
                 f"profile {said.name}: {which} has no effect with {_name(said, 'tls', profile.tls.value)}, which asks "

@@ -80,6 +80,17 @@ def words_of(reply: Reply) -> str:
     return " ".join(_ADDRESS.sub(" ", " ".join(lines)).split())
 
 
+_OF_MESSAGES = re.compile(
+    r"\b(e?mails?|messages?|submissions?|sending|daily|hourly|per (second|minute|hour|day)|quota|volume|recipients?)\b",
+    re.IGNORECASE,
+)
+
+
+def is_of_messages(reply: Reply) -> bool:
+    """Whether a limit counts messages, and not connections or logins."""
+    return _OF_MESSAGES.search(words_of(reply)) is not None
+
+
 def limit(phase: Phase, reply: Reply) -> Reason | None:
     """Give RATE_LIMITED or GREYLISTED where a refusal is one, else None."""
     words = words_of(reply)

@@ -1,11 +1,10 @@
-"""Opening a session: resolve, connect, tls, greeting, ehlo, starttls, ehlo, auth, in this order.
+"""One connection's way to a session: connect, tls, greeting, ehlo, starttls, ehlo, auth, in this order.
 
-Implicit TLS comes before the greeting. We resolve and connect ourselves, so that phases are true; aiosmtplib
-greets and upgrades, one command at a time; then the `Wire` takes the transport over, for the login (`login.py`) and
-all that follows. Traps of aiosmtplib that are kept out here: its default is an opportunistic STARTTLS, and `getfqdn`
-would run per connection.
+Implicit TLS comes before the greeting. We connect ourselves, so that phases are true; aiosmtplib greets and upgrades,
+one command at a time; then the `Wire` takes the transport over, for the login (`login.py`) and all that follows. Two
+defaults of aiosmtplib are kept out: an opportunistic STARTTLS, and `getfqdn` on each connection.
 
-RFC 5321 §3.1–3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 7435 (opportunistic), RFC 8314 (implicit TLS).
+RFC 5321 §3.1–3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 8314 (implicit TLS).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import cast
 
 import aiosmtplib
@@ -24,33 +23,15 @@ from app.mail.outcome import Failure, Phase
 from app.mail.profile import Profile, TlsMode, is_loopback
 from app.mail.reply import Reply, printable
 from app.smtp import classify
+from app.smtp.handshake import Connection, OursRefused, Seen, watched
 from app.smtp.login import choose_mechanism, credentials_of, log_in
 from app.smtp.mechanisms import BrokenOff
-from app.smtp.network import OwnName, Resolve, SocketAddress, connect_to_any
+from app.smtp.network import OwnName, SocketAddress, connect_to_any
 from app.smtp.session import Session
-from app.smtp.tls import Connection, OursRefused, certificate_of, context_for, read_certificate
+from app.smtp.tls import certificate_of, context_for
 from app.smtp.wire import Breach, Unexpected, Wire
 
-
-async def open_session(profile: Profile, attempt: Attempt, *, resolve: Resolve, own_name: OwnName) -> Session:
-    """Open a session, noting in `attempt` how far it got and what was said.
-
-    Raises:
-        TransactionError: it did not come about; nothing was sent.
-    """
-    attempt.host, attempt.port = profile.host, profile.port
-    opening = _Opening(profile, attempt, resolve, own_name)
-    try:
-        return await opening.run()
-    except _HandshakeFailed as error:
-        if profile.tls is not TlsMode.OPPORTUNISTIC:
-            raise TransactionError(await opening.handshake_failure(error.cause)) from error.cause
-        cause = error.cause
-        known = cause.failure if isinstance(cause, TransactionError) else classify.tls(profile, cause)
-        attempt.tls_error = known.message
-        attempt.forget_tls()
-    # RFC 7435: opportunistic goes on in clear, over a fresh connection since this one may be in any state.
-    return await _Opening(profile, attempt, resolve, own_name, in_clear=True).run()
+LONG_SILENCE = 5.0  # seconds without a greeting, from which on a hang-up counts as a time-out
 
 
 class _Client(aiosmtplib.SMTP):
@@ -63,38 +44,59 @@ class _Client(aiosmtplib.SMTP):
             cast("asyncio.Transport", transport).abort()
 
 
-class _HandshakeFailed(Exception):
+class HandshakeFailed(Exception):
+    """TLS did not come about on this connection. `cause` is what was raised, or our reading of it."""
+
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
 
 
-class _Opening:
+class ClosedBehindHandshake(Exception):
+    """The relay closed at the first word under TLS: so do some that want a certificate of ours (RFC 8446 §4.4.2.4)."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Opening:
     """One walk through the opening phases; holds the half-open connection."""
 
     def __init__(
         self,
         profile: Profile,
         attempt: Attempt,
-        resolve: Resolve,
+        addresses: Sequence[SocketAddress],
         own_name: OwnName,
         *,
         in_clear: bool = False,
     ) -> None:
         self._profile = profile
         self._attempt = attempt
-        self._resolve = resolve
+        self._addresses = addresses
         self._own_name = own_name
         self._in_clear = in_clear or profile.tls is TlsMode.NONE
-        self._address: SocketAddress | None = None
+        self.address: SocketAddress | None = None  # the one that took the connection
         self._client: _Client | None = None
         self._wire: Wire | None = None  # in the client's place, once it is there
+        self.local_name = ""  # by which we introduce ourselves
+        self.seen = Seen()
         self._tls: Connection | None = None
+        self._is_behind_handshake = False  # until the relay says its first word under TLS
+        self._connected_at = 0.0
         self._greeting = ""
 
     async def run(self) -> Session:
+        """Return a session.
+
+        Raises:
+            TransactionError: it did not come about; nothing was sent.
+            HandshakeFailed: the same, and TLS is why, or may be.
+        """
         try:
-            return await self._walk()
+            with watched(self.seen):
+                return await self._walk()
         except BaseException:
             if self._wire is not None:
                 self._wire.close()
@@ -103,7 +105,7 @@ class _Opening:
             raise
 
     async def _walk(self) -> Session:
-        sock = await self._connect(await self._look_up())
+        sock = await self._connect()
         client = await self._greet(sock)
         await self._note_tls(client)
         await self._ehlo(client)
@@ -123,24 +125,14 @@ class _Opening:
     def _server_name(self) -> str:
         return self._profile.server_name or self._profile.host
 
-    async def _look_up(self) -> list[SocketAddress]:
-        self._attempt.enter(Phase.RESOLVE)
-        try:
-            async with asyncio.timeout(self._profile.timeouts.resolve):
-                found = await self._resolve(self._profile.host, self._profile.port)
-        except (OSError, UnicodeError) as error:  # TimeoutError and gaierror are OSErrors
-            raise TransactionError(classify.lookup(self._profile, error)) from error
-        if not found:
-            raise TransactionError(classify.lookup(self._profile, socket.gaierror(socket.EAI_NONAME, "no address")))
-        return found
-
-    async def _connect(self, addresses: list[SocketAddress]) -> socket.socket:
+    async def _connect(self) -> socket.socket:
         self._attempt.enter(Phase.CONNECT)
         try:
-            sock, self._address = await connect_to_any(addresses, within=self._profile.timeouts.connect)
+            sock, self.address = await connect_to_any(self._addresses, within=self._profile.timeouts.connect)
         except OSError as error:
             raise TransactionError(classify.connecting(self._profile, error)) from error
-        self._attempt.ip = self._address[1][0]
+        self._attempt.ip = self.address[1][0]
+        self._connected_at = self._attempt.clock()
         return sock
 
     async def _greet(self, sock: socket.socket) -> _Client:
@@ -148,9 +140,10 @@ class _Opening:
         timeouts = self._profile.timeouts
         self._attempt.enter(Phase.TLS if implicit else Phase.GREETING)
         try:
+            self.local_name = await self._helo_name(sock)
             client = self._client = _Client(
                 hostname=self._server_name,
-                local_hostname=await self._helo_name(sock),
+                local_hostname=self.local_name,
                 use_tls=implicit,
                 start_tls=False,
                 tls_context=self._context() if implicit else None,
@@ -179,14 +172,20 @@ class _Opening:
             return self._refused(Phase.GREETING, error)
         cause = error.__cause__
         if cause is not None and isinstance(cause.__cause__, OursRefused):
-            return _HandshakeFailed(cause.__cause__)
+            return HandshakeFailed(cause.__cause__)
         greets = isinstance(cause, aiosmtplib.SMTPReadTimeoutError | aiosmtplib.SMTPServerDisconnected)
         if implicit and not greets:
-            return _HandshakeFailed(_handshake_cause(error))
+            return HandshakeFailed(_handshake_cause(error))
         self._attempt.enter(Phase.GREETING)
-        if _is_timeout(error):
+        if _is_timeout(error) or self._was_silent_for_long():
             return TransactionError(classify.greeting_timeout(self._profile))
-        return TransactionError(classify.no_greeting(self._profile))
+        failure = classify.no_greeting(self._profile)
+        return HandshakeFailed(ClosedBehindHandshake(failure)) if implicit else TransactionError(failure)
+
+    def _was_silent_for_long(self) -> bool:
+        """Whether a relay that hung up gave up waiting for us: both ends have a time-out, and either may be first."""
+        waited = self._attempt.clock() - self._connected_at
+        return waited >= min(LONG_SILENCE, self._profile.timeouts.greeting / 2)
 
     async def _helo_name(self, sock: socket.socket) -> str:
         """RFC 5321 §4.1.3: the FQDN, or the address literal where there is none."""
@@ -252,17 +251,19 @@ class _Opening:
         except aiosmtplib.SMTPResponseException as error:
             refusal = self._refused(Phase.STARTTLS, error)
             if optional:
-                raise _HandshakeFailed(refusal) from error
+                raise HandshakeFailed(refusal) from error
             raise refusal from error
         except (aiosmtplib.SMTPException, OSError) as error:
             in_handshake = "upgrading" in str(error) or isinstance(error, ssl.SSLError)
             if not in_handshake and not optional:
                 raise self._refused(Phase.STARTTLS, error) from error
-            raise _HandshakeFailed(_handshake_cause(error)) from error
+            raise HandshakeFailed(_handshake_cause(error)) from error
         self._attempt.hear(_reply(reply.code, reply.message))
         await self._note_tls(client)
         # RFC 3207 §4.2: what was learned before is forgotten; aiosmtplib has emptied its buffer.
+        self._is_behind_handshake = True
         await self._ehlo(client)
+        self._is_behind_handshake = False
 
     async def _log_in(self, wire: Wire, extensions: dict[str, str]) -> None:
         profile = self._profile
@@ -328,16 +329,6 @@ class _Opening:
             raise TransactionError(failure)
         attempt.tls_verified = bool(pin) or self._context().verify_mode is ssl.CERT_REQUIRED
 
-    async def handshake_failure(self, cause: BaseException) -> Failure:
-        """Read a failed handshake; ask for the certificate's names and dates where it was refused."""
-        certificate = None
-        if isinstance(cause, ssl.SSLCertVerificationError) and self._address is not None:
-            with suppress(Exception):  # a hint's detail: whatever hinders it, the failure itself is known
-                certificate = await read_certificate(self._profile, self._address)
-        failure = classify.tls(self._profile, cause, certificate=certificate)
-        self._attempt.phase, self._attempt.tls_error = failure.phase, failure.message
-        return failure
-
     def _refused(self, phase: Phase, error: Exception) -> Exception:
         """Map what aiosmtplib raised in an opening phase."""
         if self._attempt.phase is not phase:
@@ -350,10 +341,13 @@ class _Opening:
                 return TransactionError(classify.malformed(profile, phase, f"{error.code} {error.message}"))
             said = _reply(error.code, error.message)
             self._attempt.hear(said)
-            return TransactionError(classify.opening(profile, phase, said))
+            return TransactionError(classify.opening(profile, phase, said, helo_name=self.local_name))
         if self._tls is not None and self._tls.refusal is not None:
-            return _HandshakeFailed(self._tls.refusal)
-        return TransactionError(classify.opening_broke(profile, phase, is_timeout=_is_timeout(error)))
+            return HandshakeFailed(self._tls.refusal)
+        failure = classify.opening_broke(profile, phase, is_timeout=_is_timeout(error))
+        if self._is_behind_handshake and not _is_timeout(error):
+            return HandshakeFailed(ClosedBehindHandshake(failure))
+        return TransactionError(failure)
 
 
 def _reply(code: int, message: str) -> Reply:

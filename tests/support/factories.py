@@ -68,6 +68,7 @@ class Settings(TypedDict, total=False):
     client_cert: str | Path
     client_key: str | Path
     min_tls: TlsVersion
+    tls_security_level: int
     allow_cleartext_auth: bool
     helo_name: str
     max_connections: int
