@@ -86,12 +86,15 @@ def outcomes_of(
     An access refusal condemns the profile only where it met everybody (situation 33b).
     """
     readings: dict[tuple[Phase, Reply], Outcome] = {}
-    alone = len(report.verdicts) == len(pending) and all(
+    alone = len(report.verdicts) + len(report.refused) == len(pending) and all(
         phase in (Phase.MAIL, Phase.RCPT) and classify.is_access_refusal(reply)
         for phase, reply in report.verdicts.values()
     )
     outcomes: dict[str, Outcome] = {}
     for address in pending:
+        if address in report.refused:
+            outcomes[address] = _outcome(report.refused[address])
+            continue
         verdict = report.verdicts.get(address)
         if verdict is None:
             assert report.failure is not None, "a recipient has neither verdict nor failure"  # noqa: S101

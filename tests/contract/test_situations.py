@@ -2669,6 +2669,21 @@ FROM_MAIL = [
         wire=EHLO + QUIT,
     ),
     row(
+        "46-one-non-ascii-local-part-among-others-and-no-smtputf8",
+        {ALICE: "sent", "jürgen@theirs.test": "EENVELOPE/smtputf8_not_offered P", EVE: "EENVELOPE/mailbox_unknown P"},
+        ("RCPT", "550 5.1.1 no such user", "eve"),
+        relay=offering("PIPELINING"),
+        claim=make_claim(ALICE, "jürgen@theirs.test", EVE, smtputf8=True),
+        never=["jürgen".encode(), b"SMTPUTF8"],
+    ),
+    row(
+        "46-one-non-ascii-local-part-and-the-others-refused",
+        {"jürgen@theirs.test": "EENVELOPE/smtputf8_not_offered P", BOB: "EENVELOPE/relay_denied C"},
+        ("RCPT", "554 5.7.1 Relay access denied"),
+        relay=offering("PIPELINING"),
+        claim=make_claim("jürgen@theirs.test", BOB, smtputf8=True),
+    ),
+    row(
         "46-non-ascii-sender-and-no-smtputf8",
         "EENVELOPE/smtputf8_not_offered P",
         relay=offering("PIPELINING"),
