@@ -59,6 +59,10 @@ def _connect_timeout(p: Profile, facts: Facts) -> str:
 
 
 def _greeting_timeout(p: Profile, facts: Facts) -> str:
+    if facts.get("tls"):
+        return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
+    if facts.get("looked"):
+        return f"The relay took the connection and said nothing: {_answers(p, facts)}check {_host_port(p)}."
     return (
         f"The relay took the connection and said nothing: {_answers(p, facts)}if port {p.port} expects TLS from the "
         f"first byte, set {p.setting('tls', 'implicit')}."
@@ -66,7 +70,11 @@ def _greeting_timeout(p: Profile, facts: Facts) -> str:
 
 
 def _not_smtp(p: Profile, facts: Facts) -> str:
-    return f"What answers there is not a mail server: {_answers(p, facts)}check {_host_port(p)}."
+    server = f"{facts['server']}, " if facts.get("server") else ""
+    return (
+        f"What answers there is {server}not a mail server: {_answers(p, facts)}check {_host_port(p)}; relays use "
+        "port 587, 465 or 25."
+    )
 
 
 def _malformed_reply(p: Profile, facts: Facts) -> str:
@@ -91,39 +99,6 @@ def _tls_not_offered(p: Profile, facts: Facts) -> str:
     return (
         f"The relay offers no STARTTLS on port {p.port}: {cure}, or {p.setting('tls', 'opportunistic')} to encrypt "
         "only where it is offered."
-    )
-
-
-def _tls_cert_expired(p: Profile, facts: Facts) -> str:
-    ended = f" on {facts['not_after']}" if facts.get("not_after") else ""
-    return (
-        f"The relay's certificate ended{ended}: have it renewed{tls_hints.or_pin(p, facts)}, or until then stop "
-        f"verifying with {p.setting('verify', False)}."
-    )
-
-
-def _tls_hostname_mismatch(p: Profile, facts: Facts) -> str:
-    names = facts.get("names")
-    wanted = p.server_name or p.host
-    if not names:
-        return (
-            f"The relay's certificate is not for {wanted}: set {p.setting('server_name')} to a name that it bears, "
-            f"or stop verifying with {p.setting('verify', False)}."
-        )
-    first = names.split(", ")[0]
-    example = first.replace("*", "mail", 1)
-    return (
-        f"The relay's certificate is for {names}, not for {wanted}: set {p.setting('server_name', example)} if that "
-        f"is the relay you mean, or stop verifying with {p.setting('verify', False)}."
-    )
-
-
-def _tls_pin_mismatch(p: Profile, facts: Facts) -> str:
-    sha256, names = facts.get("sha256"), facts.get("names")
-    whose = f" (for {names}, until {facts.get('not_after')})" if names else ""
-    return (
-        f"The relay shows another certificate{whose} than the pinned one: if it was renewed, set "
-        f"{p.setting('cert_sha256', sha256) if sha256 else p.setting('cert_sha256')}."
     )
 
 
@@ -334,14 +309,14 @@ _HINTS: Mapping[Reason, _Hint] = {
         "The relay cannot do TLS for the moment: nothing to change here; it is tried again."
     ),
     Reason.TLS_CERT_UNTRUSTED: tls_hints.cert_untrusted,
-    Reason.TLS_CERT_EXPIRED: _tls_cert_expired,
-    Reason.TLS_HOSTNAME_MISMATCH: _tls_hostname_mismatch,
+    Reason.TLS_CERT_EXPIRED: tls_hints.cert_expired,
+    Reason.TLS_HOSTNAME_MISMATCH: tls_hints.hostname_mismatch,
     Reason.TLS_TIMEOUT: _with_host(
         "The TLS handshake did not end: check that {host_port} is a TLS port, and firewalls."
     ),
     Reason.TLS_CONNECTION_LOST: _with_host("The relay cut the TLS handshake: check that {host_port} is a TLS port."),
     Reason.TLS_VERSION_UNSUPPORTED: tls_hints.version_unsupported,
-    Reason.TLS_PIN_MISMATCH: _tls_pin_mismatch,
+    Reason.TLS_PIN_MISMATCH: tls_hints.pin_mismatch,
     Reason.TLS_CLIENT_CERT_REQUIRED: tls_hints.client_cert_required,
     Reason.TLS_HANDSHAKE_FAILED: tls_hints.handshake_failed,
     Reason.TLS_MODE_MISMATCH: tls_hints.mode_mismatch,

@@ -11,7 +11,7 @@ _OLD = (TlsVersion.V1_0, TlsVersion.V1_1)
 
 def cert_untrusted(p: Profile, facts: Mapping[str, str]) -> str:
     issuer, ca_file = facts.get("issuer"), p.setting("ca_file", "/path/to/ca.pem")
-    otherwise = f"{or_pin(p, facts)}, or stop verifying with {p.setting('verify', False)}."
+    otherwise = f"{_or_pin(p, facts)}, or stop verifying with {p.setting('verify', False)}."
     if issuer and facts.get("sends_no_issuer"):
         return (
             f"The relay's certificate is issued by {issuer}, whose own certificate the relay does not send and this "
@@ -24,10 +24,43 @@ def cert_untrusted(p: Profile, facts: Mapping[str, str]) -> str:
     )
 
 
-def or_pin(p: Profile, facts: Mapping[str, str]) -> str:
+def _or_pin(p: Profile, facts: Mapping[str, str]) -> str:
     """Trusting one certificate, looked at once, is better than trusting any."""
     sha256 = facts.get("sha256")
     return f", trust this one alone with {p.setting('cert_sha256', sha256)}" if sha256 else ""
+
+
+def cert_expired(p: Profile, facts: Mapping[str, str]) -> str:
+    ended = f" on {facts['not_after']}" if facts.get("not_after") else ""
+    return (
+        f"The relay's certificate ended{ended}: have it renewed{_or_pin(p, facts)}, or until then stop "
+        f"verifying with {p.setting('verify', False)}."
+    )
+
+
+def hostname_mismatch(p: Profile, facts: Mapping[str, str]) -> str:
+    names = facts.get("names")
+    wanted = p.server_name or p.host
+    if not names:
+        return (
+            f"The relay's certificate is not for {wanted}: set {p.setting('server_name')} to a name that it bears, "
+            f"or stop verifying with {p.setting('verify', False)}."
+        )
+    first = names.split(", ")[0]
+    example = first.replace("*", "mail", 1)
+    return (
+        f"The relay's certificate is for {names}, not for {wanted}: set {p.setting('server_name', example)} if that "
+        f"is the relay you mean, or stop verifying with {p.setting('verify', False)}."
+    )
+
+
+def pin_mismatch(p: Profile, facts: Mapping[str, str]) -> str:
+    sha256, names = facts.get("sha256"), facts.get("names")
+    whose = f" (for {names}, until {facts.get('not_after')})" if names else ""
+    return (
+        f"The relay shows another certificate{whose} than the pinned one: if it was renewed, set "
+        f"{p.setting('cert_sha256', sha256) if sha256 else p.setting('cert_sha256')}."
+    )
 
 
 def client_cert_required(p: Profile, facts: Mapping[str, str]) -> str:
@@ -74,6 +107,9 @@ def mode_mismatch(p: Profile, facts: Mapping[str, str]) -> str:
     if facts.get("plain") == "starttls":
         return f"Port {p.port} begins without TLS and offers STARTTLS: set {p.setting('tls', 'starttls')}."
     if facts.get("plain") == "none":
+        if p.wants_login and not facts.get("plain_auth"):
+            none = f"{p.setting('tls', 'none')} and {p.setting('auth', 'none')}"
+            return f"Port {p.port} has no TLS and takes no login: use another port, or set {none} to send in clear."
         return f"Port {p.port} has no TLS at all: use another port, or set {none} to send in clear."
     starttls = p.setting("tls", "starttls")
     return f"Port {p.port} does not begin with TLS: set {starttls}, or {none} where it has no TLS at all."

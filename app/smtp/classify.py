@@ -18,6 +18,7 @@ from app.mail.outcome import Failure, FailureClass, Phase
 from app.mail.profile import MECHANISMS, Profile, TlsMode
 from app.mail.reply import Reply
 from app.smtp import auth_replies, tls_errors
+from app.smtp.banners import server_of
 from app.smtp.limits import is_of_messages, limit
 from app.smtp.mechanisms import BrokenOff
 from app.smtp.relays import Login, recognise
@@ -297,12 +298,18 @@ def breach(
     return failure(profile, phase, reason, _U if handed_over else _T, said, facts=known)
 
 
+def not_smtp(profile: Profile, phase: Phase, server: str, line: str) -> Failure:
+    """Another kind of server answers there; `line` is what it said."""
+    said = f"{profile.host}:{profile.port} is {server}, not a mail relay: it said {line[:80]!r}"
+    return failure(profile, phase, Reason.NOT_SMTP, _C, said, facts={"server": server})
+
+
 def malformed(profile: Profile, phase: Phase, line: str) -> Failure:
     """Read a line that is no reply, in the opening phases."""
     said = line.strip()[:200]
-    if said.upper().startswith(("HTTP/", "SSH-", "<HTML", "<!DOCTYPE")):
-        text = f"{profile.host}:{profile.port} is not a mail server: it said {said[:80]!r}"
-        return failure(profile, phase, Reason.NOT_SMTP, _C, text)
+    server = server_of(said)
+    if server:
+        return not_smtp(profile, phase, server, said)
     return failure(profile, phase, Reason.MALFORMED_REPLY, _T, f"The relay's answer is not SMTP: {said!r}")
 
 

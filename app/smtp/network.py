@@ -6,11 +6,10 @@ We do both ourselves, and not through aiosmtplib, so that the phases resolve and
 from __future__ import annotations
 
 import asyncio
-import errno
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import aiohappyeyeballs
 
@@ -19,9 +18,7 @@ Resolve: TypeAlias = Callable[[str, int], Awaitable[list[SocketAddress]]]  # rai
 OwnName: TypeAlias = Callable[[], Awaitable[str | None]]  # this host's FQDN, None where it has none
 
 STAGGER = 0.25  # seconds until the next address is tried beside one that does not answer (RFC 8305 §5)
-_ERRNO = re.compile(r"\[Errno (\d+)\]")
-# A relay that refuses is there; the other errors are about the way to it, or about this machine.
-_MOST_TELLING = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+_PRIVATE = re.compile(r"(\A|\.)(localhost|localdomain|local|lan|home|internal|intranet|corp)\.?\Z")
 
 
 async def resolve(host: str, port: int) -> list[SocketAddress]:
@@ -40,35 +37,51 @@ async def connect_to_any(addresses: Sequence[SocketAddress], *, within: float) -
     Families alternate, and an address that is silent for `STAGGER` seconds gets company. All share `within` seconds.
 
     Raises:
-        OSError: none answered; TimeoutError, or the most telling of the errors.
+        OSError: none answered; the error of the last in order, TimeoutError where that was silent.
     """
-    made: dict[socket.socket, SocketAddress] = {}
-
-    def new_socket(info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
-        sock = socket.socket(info[0], socket.SOCK_STREAM)
-        made[sock] = (socket.AddressFamily(info[0]), info[4])
-        return sock
-
+    racing = _Racing()
     infos: list[aiohappyeyeballs.AddrInfoType] = [
         (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for family, address in addresses
     ]
     try:
         async with asyncio.timeout(within):
             sock = await aiohappyeyeballs.start_connection(
-                infos, happy_eyeballs_delay=STAGGER, socket_factory=new_socket
+                infos,
+                happy_eyeballs_delay=STAGGER,
+                loop=cast("asyncio.AbstractEventLoop", racing),
+                socket_factory=racing.new_socket,
             )
-    except OSError as error:
-        raise _most_telling(error) from error
-    except RuntimeError as error:  # from uvloop, where a socket was closed under it
-        raise OSError(str(error)) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: from uvloop, where a socket is closed under it
+        raise racing.errors.get(addresses[-1]) or TimeoutError() from error
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock, made[sock]
+    return sock, racing.sockets[sock]
 
 
-def _most_telling(error: OSError) -> OSError:
-    """Return one error of several addresses: aiohappyeyeballs joins their texts and drops their numbers."""
-    if error.errno is not None or isinstance(error, TimeoutError):
-        return error
-    numbers = [int(number) for number in _ERRNO.findall(str(error))]
-    found = next((number for number in _MOST_TELLING if number in numbers), None)
-    return error if found is None else OSError(found, str(error))
+class _Racing:
+    """What aiohappyeyeballs needs of an event loop; keeps what became of each address, which it joins into one text."""
+
+    def __init__(self) -> None:
+        self.sockets: dict[socket.socket, SocketAddress] = {}
+        self.errors: dict[SocketAddress, OSError] = {}
+
+    def new_socket(self, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
+        address = socket.AddressFamily(info[0]), info[4]
+        try:
+            sock = socket.socket(info[0], socket.SOCK_STREAM)
+        except OSError as error:  # a family that this machine does not have
+            self.errors[address] = error
+            raise
+        self.sockets[sock] = address
+        return sock
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, address)
+        except OSError as error:
+            self.errors[self.sockets[sock]] = error
+            raise
+
+
+def is_odd_name(name: str) -> bool:
+    """Whether a name in EHLO means nothing outside this machine's network: an address, no domain, a private one."""
+    return name.startswith("[") or "." not in name.strip(".") or bool(_PRIVATE.search(name)) if name else False

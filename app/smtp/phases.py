@@ -23,6 +23,7 @@ from app.mail.outcome import Failure, Phase
 from app.mail.profile import Profile, TlsMode, is_loopback
 from app.mail.reply import Reply, printable
 from app.smtp import classify
+from app.smtp.banners import server_of
 from app.smtp.handshake import Connection, OursRefused, Seen, watched
 from app.smtp.login import choose_mechanism, credentials_of, log_in
 from app.smtp.mechanisms import BrokenOff
@@ -341,6 +342,10 @@ class Opening:
                 return TransactionError(classify.malformed(profile, phase, f"{error.code} {error.message}"))
             said = _reply(error.code, error.message)
             self._attempt.hear(said)
+            lines = (f"{error.code} {said.text}", f"220 {self._greeting}")
+            server = next((name for line in lines if (name := server_of(line))), "")
+            if server and phase in (Phase.GREETING, Phase.EHLO):
+                return TransactionError(classify.not_smtp(profile, phase, server, lines[0]))
             return TransactionError(classify.opening(profile, phase, said, helo_name=self.local_name))
         if self._tls is not None and self._tls.refusal is not None:
             return HandshakeFailed(self._tls.refusal)

@@ -16,6 +16,7 @@ from app.mail.outcome import FailureClass
 from app.mail.profile import Profile
 from app.mail.reply import Reply
 from app.smtp.limits import words_of
+from app.smtp.network import is_odd_name
 
 _C = FailureClass.CONFIGURATION
 _P = FailureClass.PERMANENT
@@ -62,18 +63,10 @@ def recognise(profile: Profile, reply: Reply, *, login: Login = Login.IMPOSSIBLE
     )
 
 
-def is_odd_name(name: str) -> bool:
-    """Whether a name in EHLO means nothing outside this machine's network: an address, no domain, a private one."""
-    return name.startswith("[") or "." not in name.strip(".") or bool(_PRIVATE.search(name)) if name else False
-
-
 _SETTINGS = (
     *("host", "port", "username", "password", "tls", "auth", "helo_name"),
     *("max_connections", "idle_timeout", "max_messages_per_connection"),
 )
-
-
-_PRIVATE = re.compile(r"(\A|\.)(localhost|localdomain|local|lan|home|internal|intranet|corp)\.?\Z")
 
 
 def _known(

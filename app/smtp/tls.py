@@ -114,6 +114,11 @@ def _context(
     return context
 
 
+def lax_context() -> ssl.SSLContext:
+    """Return the cached context that verifies nothing and takes any version, cipher and key."""
+    return _context(ca=None, client=(None, None), min_tls=None, level=0, verifies=False)
+
+
 @contextmanager
 def _reading(file: _File | None) -> Iterator[None]:
     """Put into an error the file that it is about: OpenSSL does not say."""
@@ -145,7 +150,7 @@ async def weakest(profile: Profile, address: SocketAddress, helo_name: str) -> W
             local_hostname=helo_name,
             use_tls=profile.tls is TlsMode.IMPLICIT,
             start_tls=False,
-            tls_context=_context(ca=None, client=(None, None), min_tls=None, level=0, verifies=False),
+            tls_context=lax_context(),
             sock=sock,
         )
         try:

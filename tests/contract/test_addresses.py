@@ -13,7 +13,7 @@ import pytest
 from app.mail.profile import TlsMode
 from app.smtp.network import Resolve, SocketAddress, connect_to_any
 from app.smtp.opening import MOST_ADDRESSES
-from tests.support.factories import SHORT, Settings, address_of, attempt, on_both_loops, refused_port, timeouts
+from tests.support.factories import SHORT, Settings, address_of, attempt, on_both_loops, timeouts
 from tests.support.relay import Close, Relay, Stall
 from tests.support.tls import Answer, certificates
 
@@ -137,10 +137,3 @@ async def test_an_address_that_is_silent_costs_a_moment_and_not_half_of_the_time
             sock.close()
             assert address[1] == relay.port
             assert asyncio.get_running_loop().time() - began < 30
-
-
-@on_both_loops
-async def test_the_most_telling_of_several_errors_is_raised() -> None:
-    nowhere = (socket.AF_INET, ("255.255.255.255", 25))  # EACCES or ENETUNREACH, by the kernel's mood
-    with pytest.raises(ConnectionRefusedError):
-        await connect_to_any([address_of(refused_port()), nowhere], within=5)

@@ -10,13 +10,12 @@ Classes: P permanent, T temporary, U unknown, C configuration.
 import asyncio
 import base64
 import hmac
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +46,7 @@ from tests.support.factories import (
     SHORT,
     Settings,
     Tried,
+    as_hinted,
     attempt,
     in_words,
     leading_to,
@@ -2898,21 +2898,6 @@ async def test_what_the_hint_says_to_set_is_then_sent(way: Way) -> None:
                 settings = as_hinted(way.set, settings, tried.attempt.failure)
                 tried = await attempt(relay, **settings)
         assert tried.in_words == "sent"
-
-
-def as_hinted(keys: str, settings: Settings, failure: Failure) -> Settings:
-    """Change the settings to what the hint says of these keys, separated by blanks; it names one of them at least."""
-    kinds: Mapping[str, Callable[[str], Any]] = {
-        "tls": TlsMode,
-        "auth": AuthMode,
-        "min_tls": TlsVersion,
-        "tls_security_level": int,
-        "allow_cleartext_auth": lambda value: value == "true",
-    }
-    lines = {key: re.search(rf'\b{key} = (?:"([^"]+)"|(\w+))', failure.hint) for key in keys.split()}
-    changes = {key: kinds.get(key, str)(line[1] or line[2]) for key, line in lines.items() if line is not None}
-    assert changes, failure.hint
-    return cast(Settings, {**settings, **changes})
 
 
 # --- situations that need more than a row ----------------------------------------------------------------
