@@ -61,7 +61,10 @@ def _connect_timeout(p: Profile, facts: Facts) -> str:
 def _greeting_timeout(p: Profile, facts: Facts) -> str:
     if facts.get("tls"):
         return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
-    if facts.get("looked"):
+    if facts.get("greets"):
+        longer = p.setting("timeouts.greeting")
+        return f"The relay greets, but too slowly: it is tried again; if it always does, raise {longer}."
+    if facts.get("looked") or p.tls is TlsMode.IMPLICIT:
         return f"The relay took the connection and said nothing: {_answers(p, facts)}check {_host_port(p)}."
     return (
         f"The relay took the connection and said nothing: {_answers(p, facts)}if port {p.port} expects TLS from the "

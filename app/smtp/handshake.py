@@ -75,6 +75,7 @@ class Connection(ssl.SSLObject):
             super().do_handshake()
         except ssl.SSLError as error:
             raise self._heard(error) from None
+        _stop_watching(self)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         try:
@@ -91,12 +92,23 @@ class Connection(ssl.SSLObject):
         return self.refusal
 
 
+# Below ssl.SSLContext, whose own setter turns four numbers into enums for every record.
+_CALLBACK = getattr(ssl.SSLContext.__base__, "_msg_callback", None)
+
+
 def watch(context: ssl.SSLContext) -> None:
     """Have handshakes of this context fill in what `watched()` was given."""
-    # Set below ssl.SSLContext, whose own setter turns four numbers into enums, for every record of a connection.
-    descriptor = getattr(ssl.SSLContext.__base__, "_msg_callback", None)
-    if descriptor is not None:
-        descriptor.__set__(context, _on_message)
+    if _CALLBACK is not None:
+        _CALLBACK.__set__(context, _on_message)
+
+
+def _stop_watching(connection: ssl.SSLObject) -> None:
+    """Spare a connection the call for every record: it takes its callback from its context whenever that is set."""
+    if _CALLBACK is not None:
+        context = connection.context
+        _CALLBACK.__set__(context, None)
+        connection.context = context
+        _CALLBACK.__set__(context, _on_message)
 
 
 def _on_message(_: object, direction: str, version: int, content: int, kind: int, data: bytes) -> None:

@@ -176,17 +176,19 @@ class Opening:
             return HandshakeFailed(cause.__cause__)
         greets = isinstance(cause, aiosmtplib.SMTPReadTimeoutError | aiosmtplib.SMTPServerDisconnected)
         if implicit and not greets:
-            return HandshakeFailed(_handshake_cause(error))
+            cause = _handshake_cause(error)
+            gave_up = not isinstance(cause, ssl.SSLError) and self._was_silent_for_long(self._profile.timeouts.tls)
+            return HandshakeFailed(TimeoutError() if gave_up else cause)
         self._attempt.enter(Phase.GREETING)
-        if _is_timeout(error) or self._was_silent_for_long():
+        if _is_timeout(error) or self._was_silent_for_long(self._profile.timeouts.greeting):
             return TransactionError(classify.greeting_timeout(self._profile))
         failure = classify.no_greeting(self._profile)
         return HandshakeFailed(ClosedBehindHandshake(failure)) if implicit else TransactionError(failure)
 
-    def _was_silent_for_long(self) -> bool:
+    def _was_silent_for_long(self, timeout: float) -> bool:
         """Whether a relay that hung up gave up waiting for us: both ends have a time-out, and either may be first."""
         waited = self._attempt.clock() - self._connected_at
-        return waited >= min(LONG_SILENCE, self._profile.timeouts.greeting / 2)
+        return waited >= min(LONG_SILENCE, timeout / 2)
 
     async def _helo_name(self, sock: socket.socket) -> str:
         """RFC 5321 §4.1.3: the FQDN, or the address literal where there is none."""

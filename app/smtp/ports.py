@@ -34,8 +34,14 @@ _WRONG_PORT = (
     Reason.MALFORMED_REPLY,
     Reason.TLS_MODE_MISMATCH,
     Reason.TLS_TIMEOUT,
+    Reason.TLS_CONNECTION_LOST,
 )
-_SAYS_NOTHING = (Reason.GREETING_TIMEOUT, Reason.TLS_MODE_MISMATCH, Reason.TLS_TIMEOUT)  # of what is there
+_SAYS_NOTHING = (  # of what is there
+    Reason.GREETING_TIMEOUT,
+    Reason.TLS_MODE_MISMATCH,
+    Reason.TLS_TIMEOUT,
+    Reason.TLS_CONNECTION_LOST,
+)
 _BEFORE_EHLO = (Phase.CONNECT, Phase.TLS, Phase.GREETING)
 _ASK_THE_WEB = b"HEAD / HTTP/1.0\r\n\r\n"
 _ALERT = b"\x15\x03"  # how a TLS server begins its answer to words in clear (RFC 8446 §5.1)
@@ -115,6 +121,8 @@ def explain(profile: Profile, failure: Failure, found: Found) -> Failure:
         return classify.failure(profile, failure.phase, Reason.NOT_SMTP, cls, said, facts=facts)
     if found.is_tls and profile.tls is not TlsMode.IMPLICIT:
         facts["tls"] = "yes"
+    elif found.is_relay and failure.reason is Reason.GREETING_TIMEOUT:
+        facts["greets"] = "yes"
     elif found.is_relay and not found.is_tls and profile.tls is TlsMode.IMPLICIT:
         facts["plain"] = "starttls" if "STARTTLS" in found.offers else "none"
         facts["plain_auth"] = next((line for line in found.offers if line.startswith("AUTH")), "")

@@ -129,6 +129,27 @@ async def test_what_the_hint_says_of_a_port_without_tls_is_then_sent(way: str) -
         assert (await attempt(relay, **settings)).in_words == "sent"
 
 
+@pytest.mark.parametrize("mode", [NONE, STARTTLS, IMPLICIT])
+async def test_a_relay_that_greets_slowly_is_told_from_a_silent_port(mode: TlsMode) -> None:
+    async with Relay(tls=certificates().server(), implicit=mode is IMPLICIT) as relay:
+        relay.on("GREETING", Stall(), times=1)
+        failure = await explained(relay.port, {"tls": mode})
+        assert failure.reason == "greeting_timeout"
+        assert "timeouts.greeting" in failure.hint
+        assert "tls =" not in failure.hint
+
+
+@on_both_loops
+async def test_a_silent_port_that_hangs_up_on_a_handshake_is_no_tls_port() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, Relay() as relay:
+        failure = await explained(server.sockets[0].getsockname()[1], {"tls": IMPLICIT}, usual=(relay.port,))
+        assert failure.reason == "tls_connection_lost"
+
+
 async def test_what_was_found_is_remembered_and_nothing_is_asked_where_a_relay_has_served() -> None:
     async with Relay() as relay:
         relay.on("GREETING", Stall())
