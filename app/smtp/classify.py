@@ -172,7 +172,7 @@ def _of_session(attempt: Attempt) -> dict[str, str]:
         "session": "known" if offers else "",
         "login": "yes" if attempt.auth else "",
         "offered": mechanisms,
-        "starttls": "offered" if "STARTTLS" in offers and not attempt.tls else "",
+        "starttls": "offered" if "STARTTLS" in offers and not (attempt.tls or attempt.tls_error) else "",
         "tls_error": "" if attempt.tls else attempt.tls_error or "",
     }
 

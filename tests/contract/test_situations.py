@@ -2148,6 +2148,19 @@ FROM_MAIL = [
         )
         for name, answer in STARTTLS_FAILURES.items()
     ),
+    *(
+        row(
+            f"28d-login-wanted-after-starttls-failed-by-{name}",
+            "EAUTH/auth_required C",
+            ("STARTTLS", answer),
+            ("MAIL", "530 5.7.0 Authentication required"),
+            relay=over_tls(OPPORTUNISTIC, auth=("PLAIN",), auth_only_under_tls=True),
+            settings={"tls": OPPORTUNISTIC, **HURRIED},
+            hint=["username", "password", "port"],
+            check=hints_without('"starttls"'),
+        )
+        for name, answer in STARTTLS_FAILURES.items()
+    ),
     row(
         "28b-of-one-recipient",
         {ALICE: "sent", BOB: "EAUTH/auth_required C"},
