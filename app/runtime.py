@@ -35,7 +35,7 @@ from app.intake.in_flight import BytesInFlight
 from app.intake.offload import Offload
 from app.intake.room import Room
 from app.mail.attempt import Attempt
-from app.mail.errors import ConfigError, StoreUnavailable
+from app.mail.errors import ConfigError, StoreUnavailable, TransactionError
 from app.mail.ids import uuid7
 from app.mail.profile import Profile
 from app.settings import Settings
@@ -43,6 +43,7 @@ from app.smtp.doctor import Doctor
 from app.smtp.network import resolve
 from app.smtp.opening import open_session
 from app.smtp.pool import Pool
+from app.smtp.ports import Ports
 from app.smtp.session import Session
 from app.store.acts import Acts
 from app.store.backup import back_up, copy_through
@@ -104,12 +105,13 @@ class Runtime:
         self.callers = Callers(settings.api_key)
         self.in_flight = BytesInFlight(settings.max_in_flight_bytes)
         self.doctor = Doctor(
-            open_session=self._open_session,
+            open_session=self._open_once,
             resolve=resolve,
             now=self.now,
             clock=perf_counter,
             default_from=settings.default_from,
         )
+        self._ports = Ports(resolve=resolve, clock=perf_counter)
         self._parts = AsyncExitStack()
         self._remembering: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
@@ -366,8 +368,17 @@ class Runtime:
         self._closes(sandbox.close)
         self.profiles.update(sandbox.profiles)
 
-    async def _open_session(self, profile: Profile, attempt: Attempt) -> Session:
+    async def _open_once(self, profile: Profile, attempt: Attempt) -> Session:
         return await open_session(profile, attempt, resolve=resolve, own_name=self._own_name)
+
+    async def _open_session(self, profile: Profile, attempt: Attempt) -> Session:
+        """Open a session, or explain why it did not come about by what listens there."""
+        try:
+            session = await self._open_once(profile, attempt)
+        except TransactionError as error:
+            raise TransactionError(await self._ports.explained(profile, error.failure)) from error
+        self._ports.served(profile)
+        return session
 
     async def _own_name(self) -> str | None:
         """This host's FQDN, None where it has none; looked up once, since it may ask the network."""

@@ -247,6 +247,7 @@ def _facts(name: str, said: ProfileSettings, sources: Sources, warnings: list[st
         client_cert=_readable(said.client_cert, where("client_cert")),
         client_key=_key(name, said, sources),
         min_tls=said.min_tls,
+        tls_security_level=said.tls_security_level,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_,
         envelope_from=said.envelope_from,

@@ -173,6 +173,7 @@ _SMTP_KEYS = {
     "SMTP_AUTH": "auth",
     "SMTP_CA_FILE": "ca_file",
     "SMTP_VERIFY": "verify",
+    "SMTP_TLS_SECURITY_LEVEL": "tls_security_level",
     "SMTP_FROM": "from",
 }
 TLS_SWITCHES = {"SMTP_SECURE": "implicit", "SMTP_IGNORE_TLS": "none"}

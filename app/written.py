@@ -156,6 +156,11 @@ class ProfileSettings(_Strict):
     min_tls: Annotated[TlsVersion, BeforeValidator(_version)] | None = _said(
         None, "`1.0`, `1.1`, `1.2`, `1.3`", shown="`1.2`"
     )
+    tls_security_level: Annotated[int, Field(ge=0, le=5)] | None = _said(
+        None,
+        "OpenSSL's security level, with all its ciphers: `1` also accepts keys of 1,024 bits, `0` anything",
+        shown="Python's ciphers, at this machine's level",
+    )
     allow_cleartext_auth: bool = _said(False, "let a password cross in clear")
     from_: WrittenAddress | None = _said(None, "sender where the request names none", alias="from")
     envelope_from: ReversePath | None = _said(

@@ -85,7 +85,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the refusal of what came unasked, before MAIL",
-        "app/smtp/opening.py",
+        "app/smtp/phases.py",
         "        if surplus:\n",
         "        if surplus and False:\n",
         f"{_SITUATIONS}[uvloop-45-two-replies-to-greeting-before-auth]",

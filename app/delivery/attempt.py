@@ -83,6 +83,9 @@ def outcomes_of(
     )
     outcomes: dict[str, Outcome] = {}
     for address in pending:
+        if address in report.refused:
+            outcomes[address] = _outcome(report.refused[address])
+            continue
         verdict = report.verdicts.get(address)
         if verdict is None:
             assert report.failure is not None, "a recipient has neither verdict nor failure"  # noqa: S101

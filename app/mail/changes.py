@@ -93,6 +93,7 @@ def _removed_by(profile: Profile, proposed: Mapping[str, Value]) -> tuple[str, .
             k for k in ("ca_file", "cert_sha256", "server_name", "client_cert", "client_key") if getattr(profile, k)
         ]
         remove += ["min_tls"] if profile.min_tls is not TlsVersion.V1_2 else []
+        remove += ["tls_security_level"] if profile.tls_security_level is not None else []
     elif proposed.get("verify") is False:
         remove += [k for k in ("ca_file", "cert_sha256") if getattr(profile, k)]
     elif "cert_sha256" in proposed and profile.ca_file:

@@ -198,7 +198,7 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
     ),
     Reason.TLS_HANDSHAKE_FAILED: Explanation(
         "The TLS handshake failed in another way; the relay's or OpenSSL's words say how.",
-        ("no cipher in common", "a key too short for this machine's OpenSSL"),
+        ("an old relay: no cipher in common", "a key that is too short for tls_security_level"),
         (_C, _T),
     ),
     Reason.TLS_MODE_MISMATCH: Explanation(

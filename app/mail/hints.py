@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from app.mail import tls_hints
 from app.mail.changes import Change, Noting, complete
 from app.mail.codes import Reason
 from app.mail.profile import (
@@ -17,8 +18,6 @@ from app.mail.profile import (
     AuthMode,
     Profile,
     TlsMode,
-    TlsVersion,
-    is_host_name,
     is_loopback,
 )
 from app.mail.schedule import Rate
@@ -81,6 +80,13 @@ def _connect_timeout(p: Profile, facts: Facts) -> str:
 
 
 def _greeting_timeout(p: Profile, facts: Facts) -> str:
+    if facts.get("tls"):
+        return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
+    if facts.get("greets"):
+        longer = p.setting("timeouts.greeting")
+        return f"The relay greets, but too slowly: it is tried again; if it always does, raise {longer}."
+    if facts.get("looked") or p.tls is TlsMode.IMPLICIT:
+        return f"The relay took the connection and said nothing: {_answers(p, facts)}check {_host_port(p)}."
     return (
         f"The relay took the connection and said nothing: {_answers(p, facts)}if port {p.port} expects TLS from the "
         f"first byte, set {p.setting('tls', 'implicit')}."
@@ -88,7 +94,11 @@ def _greeting_timeout(p: Profile, facts: Facts) -> str:
 
 
 def _not_smtp(p: Profile, facts: Facts) -> str:
-    return f"What answers there is not a mail server: {_answers(p, facts)}check {_host_port(p)}."
+    server = f"{facts['server']}, " if facts.get("server") else ""
+    return (
+        f"What answers there is {server}not a mail server: {_answers(p, facts)}check {_host_port(p)}; relays use "
+        "port 587, 465 or 25."
+    )
 
 
 def _malformed_reply(p: Profile, facts: Facts) -> str:
@@ -116,74 +126,6 @@ def _tls_not_offered(p: Profile, facts: Facts) -> str:
     )
 
 
-def _tls_cert_untrusted(p: Profile, facts: Facts) -> str:
-    issuer = f" (issued by {facts['issuer']})" if facts.get("issuer") else ""
-    return (
-        f"The relay's certificate{issuer} is signed by nobody this machine trusts: name its CA with "
-        f"{p.setting('ca_file', '/path/to/ca.pem')}{_or_pin(p, facts)}, or stop verifying with "
-        f"{p.setting('verify', False)}."
-    )
-
-
-def _or_pin(p: Profile, facts: Facts) -> str:
-    """Trusting one certificate, looked at once, is better than trusting any."""
-    sha256 = facts.get("sha256")
-    return f", trust this one alone with {p.setting('cert_sha256', sha256)}" if sha256 else ""
-
-
-def _tls_cert_expired(p: Profile, facts: Facts) -> str:
-    ended = f" on {facts['not_after']}" if facts.get("not_after") else ""
-    return (
-        f"The relay's certificate ended{ended}: have it renewed{_or_pin(p, facts)}, or until then stop verifying with "
-        f"{p.setting('verify', False)}."
-    )
-
-
-def _tls_hostname_mismatch(p: Profile, facts: Facts) -> str:
-    names = facts.get("names")
-    wanted = p.server_name or p.host
-    if not names:
-        return (
-            f"The relay's certificate is not for {wanted}: set {p.setting('server_name')} to a name that it bears, "
-            f"or stop verifying with {p.setting('verify', False)}."
-        )
-    # A certificate may bear names that no setting takes.
-    examples = (name.replace("*", "mail", 1) for name in names.split(", "))
-    example = next((name for name in examples if is_host_name(name)), None)
-    return (
-        f"The relay's certificate is for {names}, not for {wanted}: set {p.setting('server_name', example)} if that "
-        f"is the relay you mean, or stop verifying with {p.setting('verify', False)}."
-    )
-
-
-def _tls_pin_mismatch(p: Profile, facts: Facts) -> str:
-    sha256, names = facts.get("sha256"), facts.get("names")
-    whose = f" (for {names}, until {facts.get('not_after')})" if names else ""
-    return (
-        f"The relay shows another certificate{whose} than the pinned one: if it was renewed, set "
-        f"{p.setting('cert_sha256', sha256) if sha256 else p.setting('cert_sha256')}."
-    )
-
-
-def _tls_mode_mismatch(p: Profile, _: Facts) -> str:
-    if p.tls is TlsMode.IMPLICIT:
-        other = "none" if p.wants_login is False else "starttls"
-        return (
-            f"Port {p.port} does not begin with TLS: set {p.setting('tls', 'starttls')}"
-            + (f", or {p.setting('tls', other)} for an unencrypted relay" if other == "none" else "")
-            + "."
-        )
-    return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
-
-
-def _tls_version_unsupported(p: Profile, _: Facts) -> str:
-    if p.min_tls is TlsVersion.V1_0:
-        return f"The relay and this machine have no TLS version in common, from {p.min_tls} on: have it upgraded."
-    older = "1.2" if p.min_tls is TlsVersion.V1_3 else "1.0"
-    cure = p.setting("min_tls", older)
-    return f"The relay speaks only older versions of TLS than {p.min_tls}: have it upgraded, or set {cure}."
-
-
 def _reply_timeout(p: Profile, facts: Facts) -> str:
     key = f"timeouts.{facts['phase']}" if facts.get("phase") else "timeouts"
     return f"The relay was too slow to answer: it is tried again; if it always is, raise {p.setting(key)}."
@@ -191,7 +133,7 @@ def _reply_timeout(p: Profile, facts: Facts) -> str:
 
 def _rate_limited(p: Profile, facts: Facts) -> str:
     cures = []
-    if facts.get("counts") == "messages" or p.max_connections == 1:
+    if facts.get("limited") == "messages" or p.max_connections == 1:
         slower = p.rate.halved if p.rate else Rate(30, 60.0)
         cures = [f"send no more than it takes with {p.setting('rate', str(slower))}"] if slower else []
     if p.max_connections > 1:
@@ -285,7 +227,16 @@ def _auth_server_unverified(p: Profile, _: Facts) -> str:
     )
 
 
-def _auth_required(p: Profile, _: Facts) -> str:
+def _auth_required(p: Profile, facts: Facts) -> str:
+    offered = facts.get("offered", "").split()
+    if not p.wants_login and offered and not set(offered) & set(MECHANISMS):
+        return (
+            f"The relay takes this mail only after a login, and offers only {' '.join(offered)}, which Mailchute does "
+            "not speak, so a user name will not do: have this machine's address allowed there without a login, or "
+            f"{MECHANISMS[-2]} or {MECHANISMS[-1]} enabled."
+        )
+    if not p.wants_login and facts.get("session") and not offered and p.auth is not AuthMode.NONE:
+        return _auth_required_elsewhere(p, facts)
     if p.auth is AuthMode.NONE:
         return (
             f"The relay takes mail only after a login, and {p.setting('auth', 'none')} forbids it: set "
@@ -304,6 +255,36 @@ def _under_tls(p: Profile) -> str:
     if not p.tls_set_by or p.requires_tls or (p.tls is TlsMode.NONE and is_loopback(p.host)):
         return ""
     return f" and {p.setting('tls', 'starttls')}"
+
+
+def _auth_required_elsewhere(p: Profile, facts: Facts) -> str:
+    """The relay wants a login and offers none here."""
+    credentials = f"{p.setting('username')} and {p.setting('password')}"
+    if facts.get("starttls"):
+        return (
+            "The relay takes mail only after a login, which it may offer after STARTTLS: set "
+            f"{p.setting('tls', 'starttls')}, {credentials}."
+        )
+    return (
+        f"The relay takes mail only after a login, and offers none on port {p.port}: set {credentials}, and "
+        f"{p.setting('port')} to one with AUTH (587 or 465), or have this machine's address allowed there."
+    )
+
+
+def _auth_needs_tls(p: Profile, facts: Facts) -> str:
+    what = "logins" if p.wants_login else "mail"
+    if facts.get("tls_error"):
+        return (
+            f"The relay takes {what} only under TLS, and TLS failed with it: have that repaired there, or use another "
+            f"port ({p.setting('port', 465)} and {p.setting('tls', 'implicit')}, where it has that)."
+        )
+    return f"The relay takes {what} only under TLS: set {p.setting('tls', 'starttls')}."
+
+
+def _greeting_refused(_: Profile, facts: Facts) -> str:
+    if facts.get("for_now"):
+        return "The relay takes no connections for now: nothing to change here; it is tried again."
+    return "The relay turns this machine away: ask its operator whether our address is allowed."
 
 
 def _relay_denied(_: Profile, facts: Facts) -> str:
@@ -342,9 +323,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.HOST_NOT_FOUND: _with_host("The name {name} does not exist: check {host}."),
     Reason.DNS_FAILURE: _with_host("The name {name} could not be looked up now: check this machine's DNS servers."),
     Reason.CONNECT_TIMEOUT: _connect_timeout,
-    Reason.GREETING_REFUSED: _fixed(
-        "The relay turns this machine away: ask its operator whether our address is allowed."
-    ),
+    Reason.GREETING_REFUSED: _greeting_refused,
     Reason.GREETING_TIMEOUT: _greeting_timeout,
     Reason.SERVICE_UNAVAILABLE: _fixed(
         "The relay is closing or overloaded: nothing to change here; it is tried again."
@@ -361,21 +340,18 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.TLS_UNAVAILABLE: _fixed(
         "The relay cannot do TLS for the moment: nothing to change here; it is tried again."
     ),
-    Reason.TLS_CERT_UNTRUSTED: _tls_cert_untrusted,
-    Reason.TLS_CERT_EXPIRED: _tls_cert_expired,
-    Reason.TLS_HOSTNAME_MISMATCH: _tls_hostname_mismatch,
+    Reason.TLS_CERT_UNTRUSTED: tls_hints.cert_untrusted,
+    Reason.TLS_CERT_EXPIRED: tls_hints.cert_expired,
+    Reason.TLS_HOSTNAME_MISMATCH: tls_hints.hostname_mismatch,
     Reason.TLS_TIMEOUT: _with_host(
         "The TLS handshake did not end: check that {host_port} is a TLS port, and firewalls."
     ),
     Reason.TLS_CONNECTION_LOST: _with_host("The relay cut the TLS handshake: check that {host_port} is a TLS port."),
-    Reason.TLS_VERSION_UNSUPPORTED: _tls_version_unsupported,
-    Reason.TLS_PIN_MISMATCH: _tls_pin_mismatch,
-    Reason.TLS_CLIENT_CERT_REQUIRED: lambda p, _: (
-        "The relay wants a certificate of ours that it knows: set "
-        f"{p.setting('client_cert', '/path/to/client.pem')} (and {p.setting('client_key')})."
-    ),
-    Reason.TLS_HANDSHAKE_FAILED: _fixed("The TLS handshake failed: the relay's words say why; check its TLS set-up."),
-    Reason.TLS_MODE_MISMATCH: _tls_mode_mismatch,
+    Reason.TLS_VERSION_UNSUPPORTED: tls_hints.version_unsupported,
+    Reason.TLS_PIN_MISMATCH: tls_hints.pin_mismatch,
+    Reason.TLS_CLIENT_CERT_REQUIRED: tls_hints.client_cert_required,
+    Reason.TLS_HANDSHAKE_FAILED: tls_hints.handshake_failed,
+    Reason.TLS_MODE_MISMATCH: tls_hints.mode_mismatch,
     Reason.AUTH_NOT_OFFERED: _auth_not_offered,
     Reason.AUTH_REJECTED: _auth_rejected,
     Reason.AUTH_MECHANISM_REFUSED: lambda p, _: (
@@ -386,9 +362,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.AUTH_UNAVAILABLE: _fixed(
         "The relay cannot check logins for the moment: nothing to change; it is tried again."
     ),
-    Reason.AUTH_NEEDS_TLS: lambda p, _: (
-        f"The relay takes {'logins' if p.wants_login else 'mail'} only under TLS: set {p.setting('tls', 'starttls')}."
-    ),
+    Reason.AUTH_NEEDS_TLS: _auth_needs_tls,
     Reason.AUTH_SERVER_UNVERIFIED: _auth_server_unverified,
     Reason.AUTH_REQUIRED: _auth_required,
     Reason.SENDER_REFUSED: _fixed("The relay does not take mail from this sender: use a From address it allows."),

@@ -131,6 +131,7 @@ class Profile:
     client_cert: str | None = None  # PEM file with our certificate; None = we show none
     client_key: str | None = None  # PEM file with its key; None = it is in client_cert
     min_tls: TlsVersion = TlsVersion.V1_2
+    tls_security_level: int | None = None  # OpenSSL's, 0 to 5; None = Python's ciphers at this machine's level
     allow_cleartext_auth: bool = False
     from_address: Address | None = None  # used where the request names none
     envelope_from: str | None = None  # MAIL FROM; None = the address of From, "" = the null sender
@@ -170,13 +171,15 @@ class Profile:
 
 
 # What only a relay that must speak TLS can be asked for.
-_ONLY_OF_TLS = ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "verify")
+_ONLY_OF_TLS = ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "tls_security_level", "verify")
 # What changes no message's fate: how many go at once, and whom to name as sender of those to come.
 _OF_FLOW = (
     *("max_connections", "max_messages_per_connection", "idle_timeout", "rate"),
     *("max_message_bytes", "from_address", "envelope_from", "in_doubt", "dialect"),
 )
-_ENVIRONMENT_NAMES = frozenset({"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"})
+_ENVIRONMENT_NAMES = frozenset(
+    {"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "tls_security_level", "from"}
+)
 
 
 def setting(dialect: Dialect, profile: str, key: str, value: Value = None) -> str:
@@ -214,6 +217,7 @@ class ProfileFacts:
     client_cert: str | None = None
     client_key: str | None = None
     min_tls: TlsVersion | None = None
+    tls_security_level: int | None = None
     allow_cleartext_auth: bool = False
     from_address: Address | None = None
     envelope_from: str | None = None
@@ -269,6 +273,7 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         client_cert=said.client_cert or None,
         client_key=said.client_key or None,
         min_tls=said.min_tls or TlsVersion.V1_2,
+        tls_security_level=said.tls_security_level,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_address,
         envelope_from=said.envelope_from,
@@ -291,17 +296,29 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         warnings.append(
             f"profile {said.name}: the relay's certificate is not verified ({_name(said, 'verify', False)})"
         )
-    if profile.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
-        warnings.append(
-            f"profile {said.name}: TLS {profile.min_tls} is broken (RFC 8996); have the relay upgraded, then remove "
-            f"{_name(said, 'min_tls')}"
-        )
+    warnings += _of_weak_tls(said, profile)
     return profile, warnings
 
 
 def is_host_name(text: str) -> bool:
     """Whether it can be written where a setting wants a host name."""
     return re.fullmatch(HOST_NAME, text) is not None
+
+
+def _of_weak_tls(said: ProfileFacts, profile: Profile) -> list[str]:
+    warnings, level = [], profile.tls_security_level
+    if profile.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
+        too_high = "" if level == 0 else f" (OpenSSL 3 does it only with {_name(said, 'tls_security_level', 0)})"
+        warnings.append(
+            f"profile {said.name}: TLS {profile.min_tls} is broken (RFC 8996){too_high}; have the relay upgraded, then "
+            f"remove {_name(said, 'min_tls')}"
+        )
+    if level is not None and level < 2:
+        warnings.append(
+            f"profile {said.name}: {_name(said, 'tls_security_level', level)} accepts short keys and old ciphers; have "
+            "the relay upgraded, then remove it"
+        )
+    return warnings
 
 
 @lru_cache(maxsize=64)
@@ -387,7 +404,7 @@ def _without_what_has_no_effect(said: ProfileFacts, profile: Profile) -> tuple[P
     """
     if not profile.requires_tls:
         mode = f"{_name(said, 'tls', profile.tls.value)}, which asks for no valid certificate"
-        idle = {key: mode for key in _ONLY_OF_TLS if getattr(said, key)}
+        idle = {key: mode for key in _ONLY_OF_TLS if _is_written(getattr(said, key))}
     elif said.verify is False and said.ca_file:
         idle = {"ca_file": _name(said, "verify", False)}
     elif said.cert_sha256 and said.ca_file:
@@ -400,4 +417,9 @@ def _without_what_has_no_effect(said: ProfileFacts, profile: Profile) -> tuple[P
     if profile.requires_tls:
         return replace(profile, ca_file=None), warnings
     plain = replace(profile, ca_file=None, cert_sha256=None, server_name=None, min_tls=TlsVersion.V1_2)
-    return replace(plain, client_cert=None, client_key=None), warnings
+    return replace(plain, client_cert=None, client_key=None, tls_security_level=None), warnings
+
+
+def _is_written(value: object) -> bool:
+    """Whether a setting asks for something; `verify = false` does not, the security level 0 does."""
+    return value is not None and value is not False and value != ""

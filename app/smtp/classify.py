@@ -6,23 +6,23 @@ comes from phase and reply first; an exception's type only says which phase it w
 
 from __future__ import annotations
 
-import re
 import socket
-import ssl
 from dataclasses import replace
 
 from app.mail.attempt import Attempt
 from app.mail.codes import CODE_OF, Reason
 from app.mail.hints import Facts, hint
 from app.mail.outcome import Failure, FailureClass, Phase
-from app.mail.profile import Profile, TlsMode
+from app.mail.profile import MECHANISMS, Profile, TlsMode
 from app.mail.reply import Reply
-from app.smtp import auth_replies, transaction_replies
+from app.smtp import auth_replies, tls_errors, transaction_replies
+from app.smtp.banners import server_of
 from app.smtp.limits import counts_messages, limit
 from app.smtp.mechanisms import BrokenOff
-from app.smtp.relays import recognise
+from app.smtp.relays import Login, recognise
 from app.smtp.scram import MOST_ITERATIONS
-from app.smtp.tls import Certificate, OursRefused
+from app.smtp.tls import Certificate
+from app.smtp.tls_errors import Known
 from app.smtp.wire import Breach, Malformed, TimedOut, Unexpected
 
 _P = FailureClass.PERMANENT
@@ -30,7 +30,6 @@ _T = FailureClass.TEMPORARY
 _U = FailureClass.UNKNOWN
 _C = FailureClass.CONFIGURATION
 
-_ENDED_ON = re.compile(r"certificate has expired|certificate is not yet valid", re.IGNORECASE)
 
 _CLOSING = (Reason.SERVICE_UNAVAILABLE, _T, "The relay is closing the connection")  # 421, RFC 5321 §3.8
 
@@ -68,22 +67,31 @@ def _refusal(
     limited = limit(phase, reply)
     if limited is not None:
         reason, cls = limited, _T
-        facts = {**facts, "counts": "messages"} if counts_messages(phase, reply) else facts
-    known = recognise(profile, reply)
+        facts = {**facts, "limited": "messages" if counts_messages(phase, reply) else ""}
+    known = recognise(profile, reply, login=_login(facts), helo_name=facts.get("helo_name", ""))
     if known is not None and known.reason is not None:
         reason, cls = known.reason
     found = failure(profile, phase, reason, cls, said, reply=reply, facts=facts)
-    own_hint = known.hint_for(profile) if known is not None else ""
+    own_hint = known.hint_for(profile, offered=facts.get("offered", "")) if known is not None else ""
     return replace(found, hint=own_hint) if own_hint else found
+
+
+def _login(facts: Facts) -> Login:
+    if facts.get("login"):
+        return Login.DONE
+    speaks = set(facts.get("offered", "").split()) & set(MECHANISMS)
+    return Login.POSSIBLE if speaks else Login.IMPOSSIBLE
 
 
 # --- replies in the opening phases -----------------------------------------------------------------------
 
 
-def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", mechanism: str = "") -> Failure:
+def opening(
+    profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", mechanism: str = "", helo_name: str = ""
+) -> Failure:
     """Read a refusal at the greeting, EHLO, STARTTLS or AUTH.
 
-    `offered` are the mechanisms of EHLO, `mechanism` the one that was tried.
+    `offered` are the mechanisms of EHLO, `mechanism` the one that was tried, `helo_name` the name that we greeted with.
     """
     if reply.code < 400:
         return _out_of_turn(profile, phase, reply)
@@ -101,7 +109,10 @@ def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", 
             said = f"The relay refused AUTH {mechanism} itself" if command else "The relay refused the login"
         case _:
             reason, cls, said = Reason.HELO_REFUSED, _T if reply.is_transient else _C, "The relay refused EHLO"
-    return _refusal(profile, phase, reply, (reason, cls), said, {"offered": offered, "mechanism": mechanism})
+    facts = {"offered": offered, "mechanism": mechanism, "helo_name": helo_name, "login": "yes" if mechanism else ""}
+    if reply.is_transient:
+        facts["for_now"] = "yes"
+    return _refusal(profile, phase, reply, (reason, cls), said, facts)
 
 
 # --- replies in the transaction --------------------------------------------------------------------------
@@ -123,7 +134,21 @@ def transaction(
         offers_auth=any(line.upper().startswith("AUTH") for line in attempt.extensions),
     )
     found = transaction_replies.read(phase, reply, session, alone=alone)
-    return _refusal(profile, phase, reply, (found.reason, found.cls), found.said, {"our_address": our_address})
+    facts = {"our_address": our_address, **_of_session(attempt)}
+    return _refusal(profile, phase, reply, (found.reason, found.cls), found.said, facts)
+
+
+def _of_session(attempt: Attempt) -> dict[str, str]:
+    """Return what a hint must know of the session: whether there was a login, and what is on offer."""
+    offers = [line.upper() for line in attempt.extensions]
+    mechanisms = " ".join(line[5:] for line in offers if line.startswith(("AUTH ", "AUTH=")))
+    return {
+        "session": "known" if offers else "",
+        "login": "yes" if attempt.auth else "",
+        "offered": mechanisms,
+        "starttls": "offered" if "STARTTLS" in offers and not (attempt.tls or attempt.tls_error) else "",
+        "tls_error": "" if attempt.tls else attempt.tls_error or "",
+    }
 
 
 def _out_of_turn(profile: Profile, phase: Phase, reply: Reply) -> Failure:
@@ -205,12 +230,18 @@ def breach(
     return failure(profile, phase, reason, _U if handed_over else _T, said, facts=known)
 
 
+def not_smtp(profile: Profile, phase: Phase, server: str, line: str) -> Failure:
+    """Another kind of server answers there; `line` is what it said."""
+    said = f"{profile.host}:{profile.port} is {server}, not a mail relay: it said {line[:80]!r}"
+    return failure(profile, phase, Reason.NOT_SMTP, _C, said, facts={"server": server})
+
+
 def malformed(profile: Profile, phase: Phase, line: str) -> Failure:
     """Read a line that is no reply, in the opening phases."""
     said = line.strip()[:200]
-    if said.upper().startswith(("HTTP/", "SSH-", "<HTML", "<!DOCTYPE")):
-        text = f"{profile.host}:{profile.port} is not a mail server: it said {said[:80]!r}"
-        return failure(profile, phase, Reason.NOT_SMTP, _C, text)
+    server = server_of(said)
+    if server:
+        return not_smtp(profile, phase, server, said)
     return failure(profile, phase, Reason.MALFORMED_REPLY, _T, f"The relay's answer is not SMTP: {said!r}")
 
 
@@ -263,55 +294,24 @@ def greeting_timeout(profile: Profile) -> Failure:
     return failure(profile, Phase.GREETING, Reason.GREETING_TIMEOUT, _T, said)
 
 
-def tls(profile: Profile, error: BaseException, *, certificate: Certificate | None = None) -> Failure:
-    """Read what a TLS handshake raised; `certificate` is the one that was refused."""
-    reason, cls = _tls_reason(error)
+def tls(profile: Profile, error: BaseException, known: Known | None = None) -> Failure:
+    """Read what a TLS handshake raised."""
+    known = known or Known()
+    reason, cls = tls_errors.read(profile, error, known)
     why = getattr(error, "verify_message", None) or getattr(error, "reason", None) or str(error) or "cut"
     said = f"The TLS handshake with {profile.host}:{profile.port} failed: {why}"
-    return failure(profile, _phase_of_tls(profile), reason, cls, said, facts=_facts_of(certificate))
+    return failure(profile, _phase_of_tls(profile), reason, cls, said, facts=tls_errors.facts_of(profile, known))
 
 
 def pin_mismatch(profile: Profile, certificate: Certificate | None) -> Failure:
     """The relay shows another certificate than the one that `cert_sha256` names."""
     said = f"{profile.host}:{profile.port} shows another certificate than the pinned one"
-    facts = _facts_of(certificate)
+    facts = tls_errors.facts_of(profile, Known(certificate=certificate))
     return failure(profile, _phase_of_tls(profile), Reason.TLS_PIN_MISMATCH, _C, said, facts=facts)
 
 
 def _phase_of_tls(profile: Profile) -> Phase:
     return Phase.TLS if profile.tls is TlsMode.IMPLICIT else Phase.STARTTLS
-
-
-def _facts_of(certificate: Certificate | None) -> Facts | None:
-    if certificate is None:
-        return None
-    return {
-        "names": ", ".join(certificate.names[:5]),
-        "not_after": certificate.not_after,
-        "issuer": certificate.issuer,
-        "sha256": certificate.sha256,
-    }
-
-
-def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if getattr(error, "verify_code", 0) == 62 or "mismatch" in str(error).lower():  # X509_V_ERR_HOSTNAME_MISMATCH
-            return Reason.TLS_HOSTNAME_MISMATCH, _C
-        if _ENDED_ON.search(getattr(error, "verify_message", None) or ""):
-            return Reason.TLS_CERT_EXPIRED, _C
-        return Reason.TLS_CERT_UNTRUSTED, _C
-    if isinstance(error, TimeoutError):
-        return Reason.TLS_TIMEOUT, _T
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
-        return Reason.TLS_CONNECTION_LOST, _T
-    if isinstance(error, OursRefused):
-        return Reason.TLS_CLIENT_CERT_REQUIRED, _C
-    reason = getattr(error, "reason", None)
-    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"):
-        return Reason.TLS_MODE_MISMATCH, _C  # OpenSSL: the peer's first bytes are no TLS record at all
-    if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE"):
-        return Reason.TLS_VERSION_UNSUPPORTED, _C
-    return Reason.TLS_HANDSHAKE_FAILED, _C if reason else _T  # OpenSSL names what is about settings
 
 
 def stopping(profile: Profile) -> Failure:

@@ -88,6 +88,12 @@ def words_of(reply: Reply) -> str:
     return " ".join(_ADDRESS.sub(" ", " ".join(lines)).split())
 
 
+_OF_MESSAGES = re.compile(
+    r"\b(e?mails?|messages?|submissions?|sending|daily|hourly|per (second|minute|hour|day)|quota|volume|recipients?)\b",
+    re.IGNORECASE,
+)
+
+
 def limit(phase: Phase, reply: Reply) -> Reason | None:
     """Give RATE_LIMITED or GREYLISTED where a refusal is one, else None."""
     words = words_of(reply)
@@ -106,8 +112,11 @@ def limit(phase: Phase, reply: Reply) -> Reason | None:
 
 
 def counts_messages(phase: Phase, reply: Reply) -> bool:
-    """Whether a rate limit is on messages, and not on connections or logins."""
-    return phase in _IN_TRANSACTION and _OF_CONNECTIONS.search(words_of(reply)) is None
+    """Whether a rate limit is on messages, and not on connections or logins: by its words, else by its phase."""
+    words = words_of(reply)
+    if _OF_MESSAGES.search(words):
+        return True
+    return phase in _IN_TRANSACTION and _OF_CONNECTIONS.search(words) is None
 
 
 def is_too_many_recipients(reply: Reply) -> bool:

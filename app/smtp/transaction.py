@@ -21,6 +21,7 @@ from app.mail.message import Envelope
 from app.mail.outcome import Failure, Phase
 from app.mail.reply import Reply
 from app.smtp import classify
+from app.smtp.downgrade import without_smtputf8
 from app.smtp.limits import limit
 from app.smtp.session import Session
 from app.smtp.transaction_replies import lost_its_place
@@ -49,6 +50,7 @@ class Report:
     failure: Failure | None = None
     accepted: list[str] = field(default_factory=list)
     ended_at: str | None = None
+    refused: dict[str, Failure] = field(default_factory=dict)  # who was not asked for, since the relay cannot take them
 
 
 async def deliver(
@@ -69,10 +71,18 @@ async def deliver(
     if refusal is not None:
         attempt.phase = Phase.MAIL
         return Report(failure=refusal)
+    refused: dict[str, Failure] = {}
+    if envelope.smtputf8 and "SMTPUTF8" not in session.extensions:
+        asked, content = without_smtputf8(envelope, content)
+        failure = classify.smtputf8_not_offered(session.profile)
+        refused = dict.fromkeys(set(envelope.recipients) - set(asked.recipients), failure)
+        envelope = asked
     session.wire.heard = attempt.hear
     transaction = _Transaction(session, envelope, content, attempt, before_handover)
     try:
-        return await transaction.run()
+        report = await transaction.run()
+        report.refused = refused
+        return report
     except BaseException:
         session.wire.close()
         raise
@@ -86,7 +96,7 @@ def _known_refusal(session: Session, envelope: Envelope, size: int) -> Failure |
     limit = session.extensions.get("SIZE", "")
     if limit.isdecimal() and len(limit) <= 20 and 0 < int(limit) < size:  # RFC 1870 §4: 0 or nothing = no limit
         return classify.too_large(session.profile, size, int(limit))
-    if envelope.smtputf8 and "SMTPUTF8" not in session.extensions:
+    if envelope.smtputf8 and "SMTPUTF8" not in session.extensions and not without_smtputf8(envelope, b"")[0].recipients:
         return classify.smtputf8_not_offered(session.profile)
     return None
 

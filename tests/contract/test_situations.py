@@ -10,13 +10,12 @@ Classes: P permanent, T temporary, U unknown, C configuration.
 import asyncio
 import base64
 import hmac
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +46,7 @@ from tests.support.factories import (
     SHORT,
     Settings,
     Tried,
+    as_hinted,
     attempt,
     in_words,
     leading_to,
@@ -182,6 +182,19 @@ def with_auth(*mechanisms: str, **said: Any) -> Callable[[], Relay]:
     return lambda: Relay(auth=mechanisms or ("PLAIN", "LOGIN"), **said)
 
 
+def over_old_tls(
+    mode: TlsMode, certificate: str, *, closes_without_alert: bool = False, **said: Any
+) -> Callable[[], Relay]:
+    """Give a relay like `over_tls`, which may close where a handshake fails, and say nothing."""
+
+    def relay() -> Relay:
+        context = getattr(certificates(), certificate)()
+        context.closes_without_alert = closes_without_alert
+        return Relay(tls=context, implicit=mode is IMPLICIT, **said)
+
+    return relay
+
+
 def pinning(said: Settings) -> SettingsFor:
     """Add a pin for the certificate that the relay shows."""
     return lambda relay: {**said, "cert_sha256": shown(relay).sha256}
@@ -314,6 +327,15 @@ def was_given_up(seen: Seen) -> None:
 
 def hints_at_no_mechanism(seen: Seen) -> None:
     assert all("auth =" not in failure.hint for failure in seen.failures)
+
+
+def hints_without(*words: str) -> Callable[[Seen], None]:
+    """Check that no hint has these words."""
+
+    def check(seen: Seen) -> None:
+        assert [word for failure in seen.failures for word in words if word in failure.hint] == []
+
+    return check
 
 
 def has_no_words_of_ours(*words: str) -> Callable[[Seen], None]:
@@ -1205,6 +1227,35 @@ OPENING = [
         phase=Phase.EHLO,
         wire=EHLO + b"HELO client.test\r\n",
     ),
+    *(
+        row(
+            f"10-ehlo-421-of-google-to-{name}",
+            "EPROTOCOL/helo_refused C",
+            (
+                "EHLO",
+                "421-4.7.0 Try again later, closing connection. (EHLO)\n421 4.7.0 About SMTP error messages - gsmtp",
+            ),
+            settings={"helo_name": name},
+            hint=["helo_name"],
+            check=hints_without("max_connections"),
+        )
+        for name in ("[127.0.0.1]", "[IPv6:::1]", "localhost", "web-7d9f", "host.localdomain", "pc.local")
+    ),
+    *(
+        row(
+            f"4-greeting-{code}-for-now",
+            "EPROTOCOL/greeting_refused T",
+            ("GREETING", f"{code} {words}"),
+            hint=["tried again"],
+            check=hints_without("operator"),
+        )
+        for code, words in [
+            (450, "4.3.2 relay.test try again later"),
+            (451, "4.3.0 ESMTP temporarily refused"),
+            (452, "out of disk"),
+            (499, "hm"),
+        ]
+    ),
     row("10-ehlo-refused-for-now", "EPROTOCOL/helo_refused T", ("EHLO", "450 4.7.1 later"), wire=EHLO),
     row("10-helo-refused-for-now", "EPROTOCOL/helo_refused T", ("EHLO", "502 what?"), ("HELO", "450 4.7.1 later")),
     row(
@@ -1417,8 +1468,8 @@ OPENING = [
             f"18b-only-tls-{speaks}-and-at-least-{least or 'what-is-usual'}-{name}",
             "sent" if speaks >= (least or "1.2") else "ETLS/tls_version_unsupported C",
             relay=over_tls(mode, f"tls{speaks.replace('.', '')}_only"),
-            settings={"tls": mode, "min_tls": least} if least else {"tls": mode},
-            hint=[] if speaks >= (least or "1.2") else ['min_tls = "1.2"' if least == "1.3" else 'min_tls = "1.0"'],
+            settings={"tls": mode, **({"min_tls": least, "tls_security_level": 0} if least else {})},
+            hint=[] if speaks >= (least or "1.2") else [f'min_tls = "{speaks}"'],
             check=shows(tls_version=f"TLSv{speaks.removesuffix('.0')}" if speaks >= (least or "1.2") else None),
         )
         for speaks in ("1.0", "1.2", "1.3")
@@ -1452,6 +1503,106 @@ OPENING = [
         for shows, of_ours in {
             "nothing": Settings(),
             "a-stranger": Settings(client_cert=certificates().stranger_file),
+        }.items()
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"18d-{demands}-and-{shows}-and-closes-without-an-alert-{name}",
+            "ETLS/tls_client_cert_required C",
+            relay=over_old_tls(mode, demands, closes_without_alert=True, auth=("PLAIN",)),
+            settings={"tls": mode, **of_ours, **LOGGING_IN},
+            hint=['client_cert = "', "client_key"],
+            phase=Phase.TLS if mode is IMPLICIT else Phase.STARTTLS,
+            check=was_stopped_in_the_handshake,
+        )
+        for demands in ("tls12_demanding", "tls13_demanding")
+        for shows, of_ours in {
+            "nothing": Settings(),
+            "a-stranger": Settings(client_cert=certificates().stranger_file),
+        }.items()
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"18d-{what}-in-reply-to-ehlo-under-tls",
+            "ETLS/tls_client_cert_required C",
+            ("EHLO", said),
+            ("HELO", said),
+            relay=over_tls(IMPLICIT),
+            settings={"tls": IMPLICIT, **of_ours},
+            hint=['client_cert = "', *words],
+            reply=said,
+            phase=Phase.EHLO,
+        )
+        for what, said, of_ours, words in [
+            (
+                "none-presented",
+                "421 4.7.1 mx.test Error: No client certificate presented",
+                Settings(),
+                ["asks for a certificate"],
+            ),
+            (
+                "not-trusted",
+                "421 4.7.1 mx.test Error: Client certificate not trusted",
+                Settings(client_cert=certificates().stranger_file),
+                ["does not accept our certificate"],
+            ),
+            ("required", "550 5.7.0 A valid client certificate is required", Settings(), []),
+            ("must-be-provided", "530 5.7.0 You must provide a client certificate", Settings(), []),
+        ]
+    ),
+    *(
+        row(
+            f"18e-{what}-{how}-{name}",
+            says,
+            relay=over_old_tls(mode, certificate, closes_without_alert=how == "closing"),
+            settings={"tls": mode, **more},
+            hint=hint,
+        )
+        for what, certificate, more, says, hint in [
+            ("dh-of-1024-bits", "short_dh", {}, "ETLS/tls_handshake_failed C", ["tls_security_level = 1"]),
+            ("rsa-cipher-only", "rsa_cipher_only", {}, "ETLS/tls_handshake_failed C", ["tls_security_level = 2"]),
+            ("sha1-cipher-only", "sha1_cipher_only", {}, "ETLS/tls_handshake_failed C", ["tls_security_level = 2"]),
+            ("key-of-1024-bits", "short_key", {}, "ETLS/tls_handshake_failed C", ["tls_security_level = 1"]),
+            *(
+                (
+                    f"{certificate.replace('_', '-')}-and-min-tls-{least}",
+                    certificate,
+                    {"min_tls": least},
+                    "ETLS/tls_handshake_failed C",
+                    [f"tls_security_level = {level}"],
+                )
+                for least in (TlsVersion.V1_0, TlsVersion.V1_1)
+                for certificate, level in [("short_dh", 1), ("rsa_cipher_only", 2), ("short_key", 1), ("tls10_only", 0)]
+                if (certificate, least) != ("tls10_only", TlsVersion.V1_1)
+            ),
+        ]
+        for how in ("alert", "closing")
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"14d-without-its-intermediate-{name}",
+            "ETLS/tls_cert_untrusted C",
+            relay=over_tls(mode, "without_intermediate"),
+            settings={"tls": mode},
+            hint=["does not send", "its root", "ca_file", "cert_sha256", "verify = false"],
+            check=was_not_verified,
+        )
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"14d-without-its-intermediate-and-{what}-in-ca-file-{name}",
+            "sent",
+            relay=over_tls(mode, "without_intermediate"),
+            settings={"tls": mode, "ca_file": file},
+            check=was_encrypted_and_verified,
+        )
+        for what, file in {
+            "both": certificates().whole_chain_file,
+            "the-intermediate": certificates().intermediate_file,
         }.items()
         for name, mode in VERIFYING.items()
     ),
@@ -1944,6 +2095,71 @@ FROM_MAIL = [
         )
         for verb in ("MAIL", "RCPT")
         for name, reply in ACCESS_REFUSALS.items()
+    ),
+    *(
+        row(
+            f"28c-{what}-at-{verb.lower()}",
+            "EAUTH/auth_required C",
+            (verb, said),
+            relay=with_auth("NTLM", "GSSAPI"),
+            hint=["NTLM GSSAPI", "a user name will not do"],
+            check=hints_without("The account of", "username", 'auth = "'),
+        )
+        for verb in ("MAIL", "RCPT")
+        for what, said in {
+            "send-as-refused-without-a-login": "550 5.7.1 Client does not have permissions to send as this sender",
+            "530-and-no-mechanism-that-we-speak": "530 5.7.1 Authentication required",
+            "denied-and-no-mechanism-that-we-speak": "550 5.7.1 Unauthenticated senders may not relay",
+        }.items()
+    ),
+    row(
+        "28c-send-as-refused-without-a-login-that-would-do",
+        "EAUTH/auth_required C",
+        ("MAIL", "550 5.7.1 Client does not have permissions to send as this sender"),
+        relay=with_auth("LOGIN"),
+        hint=["username", "Send As"],
+        check=hints_without("The account of"),
+    ),
+    row(
+        "28c-send-as-refused-after-a-login",
+        "EENVELOPE/sender_refused P",
+        ("MAIL", "550 5.7.60 Client does not have permissions to send as this sender"),
+        relay=with_auth("LOGIN"),
+        settings=LOGGING_IN,
+        hint=["The account of username", "Send As"],
+    ),
+    row(
+        "28c-530-before-starttls-where-auth-may-be-behind-it",
+        "EAUTH/auth_required C",
+        ("MAIL", "530 5.7.0 Authentication required"),
+        relay=over_tls(STARTTLS, auth=("PLAIN",), auth_only_under_tls=True),
+        hint=['tls = "starttls"', "username", "password"],
+    ),
+    *(
+        row(
+            f"28d-starttls-wanted-after-it-failed-by-{name}",
+            "EAUTH/auth_needs_tls C",
+            ("STARTTLS", answer),
+            ("MAIL", "530 5.7.0 Must issue a STARTTLS command first"),
+            relay=over_tls(OPPORTUNISTIC),
+            settings={"tls": OPPORTUNISTIC, **HURRIED},
+            hint=["TLS failed"],
+            check=hints_without('"starttls"'),
+        )
+        for name, answer in STARTTLS_FAILURES.items()
+    ),
+    *(
+        row(
+            f"28d-login-wanted-after-starttls-failed-by-{name}",
+            "EAUTH/auth_required C",
+            ("STARTTLS", answer),
+            ("MAIL", "530 5.7.0 Authentication required"),
+            relay=over_tls(OPPORTUNISTIC, auth=("PLAIN",), auth_only_under_tls=True),
+            settings={"tls": OPPORTUNISTIC, **HURRIED},
+            hint=["username", "password", "port"],
+            check=hints_without('"starttls"'),
+        )
+        for name, answer in STARTTLS_FAILURES.items()
     ),
     row(
         "28b-of-one-recipient",
@@ -2498,6 +2714,21 @@ FROM_MAIL = [
         wire=EHLO + QUIT,
     ),
     row(
+        "46-one-non-ascii-local-part-among-others-and-no-smtputf8",
+        {ALICE: "sent", "jürgen@theirs.test": "EENVELOPE/smtputf8_not_offered P", EVE: "EENVELOPE/mailbox_unknown P"},
+        ("RCPT", "550 5.1.1 no such user", "eve"),
+        relay=offering("PIPELINING"),
+        claim=make_claim(ALICE, "jürgen@theirs.test", EVE, smtputf8=True),
+        never=["jürgen".encode(), b"SMTPUTF8"],
+    ),
+    row(
+        "46-one-non-ascii-local-part-and-the-others-refused",
+        {"jürgen@theirs.test": "EENVELOPE/smtputf8_not_offered P", BOB: "EENVELOPE/relay_denied C"},
+        ("RCPT", "554 5.7.1 Relay access denied"),
+        relay=offering("PIPELINING"),
+        claim=make_claim("jürgen@theirs.test", BOB, smtputf8=True),
+    ),
+    row(
         "46-non-ascii-sender-and-no-smtputf8",
         "EENVELOPE/smtputf8_not_offered P",
         relay=offering("PIPELINING"),
@@ -2655,10 +2886,23 @@ WAYS_OUT: Mapping[str, Way] = {
         f"18b-only-tls-{speaks}-and-at-least-{least}": Way(
             relay=over_tls(STARTTLS, f"tls{speaks.replace('.', '')}_only"),
             settings={"tls": STARTTLS, "min_tls": TlsVersion(least)},
-            set="min_tls",
+            set="min_tls tls_security_level",
         )
         for speaks, least in [("1.0", "1.1"), ("1.0", "1.2"), ("1.0", "1.3"), ("1.2", "1.3")]
     },
+    **{
+        f"18e-{certificate}-{how}-{name}": Way(
+            relay=over_old_tls(mode, certificate, closes_without_alert=how == "closing"),
+            settings={"tls": mode},
+            set="tls_security_level",
+        )
+        for certificate in ("short_dh", "rsa_cipher_only", "sha1_cipher_only", "short_key")
+        for how in ("alert", "closing")
+        for name, mode in VERIFYING.items()
+    },
+    "14d-without-its-intermediate": Way(
+        relay=over_tls(STARTTLS, "without_intermediate"), settings={"tls": STARTTLS}, set="cert_sha256"
+    ),
     "19-implicit-against-a-plain-port": Way(relay=over_tls(STARTTLS), settings={"tls": IMPLICIT}, set="tls"),
     "20-starttls-against-implicit-tls": Way(
         relay=over_tls(IMPLICIT), settings={"tls": STARTTLS, "timeouts": timeouts(greeting=SHORT)}, set="tls"
@@ -2699,14 +2943,6 @@ async def test_what_the_hint_says_to_set_is_then_sent(way: Way) -> None:
                 settings = as_hinted(way.set, settings, tried.attempt.failure)
                 tried = await attempt(relay, **settings)
         assert tried.in_words == "sent"
-
-
-def as_hinted(key: str, settings: Settings, failure: Failure) -> Settings:
-    """Change one setting to what a line of the hint says."""
-    line = re.search(rf'\b{key} = "([^"]+)"', failure.hint)
-    assert line is not None, failure.hint
-    kinds: Mapping[str, Callable[[str], Any]] = {"tls": TlsMode, "auth": AuthMode, "min_tls": TlsVersion}
-    return cast(Settings, {**settings, key: kinds.get(key, str)(line[1])})
 
 
 # --- situations that need more than a row ----------------------------------------------------------------

@@ -8,6 +8,7 @@ several attempts over one pool. `on_both_loops` runs a test on asyncio's event l
 import asyncio
 import functools
 import inspect
+import re
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
@@ -27,7 +28,7 @@ from app.delivery.plan import Ending
 from app.mail.attempt import Attempt
 from app.mail.ids import uuid7
 from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Snapshot
-from app.mail.outcome import Deferred, InDoubt, MessageState, Outcome, Rejected, Sent
+from app.mail.outcome import Deferred, Failure, InDoubt, MessageState, Outcome, Rejected, Sent
 from app.mail.profile import AuthMode, Dialect, Profile, ProfileFacts, Timeouts, TlsMode, TlsVersion, resolve_profile
 from app.smtp.network import Resolve, SocketAddress
 from app.smtp.opening import open_session
@@ -68,6 +69,7 @@ class Settings(TypedDict, total=False):
     client_cert: str | Path
     client_key: str | Path
     min_tls: TlsVersion
+    tls_security_level: int
     allow_cleartext_auth: bool
     helo_name: str
     max_connections: int
@@ -284,6 +286,21 @@ async def turns(count: int = 30) -> None:
     """Let everything happen that needs no more than this machine: bytes on loopback, tasks, callbacks."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def as_hinted(keys: str, settings: Settings, failure: Failure) -> Settings:
+    """Change the settings to what the hint says of these keys, separated by blanks; it names one of them at least."""
+    kinds: Mapping[str, Callable[[str], Any]] = {
+        "tls": TlsMode,
+        "auth": AuthMode,
+        "min_tls": TlsVersion,
+        "tls_security_level": int,
+        "allow_cleartext_auth": lambda value: value == "true",
+    }
+    lines = {key: re.search(rf'\b{key} = (?:"([^"]+)"|(\w+))', failure.hint) for key in keys.split()}
+    changes = {key: kinds.get(key, str)(line[1] or line[2]) for key, line in lines.items() if line is not None}
+    assert changes, failure.hint
+    return cast(Settings, {**settings, **changes})
 
 
 # --- loops -----------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ USERS = {
 _TLS_NEEDED = "-o smtpd_tls_security_level=encrypt"
 _AUTH = "-o smtpd_sasl_auth_enable=yes"
 _AUTH_NEEDED = f"{_AUTH} -o smtpd_relay_restrictions=permit_sasl_authenticated,reject"
+_MUTUAL = f"{_TLS_NEEDED} -o smtpd_tls_req_ccert=yes -o smtpd_tls_CAfile=$config_directory/../ca.pem"
 _LIBRARIES = ("lib", "lib64", "lib/*")
 _QUEUES = ("incoming", "active", "deferred")  # in a mail's order
 _LISTENERS = {
@@ -51,6 +52,8 @@ _LISTENERS = {
     "starttls": "-o smtpd_tls_security_level=may -o smtpd_tls_chain_files=$config_directory/self-signed.pem",
     "starttls_auth": f"{_TLS_NEEDED} {_AUTH_NEEDED} -o smtpd_tls_auth_only=yes",
     "implicit_auth": f"{_TLS_NEEDED} {_AUTH_NEEDED} -o smtpd_tls_wrappermode=yes",
+    "mutual": _MUTUAL,
+    "mutual_tls12": f"{_MUTUAL} -o smtpd_tls_mandatory_protocols=TLSv1.2 -o smtpd_tls_wrappermode=yes",
     "auth_optional": _AUTH,
     "auth_plain_only": _AUTH_NEEDED,
     "auth_scram": f"{_AUTH_NEEDED} -o smtpd_sasl_path=scram",
@@ -145,6 +148,8 @@ class Postfix:
     starttls: Listener  # offered; the certificate for localhost is self-signed
     starttls_auth: Listener  # needs STARTTLS, then AUTH; certificate by ca_file
     implicit_auth: Listener  # TLS from the first byte, needs AUTH; certificate by ca_file
+    mutual: Listener  # needs STARTTLS and a client's certificate by ca_file
+    mutual_tls12: Listener  # the same with TLS 1.2 from the first byte
     auth_optional: Listener  # offered in clear, no TLS
     auth_plain_only: Listener  # needed, in clear, no TLS
     auth_scram: Listener  # the same, by SCRAM alone

@@ -185,7 +185,7 @@ def test_a_hint_names_the_setting_that_cures_it(
 def test_the_hint_for_a_limit_names_what_is_not_at_its_least_already(
     said: dict[str, Any], counts: str, named: list[str], not_named: list[str]
 ) -> None:
-    text = hint(Reason.RATE_LIMITED, _profile(Dialect.FILE, "corp", said), {"counts": counts})
+    text = hint(Reason.RATE_LIMITED, _profile(Dialect.FILE, "corp", said), {"limited": counts})
     assert [line for line in named if line not in text] == []
     assert [word for word in not_named if word in text] == []
 

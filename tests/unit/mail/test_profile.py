@@ -226,6 +226,10 @@ def test_a_contradiction_names_the_keys_of_the_file(said: dict[str, Any], named:
         ({"port": 465, "min_tls": TlsVersion.V1_0}, ["MAILCHUTE_PROFILES__DEFAULT__MIN_TLS"]),
         ({"port": 465, "min_tls": TlsVersion.V1_1}, ["MAILCHUTE_PROFILES__DEFAULT__MIN_TLS"]),
         ({"port": 465, "min_tls": TlsVersion.V1_2}, []),
+        ({"port": 465, "min_tls": TlsVersion.V1_0}, ["SMTP_TLS_SECURITY_LEVEL=0"]),
+        ({"port": 465, "min_tls": TlsVersion.V1_0, "tls_security_level": 0}, ["MIN_TLS", "SMTP_TLS_SECURITY_LEVEL=0"]),
+        ({"port": 465, "tls_security_level": 1}, ["SMTP_TLS_SECURITY_LEVEL=1"]),
+        ({"port": 465, "tls_security_level": 2}, []),
         ({"port": 465, "min_tls": TlsVersion.V1_3}, []),
     ],
 )
