@@ -2,7 +2,9 @@
 
 Order of events: circuit → session → envelope, mark → content → verdict → `record` → whoever waits is told. What is next
 to a message is `plan.next_step`'s to say. A further attempt through another profile belongs to the same claim; its row
-is written in the transaction that ends the one before.
+is written in the transaction that ends the one before. Whose turn it is within an attempt is in `turns`.
+
+Over 400 lines, because one claim's way is read here from its beginning to its end, cancellation included.
 """
 
 from __future__ import annotations

@@ -422,9 +422,7 @@ TABLE: dict[str, Case] = {
     "login in clear on plain, removed": Case("plain", LOGIN | NONE, (no_auth(NO_CREDENTIALS),)),
     "login on starttls": Case("starttls", LOGIN | STARTTLS | SELF_SIGNED, (no_auth(NO_LOGIN),)),
     "login on starttls, unverified": Case("starttls", LOGIN | UNVERIFIED, (no_auth(NO_LOGIN),)),
-    "login on starttls, hint after hint": Case(
-        "starttls", LOGIN, (untrusted(SELF_SIGNED), no_auth(NO_LOGIN), at_start(STARTTLS))
-    ),
+    "login on starttls, hint after hint": Case("starttls", LOGIN, (untrusted(SELF_SIGNED), no_auth(NO_LOGIN))),
     "login on limits": Case("limits", LOGIN | NONE, (no_auth(NO_LOGIN),)),
     # no login where one is needed
     "no login on starttls_auth": Case("starttls_auth", STARTTLS | CA, (login_needed(LOGIN),)),
@@ -461,9 +459,7 @@ TABLE: dict[str, Case] = {
     ),
     "tls=starttls on implicit_auth": Case("implicit_auth", LOGIN | CA | STARTTLS, (silent(IMPLICIT),)),
     "tls=implicit on plain": Case("plain", IMPLICIT, (no_tls_port(NONE),)),
-    "tls=implicit on plain, Typebot's switch": Case(
-        "plain", {"SMTP_SECURE": "true"}, (no_tls_port(NONE), at_start({"SMTP_SECURE": None}))
-    ),
+    "tls=implicit on plain, Typebot's switch": Case("plain", {"SMTP_SECURE": "true"}, (no_tls_port(NONE),)),
     "tls=implicit on plain, with a login": Case("plain", LOGIN | IMPLICIT, (no_tls_port(NONE | NO_LOGIN),)),
     "tls=implicit on starttls": Case("starttls", IMPLICIT | SELF_SIGNED, (no_tls_port(STARTTLS),)),
     "tls=implicit on starttls, which is self-signed": Case(
