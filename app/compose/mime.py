@@ -27,11 +27,10 @@ from app.compose.header import LONGEST_LINE, address_field, field, text_field
 from app.mail.address import Address
 from app.mail.message import Attachment, Calendar, Draft
 
-_LINE = 76  # characters of a line of quoted-printable, RFC 2045 §6.7
+LINE = 76  # characters of a line of quoted-printable, RFC 2045 §6.7
 _7BIT = bytes([9, 10, 13, *range(32, 127)])
 _PIECE = 1 << 20  # characters of a text that are encoded in one call
-# binascii counts a blank at the end of a line as one character, although it is written as three.
-_TOO_LONG = re.compile(rb"^(.{74})(=(?:20|09)\r$)", re.MULTILINE)
+_BLANK_AT_END = re.compile(rb"=(?:20|09)\r\n")
 
 
 def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, boundary: str) -> bytes:
@@ -180,12 +179,26 @@ def _quoted_printable(raw: bytes) -> bytes:
         return _qp(raw)
     encoded = _qp(raw + b"\r\n")[:-2]
     last = encoded.rfind(b"\n") + 1
-    if len(encoded) - last < _LINE:
+    if len(encoded) - last < LINE:
         return encoded + b"=\r\n"
-    cut = last + _LINE - 1
+    cut = last + LINE - 1
     cut -= 2 if encoded[cut - 2 : cut - 1] == b"=" else 1 if encoded[cut - 1 : cut] == b"=" else 0  # never in an =XX
     return b"%b=\r\n%b=\r\n" % (encoded[:cut], encoded[cut:])
 
 
 def _qp(raw: bytes) -> bytes:
-    return _TOO_LONG.sub(rb"\1=\r\n\2", b2a_qp(raw, istext=True))
+    """Encode whole lines; one that binascii leaves at 77 characters is broken once more.
+
+    It counts a blank at the end of a line as one character, although it writes three.
+    """
+    encoded = b2a_qp(raw, istext=True)
+    if b"=20\r\n" not in encoded and b"=09\r\n" not in encoded:  # nearly always: a search for them takes longer
+        return encoded
+    pieces: list[bytes] = []
+    at = 0
+    for found in _BLANK_AT_END.finditer(encoded):
+        blank = found.start()
+        if blank - encoded.rfind(b"\n", max(0, blank - LINE), blank) - 1 > LINE - len("=20"):
+            pieces += (encoded[at:blank], b"=\r\n")
+            at = blank
+    return b"".join((*pieces, encoded[at:]))
