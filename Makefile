@@ -52,6 +52,7 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, dependencies, spel
 	@$(BIN)/deptry .
 	@$(BIN)/codespell
 	@$(BIN)/mailchute openapi --check openapi.json
+	@scripts/lint-openapi.sh
 
 fix: $(VENV)/.dev ## format, and mend what the linter can mend
 	@$(BIN)/ruff format .

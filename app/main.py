@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import acts, docs, errors, keeping, live, messages, operate, profiles, send
-from app.api.document import TAGS, document
+from app.api.document import LICENSE, TAGS, document
 from app.api.edge import App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
 from app.api.routes import headers_in, to_response
@@ -95,6 +95,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         version=__version__,
         description=_ABOUT,
         openapi_tags=TAGS,
+        license_info=LICENSE,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs else None,
@@ -102,7 +103,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    api.openapi = partial(document, api)  # type: ignore[method-assign]
+    api.openapi = partial(document, api, needs_key=settings.api_key is not None)  # type: ignore[method-assign]
     api.state.runtime = runtime
     for router in (
         send.router,

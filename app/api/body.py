@@ -53,43 +53,42 @@ from app.mail.address import Address
 from app.mail.errors import Fault, InvalidMessage, TooLarge
 from app.mail.message import Calendar, Draft
 
+_MAILBOX_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "title": "Mailbox",
+    "description": "one address and the name shown beside it",
+    "properties": {
+        "email": {"type": "string", "format": "email", "description": "one bare address"},
+        "name": {"anyOf": [{"type": "string"}, {"type": "null"}], "description": "what is shown beside it"},
+    },
+    "required": ["email"],
+    "additionalProperties": False,
+}
+# Named, and two arrays: openapi-generator makes an empty type of an anonymous union, and its Python client writes no
+# array of unions. An array of both forms, or of nothing, is accepted all the same.
 _ADDRESS_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {
-            "type": "string",
-            "description": "one or more addresses, separated by comma, semicolon or line break",
-        },
-        {
-            "type": "object",
-            "title": "Mailbox",
-            "properties": {
-                "email": {"type": "string", "format": "email", "description": "one bare address"},
-                "name": {
-                    "anyOf": [{"type": "string"}, {"type": "null"}],
-                    "description": "what is shown beside it",
-                },
-            },
-            "required": ["email"],
-            "additionalProperties": False,
-        },
-    ]
-}
-_RECIPIENTS_SCHEMA: dict[str, Any] = {
-    "anyOf": [*_ADDRESS_SCHEMA["anyOf"], {"type": "array", "items": _ADDRESS_SCHEMA}, {"type": "null"}],
-    "examples": ["ann@example.org", [{"email": "ann@example.org", "name": "Ann"}]],
-}
-_ONE_ADDRESS_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string", "description": "one address"},
-        _ADDRESS_SCHEMA["anyOf"][1],
-        {"type": "array", "items": _ADDRESS_SCHEMA, "description": "with one address in all"},
-        {"type": "null"},
-    ],
+    "title": "Address",
+    "description": "an address: a string such as `Ann <ann@example.org>`, or an object",
+    "oneOf": [{"type": "string"}, _MAILBOX_SCHEMA],
     "examples": ["Bot <bot@example.org>", {"email": "bot@example.org", "name": "Bot"}],
+}
+_ADDRESSES_SCHEMA: dict[str, Any] = {
+    "title": "Addresses",
+    "description": "one or more addresses: a string (several separated by comma, semicolon or line break), an object "
+    "or an array of either; `null`, an empty string and an empty array equal absent",
+    "oneOf": [
+        {"type": "string"},
+        _MAILBOX_SCHEMA,
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        {"type": "array", "items": _MAILBOX_SCHEMA, "minItems": 1},
+    ],
+    "examples": ["ann@example.org", [{"email": "ann@example.org", "name": "Ann"}]],
 }
 
 
 def _schema(schema: dict[str, Any], description: str) -> WithJsonSchema:
+    if "title" in schema:  # it becomes a component, which has a description of its own
+        return WithJsonSchema({"allOf": [schema], "description": description})
     return WithJsonSchema({**schema, "description": description})
 
 
@@ -102,18 +101,18 @@ class SendRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", title="SendRequest", json_schema_extra={"additionalProperties": False})
 
-    to: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, f"recipients; at most {MAX_RECIPIENTS} a message")] = ()
-    cc: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "shown recipients of a copy")] = ()
-    bcc: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "hidden recipients; never in the message")] = ()
+    to: Annotated[_Addresses, _schema(_ADDRESSES_SCHEMA, f"recipients; at most {MAX_RECIPIENTS} a message")] = ()
+    cc: Annotated[_Addresses, _schema(_ADDRESSES_SCHEMA, "shown recipients of a copy")] = ()
+    bcc: Annotated[_Addresses, _schema(_ADDRESSES_SCHEMA, "hidden recipients; never in the message")] = ()
     reply_to: Annotated[
         tuple[Address, ...],
         PlainValidator(read_reply_to),
-        _schema(_RECIPIENTS_SCHEMA, f"where replies go; at most {MAX_REPLY_TO} addresses"),
+        _schema(_ADDRESSES_SCHEMA, f"where replies go; at most {MAX_REPLY_TO} addresses"),
     ] = ()
     from_: Annotated[
         Address | None,
         PlainValidator(read_one_address),
-        _schema(_ONE_ADDRESS_SCHEMA, "sender; default: the profile's, else default_from"),
+        _schema(_ADDRESS_SCHEMA, "sender; default: the profile's, else default_from"),
     ] = Field(default=None, alias="from")
     subject: Annotated[str, PlainValidator(read_subject), _schema({**_STRING, "maxLength": MAX_SUBJECT}, "subject")] = (
         ""
@@ -209,12 +208,12 @@ class VerifyRequest(BaseModel):
     from_: Annotated[
         Address | None,
         PlainValidator(read_one_address),
-        _schema(_ONE_ADDRESS_SCHEMA, "whom MAIL names; default: the profile's sender"),
+        _schema(_ADDRESS_SCHEMA, "whom MAIL names; default: the profile's sender"),
     ] = Field(default=None, alias="from")
     to: Annotated[
         Address | None,
         PlainValidator(read_one_address),
-        _schema(_ONE_ADDRESS_SCHEMA, "whom RCPT names; default: the sender"),
+        _schema(_ADDRESS_SCHEMA, "whom RCPT names; default: the sender"),
     ] = None
 
 

@@ -31,8 +31,6 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
         (
             "recipient",
             "recipients",
-            "receiver",
-            "receivers",
             "email",
             "emails",
             "mail",

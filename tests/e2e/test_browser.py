@@ -144,6 +144,23 @@ async def test_try_it_out_sends_with_a_key_that_was_typed_in(browser: Browser) -
         await page.close()
 
 
+async def test_try_it_out_sends_below_a_base_path(browser: Browser) -> None:
+    async with Service({"MAILCHUTE_BASE_PATH": "/mail"}) as service:
+        page = await browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(10_000)
+        assert service.base.endswith("/mail")
+        await page.goto(f"{service.base}/docs", wait_until="networkidle")
+        operation = page.locator("#operations-messages-sendMessage")
+        await operation.locator(".opblock-summary-control").click()
+        async with page.expect_request(lambda request: request.method == "POST") as sent:
+            await operation.locator("button.execute").click()
+        assert (await sent.value).url == f"{service.base}/send"
+        await expect(operation.locator(".live-responses-table .response .response-col_status")).to_have_text("200")
+        await page.goto(f"{service.base}/redoc", wait_until="networkidle")
+        await expect(page.get_by_text(service.base, exact=False).first).to_be_attached()
+        await page.close()
+
+
 async def test_the_reference_shows_the_send_operation(watched: Watched) -> None:
     await watched.go("/redoc")
     page = watched.page
