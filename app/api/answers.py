@@ -150,6 +150,10 @@ class MessageDetails(_MessageFacts):
     """A message with its recipients, and its attempts in place of their number."""
 
     subject: str
+    blocked_by: str | None = Field(
+        description="id of the message whose failed attempt opened the profile's circuit, which holds this one back; "
+        "null = nothing does"
+    )
     sender: str = Field(description="MAIL FROM")
     size: int = Field(description="bytes of the composed message")
     tags: list[str]
@@ -204,6 +208,7 @@ def details(snapshot: Snapshot, attempts: Sequence[AttemptRecord]) -> dict[str, 
     """Give the flat shape and all that belongs to it; `attempts` becomes the list of them."""
     return flat(snapshot) | {
         "subject": snapshot.subject,
+        "blocked_by": blocked_by(snapshot),
         "sender": snapshot.sender,
         "size": snapshot.size,
         "tags": list(snapshot.tags),
@@ -249,6 +254,12 @@ def attempt(record: AttemptRecord) -> dict[str, Any]:
     }
 
 
+def blocked_by(snapshot: Snapshot) -> str | None:
+    """Return the id of the message whose failed attempt holds this one back, None where it failed by itself."""
+    opener = snapshot.failure.message_id if snapshot.failure else None
+    return opener if snapshot.state is MessageState.DEFERRED and opener != str(snapshot.id) else None
+
+
 def is_ok(snapshot: Snapshot) -> bool:
     """Nothing has gone wrong: sent, or on its way without a failure."""
     return snapshot.state in (
@@ -268,7 +279,7 @@ def sentence(snapshot: Snapshot) -> str:
     """Say in one sentence how things stand."""
     total = len(snapshot.recipients)
     sent = sum(r.state is RecipientState.SENT for r in snapshot.recipients)
-    said = snapshot.failure.message if snapshot.failure else ""
+    said = _why(snapshot)
     match snapshot.state:
         case MessageState.SENT if snapshot.sandbox:
             return "kept in the sandbox, not sent: read it at /sandbox"
@@ -295,6 +306,13 @@ def sentence(snapshot: Snapshot) -> str:
             return "cancelled before it was sent"
         case MessageState.FAILED:
             return f"not sent; {said}"
+
+
+def _why(snapshot: Snapshot) -> str:
+    if snapshot.failure is None:
+        return ""
+    opener = blocked_by(snapshot)
+    return f"{f'the attempt of message {opener} failed: ' if opener else ''}{snapshot.failure.message}"
 
 
 def _people(count: int) -> str:

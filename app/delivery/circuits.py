@@ -191,7 +191,7 @@ class Circuits:
         elif failure is not None:
             way.streak, opens = after_failure(way.streak, failure, frozenset(outcomes))
             if opens or (was_trial and failure.cls is FailureClass.CONFIGURATION):
-                self._failed(way, profile.name, failure, is_trial=was_trial)
+                self._failed(way, attempt, failure, is_trial=was_trial)
                 return
         if was_trial:
             self._close(profile.name, way, "a message got through to the relay")
@@ -217,13 +217,14 @@ class Circuits:
                 way.proven = None  # one login at a time, until one succeeds
             way.streak, opens = after_failure(way.streak, error.failure, frozenset(), is_proven=is_proven)
             if is_trial or opens:
-                self._failed(way, profile.name, error.failure, is_trial=is_trial)
+                self._failed(way, attempt, error.failure, is_trial=is_trial)
             raise
         way.streak = replace(way.streak, unreachable=0)
         return session
 
-    def _failed(self, way: _Way, name: str, failure: Failure, *, is_trial: bool) -> None:
-        now = self._now()
+    def _failed(self, way: _Way, attempt: Attempt, failure: Failure, *, is_trial: bool) -> None:
+        now, name = self._now(), attempt.profile
+        failure = replace(failure, message_id=attempt.message_id)
         if way.circuit is None:
             way.circuit, way.proven = opened_by(failure, now), None
             self._watch(name, way)
@@ -301,7 +302,7 @@ class Circuits:
             session = await self._open_session(replace(profile, auth=AuthMode.NONE), attempt)
         except TransactionError as error:
             if way.circuit is circuit:
-                self._failed(way, profile.name, error.failure, is_trial=True)
+                self._failed(way, attempt, error.failure, is_trial=True)
             return
         session.close()
         if way.circuit is not circuit:

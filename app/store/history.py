@@ -225,6 +225,7 @@ class History:
         error_code: str | None = None,
         profile: str | None = None,
         since: datetime | None = None,
+        until: datetime | None = None,
         before: tuple[UUID, int] | None = None,
     ) -> Sequence[tuple[UUID, AttemptRecord]]:
         """Give attempts, of the newest message first; `before` continues behind the last one seen."""
@@ -232,7 +233,9 @@ class History:
         said = {name: value for name, value in said.items() if value is not None}
         last, number = before or (_AFTER_ALL, 0)
         params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
-        params |= {"at_most": at_most, **_between(since, None, last), "before_number": number}
+        bounds = _between(since, until, last)
+        # Attempts are numbered from 1: below `until` no attempt of a message with that very id is left over.
+        params |= {"at_most": at_most, **bounds, "before_number": number if bounds["before"] == last.bytes else 0}
         rows = await self._reader.rows(attempts_matching(frozenset(said)), params)
         return [(UUID(bytes=message_id), _attempt(*rest)) for message_id, *rest in rows]
 

@@ -121,6 +121,7 @@ def _failure(said: Any) -> Failure:
         smtp_code=said["smtp_code"],
         enhanced_code=said["enhanced_code"],
         reply=said["reply"],
+        message_id=said.get("message_id"),  # older rows have none
     )
 
 

@@ -103,6 +103,14 @@ async def test_a_message_that_failed_is_listed_and_says_why_and_what_to_do(sandb
     assert "The next one: " in page
 
 
+async def test_a_message_that_was_never_tried_links_to_the_attempt_that_holds_it_back(sandbox: Application) -> None:
+    tried, held = [(await sandbox.send(profile="sandbox-eauth")).json()["id"] for _ in range(2)]
+    attempts = (await show(sandbox, f"/sandbox/{held}")).partition('id="attempts"')[2]
+    assert "None yet." in attempts
+    assert f'href="../sandbox/{tried}">the attempt of another message</a> failed' in attempts
+    assert "the attempt of another message" not in await show(sandbox, f"/sandbox/{tried}")
+
+
 async def test_what_went_to_any_of_the_built_in_profiles_is_in_one_list_newest_first(sandbox: Application) -> None:
     names = ("sandbox-down", "sandbox", "sandbox-tls-expired", "sandbox-eauth", "sandbox")
     ids = [(await sandbox.send(profile=name)).json()["id"] for name in names]
