@@ -269,18 +269,17 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"{where.host}:{where.port} cannot be listened on ({error.strerror}); set MAILCHUTE_LISTEN to another, "
-            "such as 127.0.0.1:8588"
+            f"{_bracketed(where.host)}:{where.port} cannot be listened on ({error.strerror}); set MAILCHUTE_LISTEN to "
+            "another, such as 127.0.0.1:8588"
         ) from error
     return listener
 
 
 def start_up_text(settings: Settings, port: int) -> str:
     """What a person reads when the service is up: where it is, what it does with mail, and a line to paste."""
-    host = settings.listen.host
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    shown = _bracketed(_EVERY.get(settings.listen.host, settings.listen.host))
     base = f"http://{shown}:{port}{settings.base_path}"
-    lines = [f"Mailchute {__version__} listens on {base}", ""]
+    lines = [*_where(settings.listen.host, port, base), ""]
     if settings.sandbox:
         lines += [
             "SANDBOX: no relay is configured. Messages are kept here; nothing leaves this machine.",
@@ -308,6 +307,23 @@ def start_up_text(settings: Settings, port: int) -> str:
     if settings.sandbox:
         lines.append("To send for real: SMTP_HOST=mail.example.org SMTP_PORT=587 make run")
     return "\n".join(lines)
+
+
+# Wildcard addresses, and how this machine reaches what listens there.
+_EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+def _where(host: str, port: int, base: str) -> list[str]:
+    if host not in _EVERY:
+        return [f"Mailchute {__version__} listens on {base}"]
+    return [
+        f"Mailchute {__version__} listens on {_bracketed(host)}:{port}, which is every address of this machine",
+        f"From this machine: {base}",
+    ]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _relay_line(settings: Settings) -> str:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -166,7 +167,7 @@ async def test_routes_are_counted_by_their_pattern(service: Application) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/send/", "/messages/", "/docs/", "/livez/", "//send", "/Send", "/favicon.ico"]
+    "path", ["/", "/nowhere", "/send/", "/messages/", "/docs/", "/livez/", "//send", "/Send", "/favicon.ico"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_unknown_path_is_404_as_a_problem_and_never_redirected(
@@ -331,9 +332,9 @@ async def test_the_openapi_document_names_every_route_and_loads_nothing_else(ser
         html = (await service.client.get(page)).text
         links = re.findall(r'(?:src|href)="([^"]*)"', html)
         assert links
-        assert all(link.startswith("/") and not link.startswith("//") for link in links)
         for link in links:
-            assert (await service.client.get(link)).status_code == 200, link
+            assert not re.match(r"/|[a-z]+:", link), "it leads elsewhere, or not behind a prefix"
+            assert (await service.client.get(urljoin(page, link))).status_code == 200, link
 
 
 async def test_docs_can_be_closed(tmp_path: Path) -> None:
@@ -390,3 +391,46 @@ async def figures(service: Application) -> dict[str, Samples]:
 def value(families: dict[str, Samples], name: str, **labels: str) -> float:
     (found,) = (number for of, number in families[name] if of == labels)
     return found
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "environ", "leads_to"),
+    [
+        pytest.param(True, {}, "sandbox", id="sandbox"),
+        pytest.param(False, {}, "docs", id="relay"),
+        pytest.param(True, {"MAILCHUTE_DOCS": "false"}, "sandbox", id="sandbox without docs"),
+        pytest.param(False, {"MAILCHUTE_DOCS": "false"}, None, id="relay without docs"),
+        pytest.param(True, {"MAILCHUTE_API_KEY": "k" * 16}, "sandbox", id="sandbox with a key"),
+    ],
+)
+async def test_the_root_leads_a_browser_on_and_is_404_to_all_others(
+    sandbox: bool, environ: dict[str, str], leads_to: str | None, tmp_path: Path
+) -> None:
+    async with running(tmp_path, sandbox=sandbox, environ=environ) as found:
+        for method in ("GET", "HEAD"):
+            answer = await found.client.request(method, "/", headers=BROWSER)
+            assert (answer.status_code, answer.headers.get("location")) == (302 if leads_to else 404, leads_to)
+            assert leads_to is None or (answer.content, answer.headers["vary"]) == (b"", "Accept")
+            for accept in ("*/*", "application/json", ""):
+                other = await found.client.request(method, "/", headers={"Accept": accept})
+                assert (other.status_code, other.headers["content-type"].partition("+")[0][:16]) == (
+                    404,
+                    "application/prob" if accept != "application/json" else "application/json",
+                )
+        assert (await found.client.post("/", headers=BROWSER)).status_code == 404
+        assert (await found.client.get("/nowhere", headers=BROWSER)).status_code == 404
+
+
+async def test_without_docs_no_page_of_the_sandbox_links_there(tmp_path: Path) -> None:
+    async with running(tmp_path, sandbox=True, environ={"MAILCHUTE_DOCS": "false"}) as found:
+        empty = (await found.client.get("/sandbox")).text
+        id_ = (await found.send()).json()["id"]
+        for page in (
+            empty,
+            (await found.client.get("/sandbox")).text,
+            (await found.client.get(f"/sandbox/{id_}")).text,
+        ):
+            assert "docs" not in page.partition("<pre>")[0]

@@ -18,7 +18,7 @@ import pytest_asyncio
 from tests.support.service import Service, run
 
 pytest.importorskip("playwright.async_api", reason="playwright is not installed")
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Error, Page, async_playwright, expect
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -356,6 +356,44 @@ async def sent(watched: Watched, **fields: object) -> str:
     answer = await watched.page.request.post(f"{watched.service.base}/send", data=body)
     found: str = (await answer.json())["id"]
     return found
+
+
+async def test_with_a_key_a_browser_signs_in_once_and_sees_the_whole_sandbox(browser: Browser, tmp_path: Path) -> None:
+    key = "a-key-of-the-tests-0123456789"
+    async with Service({"MAILCHUTE_API_KEY": key}) as service:
+        answer = await service.http.post(
+            "/send",
+            headers={"X-API-Key": key},
+            json={
+                "from": "bot@example.org",
+                "to": "ann@example.org",
+                "subject": "Behind a key",
+                "html": "<p>Signed in</p>",
+                "attachments": [{"filename": "x.txt", "content": "eA=="}],
+            },
+        )
+        assert answer.json()["state"] == "sent"
+        stranger = await browser.new_page()
+        # What Chromium without a window makes of being asked for a name and a password.
+        with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
+            await stranger.goto(f"{service.base}/")
+        await stranger.close()
+        context = await browser.new_context(http_credentials={"username": "anybody", "password": key})
+        page = await context.new_page()
+        page.set_default_timeout(10_000)
+        await page.add_init_script(VIOLATIONS)
+        watched = Watched(page, service, tmp_path)
+        await watched.go("/")
+        assert page.url == f"{service.base}/sandbox"
+        assert await page.locator("h1").evaluate("h1 => getComputedStyle(h1).fontSize") != "32px", "no style sheet"
+        await page.get_by_role("link", name="Behind a key").click()
+        await expect(page.frame_locator("iframe").locator("p")).to_have_text("Signed in")
+        for name in ("x.txt", "Save it"):
+            async with page.expect_download() as download:
+                await page.get_by_role("link", name=name).click()
+            assert await (await download.value).failure() is None
+        await watched.assert_well_behaved()
+        await context.close()
 
 
 async def test_the_sandbox_fits_a_telephone_and_the_dark(watched: Watched) -> None:
