@@ -39,7 +39,7 @@ async def test_the_list_shows_what_was_kept_newest_first(sandbox: Application) -
     second = (await sandbox.send(subject="", text="x")).json()
     page = await show(sandbox, "/sandbox")
     assert re.findall(r'href="sandbox/([0-9a-f-]+)"', page) == [second["id"], first["id"]]
-    assert "ann@theirs.test and 1 more" in page
+    assert ">ann@theirs.test</div> and 1 more" in page
     assert "(no subject)" in page
     assert "kept" in page
 
@@ -49,7 +49,10 @@ async def test_older_messages_are_on_the_next_page(sandbox: Application) -> None
     newest = await show(sandbox, "/sandbox")
     (older,) = re.findall(r'href="(sandbox\?before=[^"]+)"', newest)
     oldest = await show(sandbox, older)
-    shown = [re.findall(r'<td class="subject"><a href="sandbox/([0-9a-f-]+)"', page) for page in (newest, oldest)]
+    shown = [
+        re.findall(r'<td class="subject"><a class="brief" href="sandbox/([0-9a-f-]+)"', page)
+        for page in (newest, oldest)
+    ]
     assert [len(page) for page in shown] == [50, 1]
     assert [*shown[0], *shown[1]] == sorted(ids, reverse=True)
     assert "before=" not in oldest

@@ -421,3 +421,50 @@ async def test_the_sandbox_fits_a_telephone_and_the_dark(watched: Watched) -> No
         dark = await page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert dark == "rgb(20, 24, 28)"
     await watched.assert_well_behaved()
+
+
+LONG = {
+    "words": ("Your order 4711 is on its way to you and will be there tomorrow " * 30).strip(),
+    "no blank": "https://shop.example.org/orders/4711?token=" + "0123456789abcdef" * 100,
+    "wide signs": "ＷＷＷ見積書" * 150,
+}
+LONG_ADDRESS = f"{'a-long-local-part.' * 3}{'x' * 9}@{'department.' * 16}example.org"
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+async def test_long_subjects_and_addresses_leave_every_column_its_place(width: int, watched: Watched) -> None:
+    page = watched.page
+    await page.set_viewport_size({"width": width, "height": 800})
+    message = ""
+    for subject in ("Short", *LONG.values()):
+        for to in (["ann@example.org"], [LONG_ADDRESS, "550@example.org"]):
+            name = f"{subject[:100]}.pdf"
+            attachments = [{"filename": name.replace("/", "-"), "content": "eA=="}]
+            sender = LONG_ADDRESS if len(to) > 1 else "bot@example.org"
+            fields = {"from": sender, "to": to, "subject": subject, "attachments": attachments}
+            message = await sent(watched, **fields)
+    await watched.go("/sandbox")
+    await watched.photograph(f"sandbox-long-{width}")
+    assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
+    sizes = await page.evaluate(CELLS)
+    assert len(sizes) == 8
+    for cells in sizes:
+        heights = [cell["height"] for cell in cells]
+        if width > 720:
+            assert max(heights) < 120, "a row fills the page"
+            enough = (130, 150, 150, 250, 80)
+            assert all(cell["width"] >= least for cell, least in zip(cells, enough, strict=True)), cells
+        else:  # each cell is a line of its own
+            assert sum(heights) < 320, "a row fills the page"
+        assert all(cell["inner"] <= cell["width"] + 1 for cell in cells), "a text sticks out"
+    subject = page.locator(".subject a").first
+    assert await subject.get_attribute("title") == LONG["wide signs"]
+    await watched.go(f"/sandbox/{message}")
+    await watched.photograph(f"message-long-{width}")
+    assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
+    await watched.assert_well_behaved()
+
+
+CELLS = """() => [...document.querySelectorAll('.list tbody tr')].map(row => [...row.cells].map(cell => ({
+    width: cell.getBoundingClientRect().width, height: cell.getBoundingClientRect().height, inner: cell.scrollWidth,
+})))"""
