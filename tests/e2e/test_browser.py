@@ -457,8 +457,8 @@ async def test_long_subjects_and_addresses_leave_every_column_its_place(width: i
         else:  # each cell is a line of its own
             assert sum(heights) < 320, "a row fills the page"
         assert all(cell["inner"] <= cell["width"] + 1 for cell in cells), "a text sticks out"
-    subject = page.locator(".subject a").first
-    assert await subject.get_attribute("title") == LONG["wide signs"]
+    first = page.locator(".subject a").first
+    assert await first.get_attribute("title") == LONG["wide signs"]
     await watched.go(f"/sandbox/{message}")
     await watched.photograph(f"message-long-{width}")
     assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
