@@ -276,7 +276,7 @@ def _serve(settings: Settings, *, hold: bool) -> None:
     from app.telemetry import set_up_logs
 
     as_json = settings.log is LogFormat.JSON or (settings.log is None and not sys.stderr.isatty())
-    set_up_logs(as_json=as_json)
+    set_up_logs(as_json=as_json, level=settings.log_level)
     try:
         serve(_held(settings, hold), say=_announce, read_again=lambda: _held(load(os.environ), hold))
     except ConfigError as error:

@@ -61,7 +61,7 @@ from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
 # What only a restart changes.
-_FOR_LIFE = ("listen", "database", "log", "hold", "docs", "base_path", "max_message_bytes")
+_FOR_LIFE = ("listen", "database", "log", "log_level", "hold", "docs", "base_path", "max_message_bytes")
 INDEX_EVERY = 30.0  # seconds
 LOOK_EVERY = 2.0  # seconds between two looks at the disk's room
 CHECKPOINT_EVERY = 5  # looks
@@ -112,6 +112,7 @@ class Runtime:
         self._parts = AsyncExitStack()
         self._hurried = asyncio.Event()
         self.is_stopping = False
+        self.reread: Callable[[], list[str]] | None = None  # reads the settings again; None = nobody can
         self._random = b""
         self._name: str | bool | None = False  # False = not looked up yet
 

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -22,8 +23,12 @@ from app.mail.escaping import escape
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def set_up_logs(*, as_json: bool) -> None:
-    """Send our events, and what libraries log, to stderr."""
+# The id of the request that this task works for. A task that outlives the request begins in a context of its own.
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+def set_up_logs(*, as_json: bool, level: str = "info") -> None:
+    """Send our events, and what libraries log, to stderr; `level` = info, warning or error."""
     render: Any = (
         structlog.processors.JSONRenderer(serializer=lambda event, **_: _json_line(event))
         if as_json
@@ -33,17 +38,24 @@ def set_up_logs(*, as_json: bool) -> None:
     )
     structlog.configure(
         processors=[
+            _with_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             *(() if as_json else (_printable,)),
             render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Forward()], force=True)
+
+
+def _with_request_id(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if (id_ := REQUEST_ID.get()) is not None:
+        event.setdefault("request_id", id_)
+    return event
 
 
 def _json_line(event: Mapping[str, Any]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
-from app.commands import FAILED, AsJson, good, good_settings, speaking
-from app.terminal import complain, write, write_json
+from app.commands import FAILED, AsJson, good, good_settings, in_plain_words, speaking
+from app.operator import NoAnswer, ask, no_service
+from app.settings import database_of
+from app.terminal import complain, note, write, write_json
 
 Names = Annotated[list[str], typer.Argument(help="Names of profiles.", metavar="PROFILE...")]
 
@@ -77,6 +80,20 @@ def vacuum() -> None:
     with speaking(good_settings()) as service:
         said = good(service.post("/vacuum")).body
     write(f"{said['bytes_before']:,} bytes before, {said['bytes']:,} now")
+
+
+@upkeep.command()
+def reload() -> None:
+    """Have the running service read its settings again, as SIGHUP does. Exit code 2: they cannot work."""
+    with in_plain_words():
+        # The other settings are the service's to judge; secrets may not be readable here (LoadCredential=).
+        database = database_of(os.environ)
+        reply = ask(database, "POST", "/reload")
+        if reply is None:
+            raise NoAnswer(f"{no_service(database)}: there is nothing to reload")
+    for warning in good(reply).body["warnings"]:
+        note(f"warning: {warning}")
+    write(f"Reloaded: profiles {', '.join(reply.body['profiles'])}")
 
 
 def _messages(count: int) -> str:

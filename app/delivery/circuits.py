@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import scrypt
@@ -250,7 +251,8 @@ class Circuits:
 
     def _watch(self, name: str, way: _Way) -> None:
         if self._is_trying and (way.watcher is None or way.watcher.done()):
-            way.watcher = asyncio.create_task(self._try_at_its_pace(name, way))
+            # In a context of its own: it outlives the request whose attempt opened the circuit.
+            way.watcher = asyncio.create_task(self._try_at_its_pace(name, way), context=Context())
 
     async def _try_at_its_pace(self, name: str, way: _Way) -> None:
         seen, ends = None, 0.0
