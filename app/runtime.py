@@ -100,6 +100,7 @@ class Runtime:
         self._delivers = delivers
         self.profiles = dict(settings.profiles)
         self.metrics = Metrics(__version__)
+        self.metrics.begin(self.profiles)
         self.callers = Callers(settings.api_key)
         self.in_flight = BytesInFlight(settings.max_in_flight_bytes)
         self.doctor = Doctor(
@@ -147,6 +148,7 @@ class Runtime:
         built_in = {name: profile for name, profile in self.profiles.items() if profile.sandbox}
         self.profiles.clear()
         self.profiles.update(built_in, **settings.profiles)
+        self.metrics.begin(self.profiles)
         self.callers.change_key(settings.api_key)
         self.in_flight.bound(settings.max_in_flight_bytes)
         self.contents.bound(settings.max_in_flight_bytes // 2)
@@ -325,6 +327,7 @@ class Runtime:
         sandbox = await Sandbox.open()
         self._closes(sandbox.close)
         self.profiles.update(sandbox.profiles)
+        self.metrics.begin(sandbox.profiles)
 
     async def _open_session(self, profile: Profile, attempt: Attempt) -> Session:
         return await open_session(profile, attempt, resolve=resolve, own_name=self._own_name)

@@ -135,7 +135,11 @@ _ATTEMPT_COLUMNS = (
 _ATTEMPTS_OF = (
     select(*_ATTEMPT_COLUMNS).where(attempts.c.message_id == bindparam("of_message")).order_by(attempts.c.number)
 )
-_WAITING = select(messages.c.state, func.count()).where(messages.c.due_at.is_not(None)).group_by(messages.c.state)
+_WAITING = (
+    select(messages.c.profile, messages.c.state, func.count())
+    .where(messages.c.due_at.is_not(None))
+    .group_by(messages.c.profile, messages.c.state)
+)
 _OLDEST_DEFERRED = (
     select(messages.c.created_at)
     .where(text("messages.state = 'deferred' AND messages.state NOT IN ('queued', 'sending', 'sent')"))
@@ -153,7 +157,7 @@ _FIRST_DUE = (
     .order_by(messages.c.due_at)
     .limit(1)
 )
-_IN_DOUBT = select(func.count()).where(messages.c.state == "in_doubt").select_from(messages)
+_IN_DOUBT = select(messages.c.profile, func.count()).where(messages.c.state == "in_doubt").group_by(messages.c.profile)
 _FAILURES = (
     select(failure_counts.c.reason, func.sum(failure_counts.c.count))
     .where(failure_counts.c.period >= bindparam("since"))
@@ -246,9 +250,10 @@ class History:
 
     async def census(self) -> Census:
         """Count what is not over, once: this reads all that waits."""
-        rows = await self._reader.rows(_WAITING)
-        (in_doubt,) = (await self._reader.rows(_IN_DOUBT))[0]
-        return Census({MessageState(state): count for state, count in rows} | {MessageState.IN_DOUBT: in_doubt})
+        waiting = await self._reader.rows(_WAITING)
+        counts = {(profile, MessageState(state)): count for profile, state, count in waiting}
+        in_doubt = await self._reader.rows(_IN_DOUBT)
+        return Census(counts | {(profile, MessageState.IN_DOUBT): count for profile, count in in_doubt})
 
     async def oldest_waiting(self, profiles: Iterable[str], *, now: datetime) -> datetime | None:
         """Since when the oldest message waits that could have been sent by now, None where there is none.

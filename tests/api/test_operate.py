@@ -1,6 +1,8 @@
 """For whoever runs it: alive, ready, healthy, the figures; and what every answer has in common."""
 
 import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -9,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__
+from app.mail.codes import CODE_OF
 from tests.api.shapes import JSON, PROBLEM_JSON, problem
 from tests.support.app import MESSAGE, Application, running
 from tests.support.relay import Close, Relay, Stall
@@ -17,7 +20,7 @@ from tests.support.tls import certificates
 METRICS = {
     "mailchute_messages_total": {"profile", "state"},
     "mailchute_attempts_total": {"profile", "error_code", "reason"},
-    "mailchute_queue_messages": {"state"},
+    "mailchute_queue_messages": {"profile", "state"},
     "mailchute_queue_oldest_seconds": set(),
     "mailchute_circuit_open": {"profile", "reason"},
     "mailchute_smtp_phase_seconds": {"profile", "phase"},
@@ -25,6 +28,13 @@ METRICS = {
     "mailchute_http_request_seconds": {"route", "status"},
     "mailchute_build_info": {"version"},
 }
+PROCESS = (
+    "process_start_time_seconds",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_open_fds",
+    "process_max_fds",
+)
 
 # --- alive, ready, healthy -------------------------------------------------------------------------------------
 
@@ -110,7 +120,7 @@ async def test_every_figure_is_there_with_its_labels(service: Application) -> No
     for name, labels in METRICS.items():
         assert name in told  # behind # TYPE, as the contract spells it
         samples = families[name]
-        assert samples or name == "mailchute_circuit_open"
+        assert samples
         assert all(set(of) - {"le"} == labels for of, _ in samples)
 
 
@@ -124,12 +134,43 @@ async def test_figures_count_what_happened(service: Application) -> None:
     assert value(families, "mailchute_attempts_total", profile="relay", error_code="", reason="") == 1
     refused = {"profile": "relay", "error_code": "EENVELOPE", "reason": "mailbox_unknown"}
     assert value(families, "mailchute_attempts_total", **refused) == 1
-    assert value(families, "mailchute_queue_messages", state="deferred") == 1
-    assert value(families, "mailchute_queue_messages", state="sending") == 1
-    assert value(families, "mailchute_queue_messages", state="queued") == 0
+    assert value(families, "mailchute_queue_messages", profile="relay", state="deferred") == 1
+    assert value(families, "mailchute_queue_messages", profile="relay", state="sending") == 1
+    assert value(families, "mailchute_queue_messages", profile="relay", state="queued") == 0
     assert 0 < value(families, "mailchute_queue_oldest_seconds") < 60
     assert value(families, "mailchute_in_doubt") == 1
     assert value(families, "mailchute_build_info", version=__version__) == 1
+
+
+async def test_every_series_of_a_profile_is_there_from_the_start_at_0(service: Application) -> None:
+    before = await figures(service)
+    series = {name: {tuple(sorted(of.items())) for of, _ in samples} for name, samples in before.items()}
+    assert all(n == 0 for name in ("mailchute_attempts_total", "mailchute_messages_total") for _, n in before[name])
+    for reason, code in CODE_OF.items():
+        assert value(before, "mailchute_attempts_total", profile="relay", error_code=code, reason=reason) == 0
+    await some_of_everything(service)
+    after = await figures(service)
+    for name in METRICS:
+        if name != "mailchute_http_request_seconds":  # whose labels are no profile's
+            assert {tuple(sorted(of.items())) for of, _ in after[name]} == series[name], name
+
+
+async def test_a_profile_that_comes_with_a_reload_has_its_series_too(service: Application) -> None:
+    settings = service.runtime.settings
+    other = replace(settings.profiles["relay"], name="other")
+    service.runtime.reload(replace(settings, profiles={**settings.profiles, "other": other}))
+    families = await figures(service)
+    eauth = {"profile": "other", "error_code": "EAUTH", "reason": "auth_rejected"}
+    assert value(families, "mailchute_attempts_total", **eauth) == 0
+    assert value(families, "mailchute_queue_messages", profile="other", state="queued") == 0
+
+
+async def test_the_process_is_measured(service: Application) -> None:
+    families = await figures(service)
+    began = datetime.fromtimestamp(value(families, "process_start_time_seconds"), UTC)
+    assert timedelta(0) <= datetime.now(UTC) - began < timedelta(days=1)
+    for name in PROCESS:
+        assert value(families, name) > 0
 
 
 async def test_an_empty_queue_has_no_age(service: Application) -> None:
@@ -153,7 +194,8 @@ async def test_routes_are_counted_by_their_pattern(service: Application) -> None
     sent = (await service.send()).json()
     for path in (f"/messages/{sent['id']}", f"/messages/{sent['id']}/raw", "/messages", "/nowhere", "/elsewhere"):
         await service.client.get(path)
-    routes = {of["route"]: of["status"] for of, _ in (await figures(service))["mailchute_http_request_seconds"]}
+    samples = (await figures(service))["mailchute_http_request_seconds"]
+    routes = {of["route"]: of["status"] for of, count in samples if count}
     assert routes == {
         "/send": "200",
         "/messages": "200",
@@ -257,7 +299,8 @@ async def test_head_of_a_verify_tries_nothing(service: Application) -> None:
 
 async def test_head_is_counted_by_its_route(service: Application) -> None:
     await service.client.head("/messages/x")
-    routes = {of["route"]: of["status"] for of, _ in (await figures(service))["mailchute_http_request_seconds"]}
+    samples = (await figures(service))["mailchute_http_request_seconds"]
+    routes = {of["route"]: of["status"] for of, count in samples if count}
     assert routes == {"/messages/{id}": "404"}
 
 
@@ -380,10 +423,10 @@ async def figures(service: Application) -> dict[str, Samples]:
     answer = await service.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    families: dict[str, Samples] = {name: [] for name in METRICS}
+    families: dict[str, Samples] = {name: [] for name in (*METRICS, *PROCESS)}
     for family in text_string_to_metric_families(answer.text):
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        if name in METRICS:
+        if name in families:
             families[name] = [(s.labels, s.value) for s in family.samples if not s.name.endswith("_created")]
     return families
 
