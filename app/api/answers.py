@@ -15,6 +15,8 @@ from app.mail.message import Recipient, Snapshot
 from app.mail.outcome import FailureClass, MessageState, RecipientState
 from app.store.history import AttemptRecord
 
+SHOWN_RECIPIENTS = 3  # of a message in a list
+
 
 class RejectedRecipient(BaseModel):
     """A recipient that this message will never reach."""
@@ -57,6 +59,14 @@ class MessageAnswer(_MessageFacts):
     """What is known of a message. 2xx means that we have it: never send it again, look at `ok`."""
 
     attempts: int = Field(description="how many there were")
+
+
+class MessageEntry(MessageAnswer):
+    """A message in a list."""
+
+    subject: str
+    to: list[str] = Field(description=f"the first {SHOWN_RECIPIENTS} recipients")
+    recipient_count: int
 
 
 class MessageNotSent(MessageAnswer):
@@ -165,7 +175,7 @@ class MessageDetails(_MessageFacts):
 class MessageList(BaseModel):
     """One page, newest first."""
 
-    data: list[MessageAnswer]
+    data: list[MessageEntry]
     has_more: bool
     next_cursor: str | None
 
@@ -201,6 +211,15 @@ def flat(snapshot: Snapshot) -> dict[str, Any]:
         "expires_at": instant(snapshot.expires_at),
         "sandbox": snapshot.sandbox,
         "warnings": list(snapshot.warnings),
+    }
+
+
+def entry(snapshot: Snapshot) -> dict[str, Any]:
+    """Give the flat shape, and what tells a message from the others in a list."""
+    return flat(snapshot) | {
+        "subject": snapshot.subject,
+        "to": [recipient.address for recipient in snapshot.recipients[:SHOWN_RECIPIENTS]],
+        "recipient_count": len(snapshot.recipients),
     }
 
 

@@ -59,7 +59,7 @@ async def list_messages(request: Request) -> Response:
     found = await runtime.history.newest(which, at_most=at_most + 1, before=before)
     page = found[:at_most]
     next_cursor = written(page[-1].id.bytes) if len(found) > at_most else None
-    return await _page(request, (answers.flat(snapshot) for snapshot in page), next_cursor)
+    return await _page(request, (answers.entry(snapshot) for snapshot in page), next_cursor)
 
 
 @router.get(
