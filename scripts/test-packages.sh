@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings the programs the tests speak to on Debian: Postfix with SASL, Chromium, strace, faketime, curl, nginx, Prometheus.
+# Brings the programs the tests speak to on Debian: Postfix with SASL, Chromium, strace, faketime, curl, nginx, Prometheus, Node.
 # Exim and OpenSMTPD cannot be installed beside it: they are downloaded and unpacked under /var/cache.
 # For the image it brings buildah, and lays a minimal Debian there, on which the Dockerfile's steps are carried out.
 # Starts nothing, removes nothing, never touches a mail server that is there, and does not fail:
@@ -22,8 +22,8 @@ has() { command -v "$1" >/dev/null; }
 
 has_file() { [ -e "$1" ]; } # $1: the first match of a pattern, or the pattern itself
 
-look() { # fills mail, browser, tracer, clock, paste, proxy, monitor, image and jailed with the Debian packages that are missing
-    mail='' browser='' tracer='' clock='' paste='' proxy='' monitor='' image='' jailed='' base=''
+look() { # fills mail, browser, tracer, clock, paste, proxy, monitor, script, image and jailed with the Debian packages that are missing
+    mail='' browser='' tracer='' clock='' paste='' proxy='' monitor='' script='' image='' jailed='' base=''
     has postfix || mail=postfix
     has saslpasswd2 || mail="$mail sasl2-bin"
     has_file /usr/lib/*/sasl2/libcrammd5.so* || has_file /usr/lib*/sasl2/libcrammd5.so* ||
@@ -36,12 +36,13 @@ look() { # fills mail, browser, tracer, clock, paste, proxy, monitor, image and 
     has curl || paste=curl
     has nginx || proxy=nginx
     { has prometheus && has promtool; } || monitor=prometheus
+    has node || script=nodejs
     has buildah || image=buildah
     has debootstrap || image="$image debootstrap"
     [ -d $cache/$suite ] || base=$suite
     [ -d $cache/exim4-daemon-light ] || jailed=exim4-daemon-light
     [ -d $cache/opensmtpd ] || jailed="$jailed opensmtpd"
-    missing=$(echo $mail $browser $tracer $clock $paste $proxy $monitor $image $base $jailed)
+    missing=$(echo $mail $browser $tracer $clock $paste $proxy $monitor $script $image $base $jailed)
 }
 
 mail_server_here() { # names what Postfix would get in the way of
@@ -191,6 +192,7 @@ esac
     bring 'the test of the printed curl line' $paste
     bring 'the tests behind a proxy' $proxy
     bring 'the tests of the alert rules' $monitor
+    bring 'the tests of the Node recipe' $script
     bring 'the tests of the image' $image
     for server in $jailed; do unpack "$server"; done
     [ -z "$base" ] || lay_base

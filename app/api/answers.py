@@ -66,7 +66,7 @@ class MessageEntry(MessageAnswer):
 
     subject: str
     to: list[str] = Field(description=f"the first {SHOWN_RECIPIENTS} recipients")
-    recipient_count: int
+    recipient_count: int = Field(description="how many there are in all")
 
 
 class MessageNotSent(MessageAnswer):

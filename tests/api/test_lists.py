@@ -123,6 +123,13 @@ async def test_attempts_are_listed_with_their_messages(service: Application, sen
     assert found[1] == {"id": sent["refused"], **details["attempts"][0]}
 
 
+async def test_a_list_tells_messages_apart_by_subject_and_the_first_recipients(service: Application) -> None:
+    many = [f"r{n}@theirs.test" for n in range(5)]
+    await service.send(subject="To many", to=many)
+    (entry,) = (await service.client.get("/messages?limit=1")).json()["data"]
+    assert (entry["subject"], entry["to"], entry["recipient_count"]) == ("To many", many[:3], 5)
+
+
 async def test_attempts_are_bounded_by_time_on_both_sides_and_across_pages(
     service: Application, sent: dict[str, str]
 ) -> None:
