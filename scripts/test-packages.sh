@@ -22,6 +22,11 @@ has() { command -v "$1" >/dev/null; }
 
 has_file() { [ -e "$1" ]; } # $1: the first match of a pattern, or the pattern itself
 
+is_debian_before() { # $1: a version; what says no version is newer
+    release=$(sed -n 's/^VERSION_ID="\{0,1\}\([0-9]*\).*/\1/p' /etc/os-release 2>/dev/null)
+    [ -n "$release" ] && [ "$release" -lt "$1" ]
+}
+
 look() { # fills mail, browser, tracer, clock, paste, proxy, monitor, script, image and jailed with the Debian packages that are missing
     mail='' browser='' tracer='' clock='' paste='' proxy='' monitor='' script='' image='' jailed='' base=''
     has postfix || mail=postfix
@@ -38,6 +43,8 @@ look() { # fills mail, browser, tracer, clock, paste, proxy, monitor, script, im
     { has prometheus && has promtool; } || monitor=prometheus
     has node || script=nodejs
     has buildah || image=buildah
+    # buildah of Debian 13 and later starts without a network of its own only where this is there.
+    is_debian_before 13 || has_file /usr/lib/podman/netavark || image="$image netavark"
     has debootstrap || image="$image debootstrap"
     [ -d $cache/$suite ] || base=$suite
     [ -d $cache/exim4-daemon-light ] || jailed=exim4-daemon-light
