@@ -30,7 +30,7 @@ $(VENV)/.dev: $(VENV)/.ready requirements-dev.lock requirements-client.lock
 run: $(VENV)/.ready ## serve on 127.0.0.1:8587; without a relay in the sandbox, where nothing leaves the machine
 	@exec $(BIN)/mailchute serve
 
-test: $(VENV)/.dev ## all tests; as root on Debian it first brings Postfix, Exim, OpenSMTPD, Chromium, strace, faketime, curl, nginx and buildah
+test: $(VENV)/.dev ## all tests; as root on Debian it first brings Postfix, Exim, OpenSMTPD, Chromium, strace, faketime, curl, nginx, Prometheus, Node and buildah
 	@scripts/test-packages.sh
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 

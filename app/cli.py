@@ -18,9 +18,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from app import __version__
-from app.commands import good_settings, in_plain_words, messages, refuse
+from app.acting import acting
+from app.commands import faults_of, good, good_settings, in_plain_words, messages, refuse
 from app.mail.errors import ConfigError, StoreUnavailable
 from app.mail.profile import Profile
+from app.options import examples
+from app.rendering import local_with_zone
 from app.settings import LogFormat, Settings, load
 from app.terminal import complain, note, set_up_streams, write, write_json
 from app.upkeep import upkeep
@@ -30,10 +33,11 @@ HEALTH_SECONDS = 4.0  # less than the Dockerfile's HEALTHCHECK gives, so that th
 commands = typer.Typer(
     name="mailchute",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 commands.add_typer(messages)
+commands.add_typer(acting)
 commands.add_typer(upkeep)
 
 
@@ -59,7 +63,7 @@ def options_of_all(
     """Sends e-mail through your relay, and remembers every attempt and every error."""
 
 
-@commands.command()
+@commands.command(epilog=examples("serve", "serve --check"))
 def serve(
     *,
     check: Annotated[bool, typer.Option("--check", help="Validate the settings, then exit.")] = False,
@@ -67,7 +71,10 @@ def serve(
         bool, typer.Option("--hold", help="Pause every profile first: nothing is sent till resumed.")
     ] = False,
 ) -> None:
-    """Serve HTTP; settings come from the environment and mailchute.toml."""
+    """Serve HTTP.
+
+    Settings come from the environment and mailchute.toml.
+    """
     settings = good_settings()
     if check:
         for warning in settings.warnings:
@@ -77,9 +84,12 @@ def serve(
     _serve(settings, hold=hold)
 
 
-@commands.command()
+@commands.command(epilog=examples("health"))
 def health() -> None:
-    """Ask the running service whether it can take mail (HEALTHCHECK of the image does); warnings do not count."""
+    """Ask the running service whether it can take mail.
+
+    The image's HEALTHCHECK does. Warnings do not count.
+    """
     from app.operator import ask
 
     database = good_settings().database
@@ -97,22 +107,27 @@ def health() -> None:
         raise typer.Exit(1)
 
 
-@commands.command()
+@commands.command(epilog=examples("doctor", "doctor default --to somebody@elsewhere.example"))
 def doctor(
     profiles: Annotated[list[str] | None, typer.Argument(help="Which profiles; default: all.")] = None,
     *,
-    sender: Annotated[str | None, typer.Option("--from", help="Whom MAIL names; default: the profile's.")] = None,
-    recipient: Annotated[str | None, typer.Option("--to", help="Whom RCPT names; default: the sender.")] = None,
+    sender: Annotated[
+        str | None, typer.Option("--from", help="Whom MAIL names; default: the profile's.", metavar="ADDRESS")
+    ] = None,
+    recipient: Annotated[
+        str | None, typer.Option("--to", help="Whom RCPT names; default: the sender.", metavar="ADDRESS")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write the diagnoses as JSON, one a line.")] = False,
 ) -> None:
-    """Try profiles stage by stage, without sending: what works, what does not, and which setting mends it.
+    """Try profiles stage by stage, sending nothing.
 
-    Asks the running service, if there is one; else it goes there itself.
+    What works, what does not, and which setting mends it. The running service tries its own profiles; where none runs,
+    this command tries those of its settings.
     """
     from app.operator import NoAnswer
 
     settings = good_settings()
-    names = dict.fromkeys(profiles or settings.profiles)  # each once: that is one login a profile
+    names = dict.fromkeys(profiles or _relays(settings))  # each once: that is one login a profile
     if not names:
         refuse(ConfigError("there is no relay to try: set SMTP_HOST to the relay's host name"))
     all_well = True
@@ -132,12 +147,12 @@ def doctor(
         raise typer.Exit(1)
 
 
-@commands.command()
+@commands.command(epilog=examples("profiles", "profiles --json"))
 def profiles(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Write the API's answers, one JSON object a line.")] = False,
 ) -> None:
-    """List the profiles: where they lead, how, and how they stand where a service runs."""
+    """List the profiles and how they stand."""
     from app.operator import ask, no_service
 
     settings = good_settings()
@@ -157,11 +172,11 @@ def profiles(
         write("There are none: it is the sandbox, where nothing leaves this machine.")
 
 
-@commands.command()
+@commands.command(epilog=examples("errors", "errors EAUTH", "errors auth_rejected"))
 def errors(
     code: Annotated[str | None, typer.Argument(help="A code (EAUTH) or a reason (auth_rejected).")] = None,
 ) -> None:
-    """Explain error codes and reasons: meaning, usual causes, cure."""
+    """Explain error codes and reasons."""
     from app.mail.codes import CODE_OF, ErrorCode, Reason
     from app.mail.explain import CODES, EXPLANATIONS, NODEMAILER, cure, reasons_of
 
@@ -190,9 +205,12 @@ def errors(
         write(f"  Usual causes: {'; '.join(said.causes)}.", f"  Cure: {cure(reason)}")
 
 
-@commands.command()
+@commands.command(epilog=examples("migrate"))
 def migrate() -> None:
-    """Bring the database file to this version's schema (serve does it by itself)."""
+    """Bring the database to this version's schema.
+
+    `serve` does it by itself.
+    """
     from app.store.database import SCHEMA, Lock, migrate
 
     settings = good_settings()
@@ -212,7 +230,9 @@ def migrate() -> None:
 @commands.command()
 def openapi(
     *,
-    check: Annotated[Path | None, typer.Option("--check", help="Compare with this file in place of writing.")] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", help="Compare with this file in place of writing.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Write the OpenAPI document to stdout."""
     from app.main import create_api
@@ -246,13 +266,15 @@ def _profile_lines(said: dict[str, Any]) -> list[str]:
         f"tls {said['tls']}",
         "with a login" if said["logs_in"] else "no AUTH",
         *(["default"] if said["default"] else []),
-        *([f"paused since {said['paused_at']}"] if said["paused_at"] else []),
-        *([f"last success {said['last_success_at']}"] if said["last_success_at"] else []),
+        *([f"paused since {local_with_zone(said['paused_at'])}"] if said["paused_at"] else []),
+        *([f"last success {local_with_zone(said['last_success_at'])}"] if said["last_success_at"] else []),
     ]
     lines = [f"{said['name']}: {', '.join(facts)}"]
     if (circuit := said.get("circuit")) is not None:
+        opened, trial = local_with_zone(circuit["opened_at"]), local_with_zone(circuit["next_trial_at"])
+        by = f" by the attempt of message {circuit['message_id']}" if circuit["message_id"] else ""
         lines += [
-            f"  circuit open since {circuit['opened_at']}, tried again at {circuit['next_trial_at']}",
+            f"  circuit open since {opened}{by}, tried again at {trial}",
             f"  {circuit['error_code']}/{circuit['reason']}: {circuit['message']}",
             f"  Cure: {circuit['hint']}",
         ]
@@ -278,7 +300,7 @@ def _serve(settings: Settings, *, hold: bool) -> None:
     from app.telemetry import set_up_logs
 
     as_json = settings.log is LogFormat.JSON or (settings.log is None and not sys.stderr.isatty())
-    set_up_logs(as_json=as_json)
+    set_up_logs(as_json=as_json, level=settings.log_level)
     try:
         serve(_held(settings, hold), say=_announce, read_again=lambda: _held(load(os.environ), hold))
     except StoreUnavailable as error:
@@ -293,6 +315,17 @@ def _announce(text: str) -> None:
 
 def _held(settings: Settings, hold: bool) -> Settings:  # noqa: FBT001
     return replace(settings, hold=settings.hold or hold)
+
+
+def _relays(settings: Settings) -> list[str]:
+    """Name the running service's profiles, but for the sandbox's, which fail on purpose; ours, where none runs."""
+    from app.operator import ask
+
+    with in_plain_words():
+        reply = ask(settings.database, "GET", "/profiles")
+    if reply is None:
+        return list(settings.profiles)
+    return [profile["name"] for profile in good(reply).body["data"] if not profile["sandbox"]]
 
 
 def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dict[str, Any]:
@@ -310,7 +343,7 @@ def _diagnose(settings: Settings, name: str, whom: dict[str, str | None]) -> dic
     if reply.status in (429, 503):
         raise NoAnswer(reply.body["detail"])
     if reply.status != 200:
-        refuse(ConfigError(reply.body["detail"]))
+        refuse(ConfigError("\n".join(faults_of(reply))))
     found: dict[str, Any] = reply.body
     return found
 
@@ -325,13 +358,16 @@ def _diagnose_here(settings: Settings, name: str, whom: dict[str, str | None]) -
         near = get_close_matches(name, settings.profiles, n=1)
         cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(settings.profiles) or 'none'}"
         refuse(ConfigError(f"there is no profile {name[:80]!r}; {cure}"))
-    try:
-        sender, recipient = (text and parse_address(text).addr_spec for text in whom.values())
-    except InvalidAddress as error:
-        refuse(error)
+    given: dict[str, str | None] = {}
+    for option, text in whom.items():
+        try:
+            given[option] = parse_address(text).addr_spec if text else None
+        except InvalidAddress as error:
+            refuse(ConfigError(f"--{option}: {error}"))
 
     async def diagnose() -> dict[str, Any]:
-        return shape_of(await Runtime(settings).doctor.diagnose(profile, sender=sender, recipient=recipient))
+        doctor = Runtime(settings).doctor
+        return shape_of(await doctor.diagnose(profile, sender=given["from"], recipient=given["to"]))
 
     return asyncio.run(diagnose())
 

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from app import __version__
 from app.api import acts, docs, errors, keeping, live, messages, operate, profiles, send
 from app.api.document import LICENSE, TAGS, document
-from app.api.edge import App, Gate, answer_to
+from app.api.edge import Answer, App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
 from app.api.routes import headers_in, to_response
 from app.inspector import views
@@ -134,6 +134,8 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such path, or not that method."""
     assert isinstance(error, HTTPException)  # noqa: S101
     path = request.url.path[:80]
+    if error.status_code == 404 and (location := _start_page(request)) is not None:
+        return to_response(Answer(302, b"", ((b"location", location), (b"vary", b"Accept"))))
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")  # the Gate makes one of the other
         refusal: MailError = MethodNotAllowed(f"{path} does not take {request.method[:20]}; it takes {allow}", allow)
@@ -142,6 +144,15 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     else:
         refusal = InvalidMessage(str(error.detail))
     return await _refuse(request, refusal)
+
+
+def _start_page(request: Request) -> bytes | None:
+    """Return where a browser that asks for / should go, relative to it; None = this is no browser, or not /."""
+    settings: Settings = request.app.state.runtime.settings
+    is_browser = request.method == "GET" and b"text/html" in headers_in(request).get(b"accept", b"")
+    if not is_browser or request.scope["path"] != "/":
+        return None
+    return b"sandbox" if settings.sandbox else b"docs" if settings.docs else None
 
 
 async def _refuse_parameters(request: Request, error: Exception) -> Response:

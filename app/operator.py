@@ -297,7 +297,7 @@ def _opened(settings: Settings, *, delivers: bool) -> Iterator[Service]:
     from app.runtime import Runtime
     from app.telemetry import set_up_logs
 
-    set_up_logs(as_json=not sys.stderr.isatty())
+    set_up_logs(as_json=not sys.stderr.isatty(), level=settings.log_level)
     with asyncio.Runner() as runner:
         runtime = Runtime(settings, delivers=delivers)
         try:

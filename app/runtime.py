@@ -62,7 +62,7 @@ from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
 # What only a restart changes.
-_FOR_LIFE = ("listen", "database", "log", "hold", "docs", "base_path", "max_message_bytes")
+_FOR_LIFE = ("listen", "database", "log", "log_level", "hold", "docs", "base_path", "max_message_bytes")
 INDEX_EVERY = 30.0  # seconds
 LOOK_EVERY = 2.0  # seconds between two looks at the disk's room
 CHECKPOINT_EVERY = 5  # looks
@@ -102,6 +102,7 @@ class Runtime:
         self._delivers = delivers
         self.profiles = dict(settings.profiles)
         self.metrics = Metrics(__version__)
+        self.metrics.begin(self.profiles)
         self.callers = Callers(settings.api_key)
         self.in_flight = BytesInFlight(settings.max_in_flight_bytes)
         self.doctor = Doctor(
@@ -116,6 +117,7 @@ class Runtime:
         self._remembering: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self.is_stopping = False
+        self.reread: Callable[[], list[str]] | None = None  # reads the settings again; None = nobody can
         self._random = b""
         self._name: str | bool | None = False  # False = not looked up yet
 
@@ -150,6 +152,7 @@ class Runtime:
         built_in = {name: profile for name, profile in self.profiles.items() if profile.sandbox}
         self.profiles.clear()
         self.profiles.update(built_in, **settings.profiles)
+        self.metrics.begin(self.profiles)
         self.callers.change_key(settings.api_key)
         self.in_flight.bound(settings.max_in_flight_bytes)
         self.contents.bound(settings.max_in_flight_bytes // 2)
@@ -367,6 +370,7 @@ class Runtime:
         sandbox = await Sandbox.open()
         self._closes(sandbox.close)
         self.profiles.update(sandbox.profiles)
+        self.metrics.begin(sandbox.profiles)
 
     async def _open_once(self, profile: Profile, attempt: Attempt) -> Session:
         return await open_session(profile, attempt, resolve=resolve, own_name=self._own_name)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import os
 import resource
 import shlex
 import signal
@@ -38,6 +39,7 @@ from app.main import around, prepare
 from app.runtime import Runtime
 from app.settings import Settings
 from app.store.database import SCHEMA, Lock, schema_of
+from app.systemd import Supervisor
 
 SHUTDOWN_SECONDS = 10  # that requests under way get, before attempts get theirs (app.runtime.GRACE)
 BACKLOG = 2048  # connections that wait to be taken
@@ -82,9 +84,8 @@ def serve(settings: Settings, *, say: Callable[[str], None], read_again: Callabl
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    server = _Server(
-        config, runtime, lambda: say(start_up_text(settings, listener.getsockname()[1])), read_again=read_again
-    )
+    port = listener.getsockname()[1]
+    server = _Server(config, runtime, lambda: say(start_up_text(settings, port)), read_again=read_again, port=port)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     # uvicorn raises the signal again when it is done; a drain that ended well is exit code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,16 +148,18 @@ class _Server(uvicorn.Server):
         announce: Callable[[], None],
         *,
         read_again: Callable[[], Settings],
+        port: int,
     ) -> None:
         super().__init__(config)
         self._runtime = runtime
+        self._listens_on = f"{_bracketed(runtime.settings.listen.host)}:{port}"
+        self._supervisor = Supervisor(os.environ)
         self._announce = announce
         self._read_again = read_again
         self._has_terminal = sys.stdin.isatty()
         self._opening: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._expiring: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._first_signal = 0
         self._control: ControlSocket | None = None
         self.failure: ConfigError | StoreUnavailable | None = None
@@ -179,10 +182,19 @@ class _Server(uvicorn.Server):
             if not self.should_exit:
                 raise
             return  # stopped while it waited for the store
-        self._watching = asyncio.create_task(self._end_with_the_store())
-        self._expiring = asyncio.create_task(self._expire_connections())
+        chores = (self._end_with_the_store(), self._expire_connections(), self._stay_alive())
+        self._tasks += [asyncio.create_task(chore) for chore in chores]
+        self._runtime.reread = self._reload
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         self._announce()
+        log.info(
+            "serving.started",
+            version=__version__,
+            listen=self._listens_on,
+            profiles=list(self._runtime.profiles),
+            sandbox=self._runtime.settings.sandbox,
+        )
+        self._supervisor.ready(f"Listening on {self._listens_on}")
 
     async def _end_with_the_store(self) -> None:
         await self._runtime.journal.broken.wait()
@@ -198,11 +210,28 @@ class _Server(uvicorn.Server):
                 if isinstance(connection, HttpProtocol):
                     connection.expire(loop.time())
 
+    async def _stay_alive(self) -> None:
+        """Give systemd's watchdog its signs of life, which end when the event loop stands still."""
+        every = self._supervisor.watchdog_every
+        while every is not None:
+            self._supervisor.alive()
+            await asyncio.sleep(every)
+
     def _hang_up(self) -> None:
         """SIGHUP: read the settings again, or end with the terminal that was closed."""
         if self._has_terminal and not sys.stdin.isatty():
             self.handle_exit(signal.SIGHUP, None)
             return
+        with suppress(ConfigError):  # which is in the log
+            self._reload()
+
+    def _reload(self) -> list[str]:
+        """Read the settings again and go on by them; return the warnings.
+
+        Raises:
+            ConfigError: they cannot work, and the old ones still apply.
+        """
+        self._supervisor.reloading()
         try:
             settings = self._read_again()
             not_now = self._runtime.reload(settings)
@@ -211,10 +240,14 @@ class _Server(uvicorn.Server):
         except ConfigError as error:
             for line in str(error).splitlines():
                 log.error("settings.refused", error=line)
-            return
-        for warning in (*settings.warnings, *(f"{name} has changed, which takes a restart" for name in not_now)):
+            self._supervisor.ready("The changed settings were refused; the old ones still apply")
+            raise
+        warnings = [*settings.warnings, *(f"{name} has changed, which takes a restart" for name in not_now)]
+        for warning in warnings:
             log.warning("settings.warning", warning=warning)
         log.info("settings.reloaded", profiles=list(self._runtime.profiles))
+        self._supervisor.ready(f"Listening on {self._listens_on}")
+        return warnings
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -229,6 +262,7 @@ class _Server(uvicorn.Server):
         self._runtime.hurry()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._supervisor.stopping()
         self._runtime.retire()
         if self.failure is None:
             await self._serve_on(self._runtime.settings.drain_delay if self._first_signal == signal.SIGTERM else 0.0)
@@ -236,7 +270,7 @@ class _Server(uvicorn.Server):
         if self._control is not None:
             self._control.remove()
         await self._runtime.close()
-        for task in filter(None, (self._watching, self._expiring)):
+        for task in self._tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -274,18 +308,17 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"{where.host}:{where.port} cannot be listened on ({error.strerror}); set MAILCHUTE_LISTEN to another, "
-            "such as 127.0.0.1:8588"
+            f"{_bracketed(where.host)}:{where.port} cannot be listened on ({error.strerror}); set MAILCHUTE_LISTEN to "
+            "another, such as 127.0.0.1:8588"
         ) from error
     return listener
 
 
 def start_up_text(settings: Settings, port: int) -> str:
     """What a person reads when the service is up: where it is, what it does with mail, and a line to paste."""
-    host = settings.listen.host
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    shown = _bracketed(_EVERY.get(settings.listen.host, settings.listen.host))
     base = f"http://{shown}:{port}{settings.base_path}"
-    lines = [f"Mailchute {__version__} listens on {base}", ""]
+    lines = [*_where(settings.listen.host, port, base), ""]
     if settings.sandbox:
         lines += [
             "SANDBOX: no relay is configured. Messages are kept here; nothing leaves this machine.",
@@ -313,6 +346,23 @@ def start_up_text(settings: Settings, port: int) -> str:
     if settings.sandbox:
         lines.append("To send for real: SMTP_HOST=mail.example.org SMTP_PORT=587 make run")
     return "\n".join(lines)
+
+
+# Wildcard addresses, and how this machine reaches what listens there.
+_EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+def _where(host: str, port: int, base: str) -> list[str]:
+    if host not in _EVERY:
+        return [f"Mailchute {__version__} listens on {base}"]
+    return [
+        f"Mailchute {__version__} listens on {_bracketed(host)}:{port}, which is every address of this machine",
+        f"From this machine: {base}",
+    ]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _relay_line(settings: Settings) -> str:

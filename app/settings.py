@@ -68,6 +68,7 @@ class Settings:
     listen: Listen
     database: Path
     log: LogFormat | None  # None = console at a terminal, else JSON
+    log_level: str  # info, warning or error
     sandbox: bool
     sandbox_was_chosen: bool  # by MAILCHUTE_SANDBOX=true; else it is one because no relay is configured
     hold: bool  # pause every profile at start
@@ -90,6 +91,17 @@ class Settings:
     transcripts: bool  # keep the conversation with the relay with each attempt
     api_key: str | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
+
+
+def database_of(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES) -> Path:
+    """Return where the database is by these settings, whatever is wrong with the others.
+
+    Raises:
+        ConfigError: the file of settings cannot be read, or the database's location is no good.
+    """
+    sources = read(environ, files=files)
+    url = sources.tree.get("database_url") or Written.model_fields["database_url"].default
+    return _followed(database_path(str(url), sources.name("database_url")))
 
 
 def load(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES) -> Settings:
@@ -186,6 +198,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         listen=listen,
         database=database,
         log=LogFormat(written.log) if written.log else None,
+        log_level=written.log_level,
         sandbox=_is_sandbox(written, listen),
         sandbox_was_chosen=written.sandbox,
         hold=written.hold,

@@ -8,6 +8,7 @@ terminal.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from io import TextIOWrapper
 from typing import TextIO
@@ -48,6 +49,17 @@ def complain(*lines: str) -> None:
     """Write what is wrong to stderr."""
     for line in lines:
         note(f"mailchute: {line}")
+
+
+def agreed(question: str) -> bool:
+    """Ask at the terminal; anything but y or yes is a no."""
+    _put(sys.stderr, f"{escape(question)} [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def width() -> int | None:
+    """How many columns the terminal has that stdout leads to; None = it leads elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _put(stream: TextIO | None, text: str) -> None:

@@ -234,6 +234,9 @@ class Written(_Strict):
     database_url: str = _said("var/mailchute.db", "a path, `sqlite:///path` or `sqlite+aiosqlite:///path`")
     role: Literal["all", "api", "worker"] = _said("all", "the only one in this version")
     log: Literal["console", "json"] | None = _said(None, "", shown="`console` at a terminal, else `json`")
+    log_level: Annotated[Literal["info", "warning", "error"], BeforeValidator(_lower)] = _said(
+        "info", "the least that is logged: `info` (every attempt), `warning` (what needs a look), `error`"
+    )
     sandbox: bool = _said(False, "keep all mail here although listening beyond loopback")
     hold: bool = _said(False, "pause every profile at start, as after a restore; `serve --hold` does it once")
     api_key: SecretStr | None = _said(None, "16 characters or more")

@@ -30,6 +30,7 @@ from app.api.answers import flat
 from app.api.problems import DOORS, MethodNotAllowed
 from app.intake.callers import Visit
 from app.intake.in_flight import BytesInFlight, Hold
+from app.intake.refused import RefusedCallers
 from app.mail.errors import (
     Fault,
     MailError,
@@ -43,7 +44,7 @@ from app.mail.errors import (
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
 from app.runtime import Runtime
-from app.telemetry import Metrics
+from app.telemetry import REQUEST_ID, Metrics
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -368,6 +369,7 @@ class Gate:
         self._max_body = max_body
         self._in_flight = in_flight
         self._metrics = metrics
+        self._refused = RefusedCallers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -383,11 +385,14 @@ class Gate:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8).encode()
         status = 0
+        of_request = REQUEST_ID.set(request_id.decode())
 
         async def answer(event: Event) -> None:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = event["status"]
+                if status == 401:
+                    self._tell_of_refusal(scope, headers)
                 event["headers"] = self._complete(event.get("headers", ()), request_id)
             await send(event)
 
@@ -400,14 +405,22 @@ class Gate:
                 raise
             await send_answer(answer_to(error, headers), answer)
         except Exception:
-            log.exception("http.unexpected", request_id=request_id.decode(), path=scope["path"])
+            log.exception("http.unexpected", path=scope["path"])
             if not status:
                 await send_answer(answer_to(MailError(), headers), answer)
         finally:
             hold.release()
+            REQUEST_ID.reset(of_request)
             route = scope.get("route")
             label = scope.get("mailchute.route") or getattr(route, "path", "other")
             self._metrics.http_request(label, str(status)).observe(perf_counter() - began)
+
+    def _tell_of_refusal(self, scope: Scope, headers: Headers) -> None:
+        peer = (scope.get("client") or ("",))[0]
+        times = self._refused.note(peer, asyncio.get_running_loop().time())
+        if times is not None:
+            key = "wrong" if _credentials(headers) else "missing"
+            log.warning("http.unauthenticated", peer=peer, path=scope["path"][:80], key=key, times=times)
 
     def _below_base(self, path: str) -> str:
         below = path.removeprefix(self._base_path)

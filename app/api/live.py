@@ -1,4 +1,4 @@
-"""Which database the service has, and every change of a message's state as it happens: the control socket's alone."""
+"""For the control socket alone: which database this is, every change of a message's state, reloading settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.api.answers import flat
 from app.api.edge import answer_json
 from app.api.routes import caller_of, runtime_of, to_response
 from app.intake.callers import Caller
-from app.mail.errors import NotFound
+from app.mail.errors import ConfigError, Fault, InvalidMessage, NotFound
 from app.mail.escaping import escape
 from app.store.verdicts import Verdicts
 
@@ -36,6 +36,19 @@ async def follow_changes(request: Request, caller: Caller = Depends(caller_of)) 
     if not caller.is_operator:
         raise NotFound("There is nothing at /changes; /docs lists what is")
     return StreamingResponse(_lines(runtime_of(request).verdicts), media_type="application/x-ndjson")
+
+
+@router.post("/reload", include_in_schema=False)
+async def reload_settings(request: Request, caller: Caller = Depends(caller_of)) -> Response:  # noqa: B008
+    """Read the settings again, as SIGHUP does; 422 with every fault, and nothing changed, where they cannot work."""
+    runtime = runtime_of(request)
+    if not caller.is_operator or runtime.reread is None:
+        raise NotFound("There is nothing at /reload; /docs lists what is")
+    try:
+        warnings = runtime.reread()
+    except ConfigError as error:
+        raise InvalidMessage.of([Fault("", line) for line in str(error).splitlines()]) from error
+    return to_response(answer_json({"profiles": list(runtime.profiles), "warnings": warnings}))
 
 
 async def _lines(verdicts: Verdicts) -> AsyncIterator[bytes]:

@@ -47,6 +47,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "state": {"title": "MessageState", "enum": [*MessageState]},
     "error_code": {"title": "ErrorCode", "enum": [*ErrorCode]},
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+    "dry_run": {"type": "boolean"},
 }
 
 
@@ -108,6 +109,14 @@ def limit_of(query: Mapping[str, str]) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= MAX_PAGE):
         raise fault(f"limit is a number from 1 to {MAX_PAGE}, not {text[:20]!r}")
     return int(text)
+
+
+def flag_of(query: Mapping[str, str], name: str) -> bool:
+    """Read `true` or `false`; an empty one is false."""
+    text = query.get(name, "")
+    if text.lower() not in ("", "true", "false"):
+        raise fault(f"{name} is true or false, not {text[:20]!r}")
+    return text.lower() == "true"
 
 
 def cursor_of(query: Mapping[str, str], size: int = 16) -> bytes | None:

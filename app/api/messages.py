@@ -59,7 +59,7 @@ async def list_messages(request: Request) -> Response:
     found = await runtime.history.newest(which, at_most=at_most + 1, before=before)
     page = found[:at_most]
     next_cursor = written(page[-1].id.bytes) if len(found) > at_most else None
-    return await _page(request, (answers.flat(snapshot) for snapshot in page), next_cursor)
+    return await _page(request, (answers.entry(snapshot) for snapshot in page), next_cursor)
 
 
 @router.get(
@@ -70,14 +70,18 @@ async def list_messages(request: Request) -> Response:
     responses=problems(401, 422, 503),
     openapi_extra={
         "parameters": parameters(
-            error_code="such as EAUTH", profile="name of a profile", since=FILTERED_BY["since"], **PAGED_BY
+            error_code="such as EAUTH",
+            profile="name of a profile",
+            since=f"of messages {FILTERED_BY['since']}",
+            until=f"of messages {FILTERED_BY['until']}",
+            **PAGED_BY,
         )
     },
 )
 async def list_attempts(request: Request) -> Response:
     """Give a page of attempts, each with its message's id; `next_cursor`, and the Link header, lead to the next."""
     runtime, query = runtime_of(request), request.query_params
-    refuse_unknown(query, {"error_code", "profile", "since", *PAGED_BY})
+    refuse_unknown(query, {"error_code", "profile", "since", "until", *PAGED_BY})
     at_most, cursor = limit_of(query), cursor_of(query, 20)
     which = filter_of(query, now=runtime.now())
     found = await runtime.history.newest_attempts(
@@ -85,6 +89,7 @@ async def list_attempts(request: Request) -> Response:
         error_code=which.error_code,
         profile=which.profile,
         since=which.since,
+        until=which.until,
         before=(UUID(bytes=cursor[:16]), int.from_bytes(cursor[16:])) if cursor else None,
     )
     page = found[:at_most]

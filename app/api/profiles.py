@@ -40,6 +40,7 @@ class CircuitAnswer(BaseModel):
     opened_at: datetime = Field(description="since when nothing is tried")
     next_trial_at: datetime = Field(description="when it is probed, or one waiting message tries it")
     tried: int = Field(description="how often in vain since it opened")
+    message_id: str | None = Field(description="id of the message whose attempt failed; null = a probe")
     error_code: str = Field(description="of the failure that opened it, as what follows")
     reason: str
     message: str
@@ -210,6 +211,7 @@ def _circuit(circuit: Circuit) -> dict[str, Any]:
         "opened_at": instant(circuit.opened_at),
         "next_trial_at": instant(circuit.next_trial_at),
         "tried": circuit.tried,
+        "message_id": failure.message_id,
         "error_code": failure.code,
         "reason": failure.reason,
         "message": failure.message,

@@ -149,7 +149,12 @@ class Carrier:
             while (profile := self._next_usable(left, home=trying.lane)) is not None:
                 await self._turn_to(trying, profile)
                 attempt = trying.attempt = Attempt(
-                    trying.claim.snapshot.attempts, profile.name, self._now(), self._clock, self.keep_transcripts
+                    trying.claim.snapshot.attempts,
+                    profile.name,
+                    self._now(),
+                    self._clock,
+                    self.keep_transcripts,
+                    message_id=str(claim.snapshot.id),
                 )
                 try:
                     outcomes = await self._carry_out(trying, profile, attempt)

@@ -162,7 +162,8 @@ def _id(text: str) -> UUID:
 
 def _render(request: Request, template: str, **values: object) -> Response:
     root = relative(request.scope["path"], "/")  # links hold behind any prefix
-    body = _templates().get_template(template).render(root=root, **values).encode("utf-8", "replace")
+    docs = runtime_of(request).settings.docs
+    body = _templates().get_template(template).render(root=root, docs=docs, **values).encode("utf-8", "replace")
     headers = ((b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", _POLICY))
     return to_response(Answer(200, body, headers))
 

@@ -33,6 +33,7 @@ class Attempt:
     started_at: datetime
     clock: Callable[[], float]
     keeps_transcript: bool = True
+    message_id: str | None = None  # None = a probe or a diagnosis
     host: str = ""
     ip: str | None = None
     port: int = 0

@@ -224,7 +224,9 @@ class Outbox:
 
         Also gives when the next message of this profile is due, None where none waits.
         """
-        claims, due, _ = await self._journal.commit(partial(_claim, profile, lease, at_most, now), self._claimed)
+        claims, due, _ = await self._journal.commit(
+            partial(_claim, profile, lease, at_most, now), partial(self._claimed, profile)
+        )
         return claims, due
 
     def bring_forward(self, profile: str, *, now: datetime, latest: datetime) -> asyncio.Future[int]:
@@ -328,16 +330,16 @@ class Outbox:
 
     def _appended(self, receipt: Receipt) -> None:
         if not receipt.is_replay:
-            self._census.move(None, receipt.snapshot.state)
+            self._census.move(receipt.snapshot.profile, None, receipt.snapshot.state)
         elif receipt.is_revived:
-            self._census.move(MessageState.FAILED, receipt.snapshot.state)
+            self._census.move(receipt.snapshot.profile, MessageState.FAILED, receipt.snapshot.state)
 
-    def _claimed(self, found: _Claimed) -> None:
+    def _claimed(self, profile: str, found: _Claimed) -> None:
         for state, count in found[2]:
-            self._census.move(state, MessageState.SENDING, count)
+            self._census.move(profile, state, MessageState.SENDING, count)
 
     def _recorded(self, snapshot: Snapshot) -> None:
-        self._census.move(MessageState.SENDING, snapshot.state)
+        self._census.move(snapshot.profile, MessageState.SENDING, snapshot.state)
 
 
 def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation[_Claimed]:

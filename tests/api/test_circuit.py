@@ -166,6 +166,26 @@ async def test_new_mail_is_told_at_once_without_an_attempt_or_a_login(tmp_path: 
         assert logins(found.relay) == 1
 
 
+async def test_a_message_that_is_held_back_names_the_one_whose_attempt_failed(tmp_path: Path) -> None:
+    async with wants_login() as relay:
+        environ = {**LOGIN, "MAILCHUTE_PROFILES__RELAY__PORT": str(relay.port)}
+        async with service(tmp_path, environ=environ) as found:
+            first = flat(await found.send(), status=202)
+            held = flat(await found.send(), status=202)
+            details = await found.look_up(held["id"])
+            assert (details["attempts"], details["blocked_by"]) == ([], first["id"])
+            assert f"the attempt of message {first['id']} failed: " in details["message"]
+            assert (await found.look_up(first["id"]))["blocked_by"] is None
+            assert first["id"] not in first["message"]
+            assert (await circuit(found))["message_id"] == first["id"]
+        async with service(tmp_path, environ=environ, keep=True) as found:
+            assert (await circuit(found))["message_id"] == first["id"]
+            later = flat(await found.send(), status=202)
+            assert (await found.look_up(later["id"]))["blocked_by"] == first["id"]
+            await found.client.post(f"/messages/{held['id']}/cancel")
+            assert (await found.look_up(held["id"]))["blocked_by"] is None
+
+
 async def test_an_open_circuit_shows_to_whoever_runs_the_service(tmp_path: Path) -> None:
     async with service(tmp_path, wants_login(), environ=LOGIN) as found:
         assert await circuit(found) is None

@@ -124,6 +124,32 @@ async def test_attempts_are_listed_with_their_messages(service: Application, sen
     assert found[1] == {"id": sent["refused"], **details["attempts"][0]}
 
 
+async def test_a_list_tells_messages_apart_by_subject_and_the_first_recipients(service: Application) -> None:
+    many = [f"r{n}@theirs.test" for n in range(5)]
+    await service.send(subject="To many", to=many)
+    (entry,) = (await service.client.get("/messages?limit=1")).json()["data"]
+    assert (entry["subject"], entry["to"], entry["recipient_count"]) == ("To many", many[:3], 5)
+
+
+async def test_attempts_are_bounded_by_time_on_both_sides_and_across_pages(
+    service: Application, sent: dict[str, str]
+) -> None:
+    everything = (await service.client.get("/attempts")).json()["data"]
+    made = {id_: (await service.look_up(id_))["created_at"] for id_ in {one["id"] for one in everything}}
+    for bound in sorted(made.values()):
+        before: list[str] = []
+        query = {"until": bound, "limit": "1"}
+        while True:
+            page = (await service.client.get("/attempts", params=query)).json()
+            before += [one["id"] for one in page["data"]]
+            if page["next_cursor"] is None:
+                break
+            query["cursor"] = page["next_cursor"]
+        assert before == [one["id"] for one in everything if made[one["id"]] < bound]
+        since = (await service.client.get("/attempts", params={"since": bound})).json()["data"]
+        assert [one["id"] for one in since] == [one["id"] for one in everything if made[one["id"]] >= bound]
+
+
 async def test_attempts_come_in_pages(service: Application, sent: dict[str, str]) -> None:
     first = await service.client.get("/attempts?limit=2")
     second = await service.client.get(first.headers["link"].split(">")[0].removeprefix("<"))

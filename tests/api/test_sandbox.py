@@ -39,7 +39,7 @@ async def test_the_list_shows_what_was_kept_newest_first(sandbox: Application) -
     second = (await sandbox.send(subject="", text="x")).json()
     page = await show(sandbox, "/sandbox")
     assert re.findall(r'href="sandbox/([0-9a-f-]+)"', page) == [second["id"], first["id"]]
-    assert "ann@theirs.test and 1 more" in page
+    assert ">ann@theirs.test</div> and 1 more" in page
     assert "(no subject)" in page
     assert "kept" in page
 
@@ -49,7 +49,10 @@ async def test_older_messages_are_on_the_next_page(sandbox: Application) -> None
     newest = await show(sandbox, "/sandbox")
     (older,) = re.findall(r'href="(sandbox\?before=[^"]+)"', newest)
     oldest = await show(sandbox, older)
-    shown = [re.findall(r'<td class="subject"><a href="sandbox/([0-9a-f-]+)"', page) for page in (newest, oldest)]
+    shown = [
+        re.findall(r'<td class="subject"><a class="brief" href="sandbox/([0-9a-f-]+)"', page)
+        for page in (newest, oldest)
+    ]
     assert [len(page) for page in shown] == [50, 1]
     assert [*shown[0], *shown[1]] == sorted(ids, reverse=True)
     assert "before=" not in oldest
@@ -101,6 +104,14 @@ async def test_a_message_that_failed_is_listed_and_says_why_and_what_to_do(sandb
     assert sent["hint"] in page
     assert "535 5.7.8" in page  # of the transcript
     assert "The next one: " in page
+
+
+async def test_a_message_that_was_never_tried_links_to_the_attempt_that_holds_it_back(sandbox: Application) -> None:
+    tried, held = [(await sandbox.send(profile="sandbox-eauth")).json()["id"] for _ in range(2)]
+    attempts = (await show(sandbox, f"/sandbox/{held}")).partition('id="attempts"')[2]
+    assert "None yet." in attempts
+    assert f'href="../sandbox/{tried}">the attempt of another message</a> failed' in attempts
+    assert "the attempt of another message" not in await show(sandbox, f"/sandbox/{tried}")
 
 
 async def test_what_went_to_any_of_the_built_in_profiles_is_in_one_list_newest_first(sandbox: Application) -> None:

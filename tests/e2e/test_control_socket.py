@@ -139,7 +139,7 @@ COMMANDS = {
     "show": ("show", "4711"),
     "send": ("send", "--to", "ann@theirs.test", "--from", "bot@ours.test", "--text", "x"),
     "dry run": ("send", "--to", "ann@theirs.test", "--from", "bot@ours.test", "--text", "x", "--dry-run"),
-    "retry": ("retry", "--state", "deferred"),
+    "retry": ("retry", "--state", "deferred", "--yes"),
     "cancel": ("cancel", "4711"),
     "tail": ("tail",),
     "backup": ("backup", "copy.db"),
@@ -346,7 +346,9 @@ async def test_a_dry_run_without_a_service_sends_nothing_of_what_waits(folder: P
         settings = having("mail.db", SMTP_HOST=relay.host, SMTP_PORT=f"{relay.port}", SMTP_TLS="none")
         relay.on("RCPT", "450 4.2.1 busy", times=1)
         assert (await do(folder, "mail.db", *COMMANDS["send"], **settings)).code == 1
-        assert (await do(folder, "mail.db", "retry", "--state", "deferred", **settings)).out == "1 message\n"
+        assert (
+            await do(folder, "mail.db", "retry", "--state", "deferred", "--yes", **settings)
+        ).out == "1 message to be sent again\n"
         connections = relay.connections
         assert (await do(folder, "mail.db", *COMMANDS["dry run"], **settings)).code == 0
         assert relay.connections == connections

@@ -16,11 +16,13 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from app import __version__
 from app.serving import SHUTDOWN_SECONDS
 from app.store.database import SCHEMA
 from tests.support.service import MAIL, MAILCHUTE, Ended, Service, run
 
 ROOT = Path(__file__).parents[2]
+HAS_IPV6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
 KEY = "a-key-of-sixteen-characters-or-more"
 
 in_one_loop = pytest.mark.asyncio(loop_scope="module")  # tests that look at one and the same service
@@ -446,7 +448,34 @@ class TestNames:
 
 
 class TestListen:
-    @pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="there is no IPv6")
+    @pytest.mark.parametrize(
+        ("listen", "named", "here"),
+        [
+            pytest.param("127.0.0.1:0", None, "127.0.0.1", id="loopback"),
+            pytest.param("localhost:0", None, "localhost", id="by name"),
+            pytest.param("0.0.0.0:0", "0.0.0.0", "127.0.0.1", id="all of IPv4"),
+            pytest.param("[::1]:0", None, "[::1]", id="loopback of IPv6"),
+            pytest.param("[::]:0", "[::]", "[::1]", id="all of IPv6"),
+        ],
+    )
+    async def test_the_start_up_text_names_what_is_listened_on_and_how_this_machine_reaches_it(
+        self, listen: str, named: str | None, here: str
+    ) -> None:
+        if "::" in listen and not HAS_IPV6:
+            pytest.skip("there is no IPv6 here")
+        key = {"MAILCHUTE_API_KEY": KEY, "MAILCHUTE_SANDBOX": "true", "MAILCHUTE_LISTEN": listen}
+        async with Service(key) as service:
+            port = service.base.rpartition(":")[2]
+            first, second = service.text.splitlines()[:2]
+            assert service.base == f"http://{here}:{port}"
+            if named is None:
+                assert first == f"Mailchute {__version__} listens on {service.base}"
+            else:
+                assert first.endswith(f"listens on {named}:{port}, which is every address of this machine")
+                assert second == f"From this machine: {service.base}"
+            assert (await service.http.get("/livez")).status_code == 200
+
+    @pytest.mark.skipif(not HAS_IPV6, reason="there is no IPv6 here")
     async def test_it_listens_on_ipv6(self) -> None:
         async with Service({"MAILCHUTE_LISTEN": "[::1]:0"}) as service:
             assert service.base.startswith("http://[::1]:")

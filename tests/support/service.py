@@ -121,8 +121,8 @@ class Service:
 
     @property
     def base(self) -> str:
-        """The URL that the start-up text names."""
-        return self.text.partition("listens on ")[2].split()[0]
+        """The first URL of the start-up text: how this machine reaches the service."""
+        return "http://" + self.text.partition("http://")[2].split()[0]
 
     @property
     def database(self) -> Path:
