@@ -53,7 +53,7 @@ async def test_two_services_whose_databases_share_a_folder_have_a_socket_each(fo
         await second.send(to="bob@theirs.test")
         for name, whom, other in (("a.db", "ann@theirs.test", "bob@"), ("b.db", "bob@theirs.test", "ann@")):
             assert (await do(folder, name, "health")).code == 0
-            listed = await do(folder, name, "list", "--to", whom)
+            listed = await do(folder, name, "list", "--to", whom, "--json")
             assert (listed.code, len(listed.out.splitlines())) == (0, 1)
             assert (await do(folder, name, "erase", f"{other}theirs.test")).out == "0 messages erased\n"
             assert (await do(folder, name, "erase", whom)).out == "1 message erased\n"
@@ -338,7 +338,7 @@ async def test_a_sandbox_that_was_asked_for_keeps_the_message(folder: Path) -> N
     for more in ({"MAILCHUTE_SANDBOX": "true"}, {}):
         sent = await do(folder, "mail.db", *COMMANDS["send"], **more)
         assert (sent.code, "kept in the sandbox, not sent" in sent.out) == (0, True)
-    assert len((await do(folder, "mail.db", "list")).out.splitlines()) == 2
+    assert len((await do(folder, "mail.db", "list", "--json")).out.splitlines()) == 2
 
 
 async def test_a_dry_run_without_a_service_sends_nothing_of_what_waits(folder: Path) -> None:
@@ -352,4 +352,6 @@ async def test_a_dry_run_without_a_service_sends_nothing_of_what_waits(folder: P
         connections = relay.connections
         assert (await do(folder, "mail.db", *COMMANDS["dry run"], **settings)).code == 0
         assert relay.connections == connections
-        assert len((await do(folder, "mail.db", "list", "--state", "queued", **settings)).out.splitlines()) == 1
+        assert (
+            len((await do(folder, "mail.db", "list", "--state", "queued", "--json", **settings)).out.splitlines()) == 1
+        )

@@ -106,7 +106,7 @@ async def test_a_backup_is_one_file_of_the_owners_and_is_never_written_over_anot
             assert (answer["file"], answer["bytes"]) == (str(folder / "kept.db"), (folder / "kept.db").stat().st_size)
             again = await command("backup", "kept.db")
             assert (again.code, again.out) == (2, "")
-            assert "/file: " in again.err
+            assert "mailchute: FILE: " in again.err
             assert "kept.db is there already, and nothing is written over; name a new file" in again.err
 
         async with Service(settings, folder=folder) as service:
