@@ -170,7 +170,7 @@ async def test_an_empty_body_needs_no_type_and_an_object_may_be_empty(content: b
         ({"to": "ann@theirs.test, bob@theirs.test"}, "/to", "one address"),
         ({"to": {"name": "Ann"}}, "/to", "email"),
         ({"from": 7}, "/from", "a number"),
-        ({"sender": "bot@ours.test"}, "/sender", "known are: from, to"),
+        ({"sender": "bot@ours.test"}, "/sender", "do you mean 'from'?"),
         ({"form": "bot@ours.test"}, "/form", "do you mean 'from'?"),
         ({"subject": "of a message"}, "/subject", "known are: from, to"),
         ({"profile": "another"}, "/profile", "known are: from, to"),

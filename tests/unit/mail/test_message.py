@@ -25,7 +25,7 @@ def test_the_content_is_not_in_a_claims_repr() -> None:
     assert "content" not in repr(held)
 
 
-def test_a_refusal_is_told_by_its_first_fault() -> None:
+def test_a_refusal_is_told_by_its_first_fault_and_how_many_more_there_are() -> None:
     refusal = InvalidMessage.of([Fault("/to", "nobody to send to"), Fault("/text", "nothing to send")])
     assert refusal.detail == str(refusal) == "nobody to send to (1 more in errors)"
     assert InvalidMessage.of([Fault("/to", "nobody to send to")]).detail == "nobody to send to"
