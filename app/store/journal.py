@@ -158,10 +158,7 @@ class Journal:
         return self._tidy(self._bring_back)
 
     def look(self) -> asyncio.Future[None]:
-        """Look whether the path still leads to the files that are open; to be asked now and then.
-
-        The future fails with `StoreUnavailable` where it does not, and so does every commit until it does again.
-        """
+        """Compare the path with the files that are open; the future fails, as every commit does, where they differ."""
         return self._tidy(self._look)
 
     def fold(self) -> asyncio.Future[bool]:
