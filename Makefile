@@ -30,7 +30,7 @@ $(VENV)/.dev: $(VENV)/.ready requirements-dev.lock requirements-client.lock
 run: $(VENV)/.ready ## serve on 127.0.0.1:8587; without a relay in the sandbox, where nothing leaves the machine
 	@exec $(BIN)/mailchute serve
 
-test: $(VENV)/.dev ## all tests; as root on Debian it first brings Postfix, Exim, OpenSMTPD, Chromium, strace, faketime, curl and buildah
+test: $(VENV)/.dev ## all tests; as root on Debian it first brings Postfix, Exim, OpenSMTPD, Chromium, strace, faketime, curl, nginx, Prometheus, Node and buildah
 	@scripts/test-packages.sh
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
@@ -38,8 +38,10 @@ test: $(VENV)/.dev ## all tests; as root on Debian it first brings Postfix, Exim
 soak: $(VENV)/.dev ## crashes, power cuts and broken networks at length, then every safeguard taken out once; some 15 minutes
 	@scripts/test-packages.sh
 	@MAILCHUTE_CRASHES=150 MAILCHUTE_POWER_CUTS=150 MAILCHUTE_BYTES=1 MAILCHUTE_BACKLOG=5000 MAILCHUTE_MACHINE_EXAMPLES=500 \
+	  MAILCHUTE_SCALARS=5000 \
 	  $(BIN)/python -m pytest -n 2 --dist worksteal -v -rP tests/e2e/test_crash_loop.py tests/e2e/test_power_cut.py \
-	  tests/integration/test_every_byte.py tests/contract/test_store_machine.py tests/api/test_circuit.py
+	  tests/integration/test_every_byte.py tests/contract/test_store_machine.py tests/api/test_circuit.py \
+	  tests/api/test_any_scalar.py
 	@$(BIN)/python -m scripts.mutations
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, dependencies, spelling, docs drift
@@ -50,6 +52,7 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, dependencies, spel
 	@$(BIN)/deptry .
 	@$(BIN)/codespell
 	@$(BIN)/mailchute openapi --check openapi.json
+	@scripts/lint-openapi.sh
 
 fix: $(VENV)/.dev ## format, and mend what the linter can mend
 	@$(BIN)/ruff format .

@@ -1,17 +1,16 @@
-"""What the command line does to messages: send, show, list, tail, retry, cancel.
+"""What the command line does with messages: send, show, list, attempts, tail.
 
-Each speaks HTTP with the running service through the operator socket; where none runs, with one of its own on the
-same database (`operator.at_hand`). Texts are for people, `--json` gives the API's own answers, a line each.
+Each sends HTTP requests to the running service through its control socket; where none runs, to one of its own on the
+same database (`operator.at_hand`). Texts are for people, `--json` writes the API's own responses, a line each.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
@@ -19,27 +18,35 @@ from urllib.parse import quote
 import typer
 
 from app.mail.errors import ConfigError, StoreUnavailable
-from app.mail.reply import printable
-from app.operator import NoAnswer, Reply, Service, at_hand, follow
+from app.mail.schedule import parse_duration
+from app.operator import NoAnswer, Reply, Service, at_hand, following, no_service, require_database
+from app.options import (
+    AsJson,
+    ErrorCodeOption,
+    Limit,
+    OfProfile,
+    OfRecipient,
+    Sender,
+    Since,
+    State,
+    Tag,
+    Until,
+    Words,
+    examples,
+    fault_text,
+    filters,
+    instant,
+)
+from app.rendering import attempt_table, message_details, message_line, message_table
 from app.settings import Settings, load
+from app.terminal import complain, note, width, write, write_json, write_source
 
-AsJson = Annotated[bool, typer.Option("--json", help="Write the API's answers, one JSON object a line.")]
-State = Annotated[str | None, typer.Option(help="queued, deferred, failed, in_doubt, …")]
-ErrorCode = Annotated[str | None, typer.Option(help="Of the latest failure, such as EAUTH.")]
-OfProfile = Annotated[str | None, typer.Option("--profile", help="Name of a profile.")]
-Sender = Annotated[str | None, typer.Option("--from", help="MAIL FROM.")]
-OfRecipient = Annotated[str | None, typer.Option("--to", help="One recipient.")]
-Tag = Annotated[str | None, typer.Option(help="One tag.")]
-Since = Annotated[str | None, typer.Option(help="An instant, a date, or how long ago (24h).")]
-Until = Annotated[str | None, typer.Option(help="Accepted before this instant.")]
-Words = Annotated[str | None, typer.Option("--search", "-q", help="Words of subject, recipients and tags.")]
-
-STEP = 100  # messages a request of a bulk act
+PAGE = 100  # entries a request of a list
 REFUSED = 2
 FAILED = 1
 
 
-messages = typer.Typer()
+messages = typer.Typer(rich_markup_mode=None)
 
 
 def good_settings() -> Settings:
@@ -52,30 +59,55 @@ def good_settings() -> Settings:
 
 def refuse(error: Exception) -> NoReturn:
     """End the command: it cannot work as things stand."""
-    say(str(error))
+    complain(*str(error).split("\n"))  # a line for each fault
     raise typer.Exit(REFUSED)
 
 
-@messages.command()
+@messages.command(
+    epilog=examples(
+        "send --to ann@example.org --subject Report --text 'All is well.' --attach report.pdf",
+        "send --to ann@example.org --subject Hello --send-at 2026-12-24T18:00 < letter.txt",
+    )
+)
 def send(
     *,
-    to: Annotated[list[str] | None, typer.Option(help="Whom it goes to; several are allowed.")] = None,
-    cc: Annotated[list[str] | None, typer.Option()] = None,
-    bcc: Annotated[list[str] | None, typer.Option()] = None,
-    sender: Annotated[str | None, typer.Option("--from", help="Default: the profile's, or default_from.")] = None,
-    reply_to: Annotated[list[str] | None, typer.Option()] = None,
-    subject: Annotated[str | None, typer.Option()] = None,
-    text: Annotated[str | None, typer.Option(help="Default: what comes on stdin, unless there is --html.")] = None,
-    html: Annotated[str | None, typer.Option()] = None,
-    attach: Annotated[list[Path] | None, typer.Option(help="A file; several are allowed.")] = None,
+    to: Annotated[list[str] | None, typer.Option(help="A recipient; repeat it for more.", metavar="ADDRESS")] = None,
+    cc: Annotated[list[str] | None, typer.Option(help="The same, shown as Cc.", metavar="ADDRESS")] = None,
+    bcc: Annotated[list[str] | None, typer.Option(help="The same, not shown.", metavar="ADDRESS")] = None,
+    sender: Annotated[
+        str | None, typer.Option("--from", help="Default: the profile's, or default_from.", metavar="ADDRESS")
+    ] = None,
+    reply_to: Annotated[list[str] | None, typer.Option(help="Where replies go.", metavar="ADDRESS")] = None,
+    subject: Annotated[str | None, typer.Option(help="The Subject header field.", metavar="TEXT")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="The text. Default: stdin, unless there is --html.", metavar="TEXT")
+    ] = None,
+    html: Annotated[str | None, typer.Option(help="The HTML.", metavar="HTML")] = None,
+    attach: Annotated[list[Path] | None, typer.Option(help="A file; repeat it for more.", metavar="FILE")] = None,
     profile: OfProfile = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Several are allowed.")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="The same key is the same message, once.")] = None,
-    wait: Annotated[int | None, typer.Option(min=0, max=30, help="Seconds to wait for the verdict.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A label; repeat it for more.", metavar="TAG")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help="A header field; repeat it for more.", metavar="'NAME: VALUE'")
+    ] = None,
+    send_at: Annotated[
+        str | None, typer.Option(help="Not before this time, such as 2026-12-24T18:00.", metavar="TIME")
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(help="Give up after so long, such as 10m.", metavar="DURATION")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Repeating it within 24 hours sends nothing twice.", metavar="KEY")
+    ] = None,
+    wait: Annotated[
+        int | None, typer.Option(min=0, max=30, help="Seconds to wait for the verdict, 0 to 30.", metavar="SECONDS")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send a message, and say what came of it. Exit code 1: it is kept, but all is not well."""
+    """Send a message.
+
+    Exit code 1: it is kept, but something is wrong; the text says what.
+    """
     if text is None and html is None and not sys.stdin.isatty():
         text = sys.stdin.read()
     body = {
@@ -90,39 +122,50 @@ def send(
         "attachments": [_attached(path) for path in attach or []],
         "profile": profile,
         "tags": tag,
+        "headers": _headers(header or []),
+        "send_at": instant(send_at),
+        "expires_in": _seconds(expires_in),
         "idempotency_key": idempotency_key,
         "dry_run": dry_run,
     }
-    headers = {} if wait is None else {"Prefer": f"wait={wait}"}
-    with speaking(good_settings(), delivers=True) as service:
-        reply = service.post("/send", {name: said for name, said in body.items() if said}, headers=headers)
+    prefer = {} if wait is None else {"Prefer": f"wait={wait}"}
+    with speaking(good_settings(), delivers=not dry_run, rehearses=dry_run) as service:
+        reply = service.post("/send", {name: given for name, given in body.items() if given}, headers=prefer)
+    if not as_json and isinstance(reply.body, dict):
+        for warning in reply.body.get("warnings", ()):
+            note(f"warning: {warning}")
     if dry_run and reply.status == 200 and not as_json:
-        typer.echo(reply.body["raw"], nl=False)
+        write_source(reply.body["raw"])
         return
     _tell_outcome(reply, as_json=as_json)
 
 
-@messages.command()
+@messages.command(epilog=examples("show 01a22c67-553b-7ffe-a0dc-fe1d893313ca", "show --raw ID > message.eml"))
 def show(
     id: Annotated[str, typer.Argument(help="The message's id.")],
     *,
     raw: Annotated[bool, typer.Option("--raw", help="Write its source.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a message: its state, its recipients, and every attempt with what was said."""
+    """Show a message with every attempt.
+
+    Times are this machine's. With each attempt comes what was said to the relay, and what it said.
+    """
     with speaking(good_settings()) as service:
         reply = good(service.get(f"{_path(id)}/raw" if raw else _path(id)))
-    if raw or as_json:
-        typer.echo(reply.text, nl=not raw)
-        return
-    typer.echo("\n".join(_details(reply.body)))
+    if raw:
+        write_source(reply.text)
+    elif as_json:
+        write_json(reply.body)
+    else:
+        write(*message_details(reply.body))
 
 
-@messages.command("list")
+@messages.command("list", epilog=examples("list --state deferred --since 24h", "list -q 'order 4711' --json"))
 def list_(
     *,
     state: State = None,
-    error_code: ErrorCode = None,
+    error_code: ErrorCodeOption = None,
     profile: OfProfile = None,
     sender: Sender = None,
     recipient: OfRecipient = None,
@@ -130,137 +173,95 @@ def list_(
     since: Since = None,
     until: Until = None,
     words: Words = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List messages, newest first."""
-    which = _filters(state, error_code, profile, sender, recipient, tag, since, until, words)
+    """List messages, newest first.
+
+    Times are this machine's.
+    """
+    which = filters(state, error_code, profile, sender, recipient, tag, since, until, words)
     with speaking(good_settings()) as service:
-        for message in _newest(service, which, limit):
-            typer.echo(_json(message) if as_json else _line(message))
+        found = list(_newest(service, "/messages", which, limit))
+    _show_list(found, message_table(found, width=width()), as_json=as_json)
 
 
-@messages.command()
+@messages.command(epilog=examples("attempts --error-code EAUTH --since 24h", "attempts --profile default -n 100"))
+def attempts(
+    *,
+    error_code: ErrorCodeOption = None,
+    profile: OfProfile = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List attempts, newest message first.
+
+    Times are this machine's; --since and --until are of the messages. `mailchute show` has what was said.
+    """
+    which = {"error_code": error_code, "profile": profile, "since": instant(since), "until": instant(until)}
+    with speaking(good_settings()) as service:
+        found = list(_newest(service, "/attempts", which, limit))
+    _show_list(found, attempt_table(found, width=width()), as_json=as_json)
+
+
+def _show_list(found: list[dict[str, Any]], table: Iterator[str], *, as_json: bool) -> None:
+    if as_json:
+        for entry in found:
+            write_json(entry)
+    elif found:
+        write(*table)
+    else:
+        note("none")
+
+
+@messages.command(epilog=examples("tail", "tail --json | jq 'select(.ok | not)'"))
 def tail(*, as_json: AsJson = False) -> None:
-    """Follow what the running service does: a line for every change of a message's state, until Ctrl-C."""
-    changes = follow(good_settings().database)
-    if changes is None:
-        say("no service runs here: there is nothing to follow")
-        raise typer.Exit(FAILED)
-    typer.echo("Following; Ctrl-C ends it.", err=True)
-    try:
-        for message in changes:
-            typer.echo(_json(message) if as_json else _line(message))
-    except KeyboardInterrupt:
-        return
+    """Follow what the running service does.
 
-
-@messages.command()
-def retry(
-    ids: Annotated[list[str] | None, typer.Argument(help="Messages; or name a filter.")] = None,
-    *,
-    state: State = None,
-    error_code: ErrorCode = None,
-    profile: OfProfile = None,
-    sender: Sender = None,
-    recipient: OfRecipient = None,
-    tag: Tag = None,
-    since: Since = None,
-    until: Until = None,
-    words: Words = None,
-    as_json: AsJson = False,
-) -> None:
-    """Send messages again now: what waits, was refused or has expired; in doubt only by id or --state in_doubt."""
-    which = _filters(state, error_code, profile, sender, recipient, tag, since, until, words)
-    _act(good_settings(), "retry", ids or [], which, as_json=as_json)
-
-
-@messages.command()
-def cancel(
-    ids: Annotated[list[str] | None, typer.Argument(help="Messages; or name a filter.")] = None,
-    *,
-    state: State = None,
-    error_code: ErrorCode = None,
-    profile: OfProfile = None,
-    sender: Sender = None,
-    recipient: OfRecipient = None,
-    tag: Tag = None,
-    since: Since = None,
-    until: Until = None,
-    words: Words = None,
-    as_json: AsJson = False,
-) -> None:
-    """Cancel what is not sent yet."""
-    which = _filters(state, error_code, profile, sender, recipient, tag, since, until, words)
-    _act(good_settings(), "cancel", ids or [], which, as_json=as_json)
+    A line for every change of a message's state, until Ctrl-C.
+    """
+    database = good_settings().database
+    with in_plain_words(), following(database) as changes:
+        if changes is None:
+            require_database(database)
+            raise NoAnswer(f"{no_service(database)}: there is nothing to follow")
+        note("Following; Ctrl-C ends it.")
+        with suppress(KeyboardInterrupt):
+            for message in changes:
+                tell(message, as_json=as_json)
 
 
 @contextmanager
-def speaking(settings: Settings, *, delivers: bool = False) -> Iterator[Service]:
-    """Speak with a service; what keeps us from it ends the command in plain words."""
+def speaking(
+    settings: Settings, *, delivers: bool = False, rehearses: bool = False, saves: bool = False
+) -> Iterator[Service]:
+    """Yield a service to send requests to, or end the command."""
+    with in_plain_words(), at_hand(settings, delivers=delivers, rehearses=rehearses, saves=saves) as service:
+        yield service
+
+
+@contextmanager
+def in_plain_words() -> Iterator[None]:
+    """End the command where a service cannot be reached or opened, and say why."""
     try:
-        with at_hand(settings, delivers=delivers) as service:
-            yield service
+        yield
     except (NoAnswer, StoreUnavailable) as error:
-        say(str(error))
+        complain(str(error))
         raise typer.Exit(FAILED) from None
     except ConfigError as error:
         refuse(error)
-
-
-def _act(settings: Settings, act: str, ids: list[str], which: dict[str, str | None], *, as_json: bool) -> None:
-    if bool(ids) == any(which.values()):
-        say(f"name messages to {act}, or a filter such as --state deferred, and not both")
-        raise typer.Exit(REFUSED)
-    with speaking(settings) as service:
-        if ids:
-            all_well = [_act_on_one(service, act, id_, as_json=as_json) for id_ in ids]
-            if not all(all_well):
-                raise typer.Exit(FAILED)
-            return
-        count = _act_on_all(service, act, which)
-    typer.echo(_json({"count": count}) if as_json else f"{count} {'message' if count == 1 else 'messages'}")
-
-
-def _act_on_one(service: Service, act: str, id_: str, *, as_json: bool) -> bool:
-    wait = {"Prefer": "respond-async"} if not service.is_running else {}  # of our own, nobody sends
-    reply = service.post(f"{_path(id_)}/{act}", headers=wait)
-    is_message = isinstance(reply.body, dict) and "state" in reply.body
-    if as_json:
-        typer.echo(_json(reply.body))
-    elif is_message:
-        typer.echo(_line(reply.body))
-    else:
-        say(f"{id_}: {reply.body['detail']}")
-    return is_message and (reply.body["ok"] or act == "cancel")
-
-
-def _act_on_all(service: Service, act: str, which: dict[str, str | None]) -> int:
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    count, cursor = 0, None
-    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(act, total=None)  # how many there are nobody counts beforehand
-        while True:
-            reply = good(service.post(f"/messages/{act}", query={**which, "limit": str(STEP), "cursor": cursor}))
-            count += int(reply.body["count"])
-            progress.update(bar, completed=count)
-            cursor = reply.body["next_cursor"]
-            if cursor is None:
-                return count
 
 
 def _path(id: str) -> str:
     return f"/messages/{quote(id, safe='')}"
 
 
-def _newest(service: Service, which: dict[str, str | None], at_most: int) -> Iterator[dict[str, Any]]:
+def _newest(service: Service, path: str, which: dict[str, str | None], at_most: int) -> Iterator[dict[str, Any]]:
     cursor = None
     while at_most > 0:
-        page = good(service.get("/messages", {**which, "limit": str(min(at_most, STEP)), "cursor": cursor})).body
+        page = good(service.get(path, {**which, "limit": str(min(at_most, PAGE)), "cursor": cursor})).body
         yield from page["data"]
         at_most -= len(page["data"])
         cursor = page["next_cursor"]
@@ -268,16 +269,31 @@ def _newest(service: Service, which: dict[str, str | None], at_most: int) -> Ite
             return
 
 
-def _filters(*said: str | None) -> dict[str, str | None]:
-    names = ("state", "error_code", "profile", "sender", "recipient", "tag", "since", "until", "q")
-    return dict(zip(names, said, strict=True))
+def _headers(given: list[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for field in given:
+        name, colon, value = field.partition(":")
+        if not colon or not name.strip():
+            refuse(ConfigError(f"--header: write Name: value, such as 'X-Order: 4711', not {field[:80]!r}"))
+        if name.strip().lower() in map(str.lower, headers):
+            refuse(ConfigError(f"--header: {name.strip()[:80]} is given twice; give it once"))
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        seconds = None if text is None else parse_duration(text)
+        return int(seconds) if seconds is not None and seconds.is_integer() else seconds
+    except ValueError as error:
+        refuse(ConfigError(f"--expires-in: {error}"))
 
 
 def _attached(path: Path) -> dict[str, str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        say(f"{path} cannot be read: {error.strerror}")
+        complain(f"--attach: {path} cannot be read: {error.strerror}")
         raise typer.Exit(REFUSED) from None
     return {"filename": path.name, "content": base64.b64encode(content).decode()}
 
@@ -286,19 +302,19 @@ def good(reply: Reply) -> Reply:
     """Give a reply that is one, or end the command with what it says."""
     if reply.status < 400:
         return reply
-    for line in _faults(reply):
-        say(line)
+    for fault in faults_of(reply):
+        complain(fault)
     raise typer.Exit(FAILED if reply.status in (404, 409, 429, 503) else REFUSED)
 
 
-def _faults(reply: Reply) -> list[str]:
+def faults_of(reply: Reply) -> list[str]:
     faults = reply.body.get("errors") or [{"pointer": "", "detail": reply.body["detail"]}]
-    return [f"{fault['pointer']}: {fault['detail']}".removeprefix(": ") for fault in faults]
+    return [fault_text(fault["pointer"], fault["detail"]) for fault in faults]
 
 
 def _tell_outcome(reply: Reply, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(_json(reply.body))
+        write_json(reply.body)
     if not isinstance(reply.body, dict) or not ("state" in reply.body or reply.status < 400):
         if as_json:
             raise typer.Exit(FAILED if reply.status == 503 else REFUSED)
@@ -306,48 +322,16 @@ def _tell_outcome(reply: Reply, *, as_json: bool) -> None:
     if "state" not in reply.body:
         return
     if not as_json:
-        typer.echo(_line(reply.body))
+        write(message_line(reply.body))
         if reply.body["hint"]:
-            typer.echo(f"Cure: {_plain(reply.body['hint'])}")
+            write(f"Cure: {reply.body['hint']}")
     if not reply.body["ok"]:
         raise typer.Exit(FAILED)
 
 
-def _line(message: dict[str, Any]) -> str:
-    """A message in one line: when, state, id, profile, and a sentence."""
-    code = f"{message['error_code']}/{message['reason']}: " if message["error_code"] else ""
-    when = message["created_at"][:19].replace("T", " ")
-    return (
-        f"{when}  {message['state']:<9}  {message['id']}  {message['profile']:<12}  {code}{_plain(message['message'])}"
-    )
-
-
-def _details(message: dict[str, Any]) -> Iterator[str]:
-    yield _line(message)
-    for name in ("subject", "sender", "message_id", "expires_at", "next_attempt_at", "hint"):
-        if message.get(name):
-            yield f"  {name}: {_plain(str(message[name]))}"
-    for recipient in message["recipients"]:
-        code = f"  {recipient['error_code']}/{recipient['reason']}" if recipient["error_code"] else ""
-        yield f"  {recipient['address']}: {recipient['state']}{code}"
-    for attempt in message["attempts"]:
-        end = f"{attempt['error_code']}/{attempt['reason']}" if attempt["error_code"] else "sent"
-        ms = "under way" if attempt["duration_ms"] is None else f"{attempt['duration_ms']:.0f} ms, {end}"
-        yield f"  attempt {attempt['number']}, {attempt['started_at'][:19]}, {attempt['profile']}: {ms}"
-        for said in attempt["transcript"] or []:
-            yield f"    {said['ms']:>8.1f} {said['dir']}: {_plain(said['line'])}"
-
-
-def _plain(text: str) -> str:
-    """Keep a terminal from obeying what a caller or a relay wrote."""
-    return printable(text.encode("utf-8", "replace"))
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def say(text: str) -> None:
-    """Say it on stderr, a line for each of its own."""
-    for line in text.splitlines():
-        typer.echo(f"mailchute: {_plain(line)}", err=True)
+def tell(message: dict[str, Any], *, as_json: bool) -> None:
+    """Write a message in one line."""
+    if as_json:
+        write_json(message)
+    else:
+        write(message_line(message))

@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 
 from app import __version__
 from app.api import acts, docs, errors, keeping, live, messages, operate, profiles, send
-from app.api.document import TAGS, document
-from app.api.edge import App, Gate, answer_to
+from app.api.document import LICENSE, TAGS, document
+from app.api.edge import Answer, App, Gate, answer_to
 from app.api.problems import MethodNotAllowed
 from app.api.routes import headers_in, to_response
 from app.inspector import views
@@ -33,7 +33,7 @@ from app.smtp import tls
 _ABOUT = (
     "Sends e-mail through your relay, and remembers every attempt and every error. "
     "**2xx = we have it, never send it again (look at `ok`); 4xx = change something; 5xx = we do not have it, send it "
-    "again; no answer = unknown: repeat it with the same Idempotency-Key.**"
+    "again; no answer = unknown: repeat with the same Idempotency-Key.**"
 )
 
 
@@ -47,7 +47,13 @@ def around(runtime: Runtime) -> App:
     api = create_api(runtime)
     # Text that is all escapes (two bytes of UTF-8 as \uXXXX) is 2.2 times what it is when composed.
     body_limit = runtime.settings.max_message_bytes * 9 // 4 + 64 * 1024
-    return Gate(send.HotRoute(api, runtime), max_body=body_limit, metrics=runtime.metrics)
+    return Gate(
+        send.HotRoute(api, runtime),
+        max_body=body_limit,
+        in_flight=runtime.in_flight,
+        metrics=runtime.metrics,
+        base_path=runtime.settings.base_path,
+    )
 
 
 async def prepare(runtime: Runtime) -> None:
@@ -89,6 +95,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         version=__version__,
         description=_ABOUT,
         openapi_tags=TAGS,
+        license_info=LICENSE,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs else None,
@@ -96,7 +103,7 @@ def create_api(runtime: Runtime) -> FastAPI:
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    api.openapi = partial(document, api)  # type: ignore[method-assign]
+    api.openapi = partial(document, api, needs_key=settings.api_key is not None)  # type: ignore[method-assign]
     api.state.runtime = runtime
     for router in (
         send.router,
@@ -127,6 +134,8 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such path, or not that method."""
     assert isinstance(error, HTTPException)  # noqa: S101
     path = request.url.path[:80]
+    if error.status_code == 404 and (location := _start_page(request)) is not None:
+        return to_response(Answer(302, b"", ((b"location", location), (b"vary", b"Accept"))))
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")  # the Gate makes one of the other
         refusal: MailError = MethodNotAllowed(f"{path} does not take {request.method[:20]}; it takes {allow}", allow)
@@ -135,6 +144,15 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     else:
         refusal = InvalidMessage(str(error.detail))
     return await _refuse(request, refusal)
+
+
+def _start_page(request: Request) -> bytes | None:
+    """Return where a browser that asks for / should go, relative to it; None = this is no browser, or not /."""
+    settings: Settings = request.app.state.runtime.settings
+    is_browser = request.method == "GET" and b"text/html" in headers_in(request).get(b"accept", b"")
+    if not is_browser or request.scope["path"] != "/":
+        return None
+    return b"sandbox" if settings.sandbox else b"docs" if settings.docs else None
 
 
 async def _refuse_parameters(request: Request, error: Exception) -> Response:

@@ -26,13 +26,16 @@ import structlog
 
 from app import __version__
 from app.delivery.circuits import Circuits
+from app.delivery.contents import Contents
 from app.delivery.control import Control
 from app.delivery.worker import Worker
 from app.intake.accept import HandOff, Intake, Policy
 from app.intake.callers import Callers
+from app.intake.in_flight import BytesInFlight
+from app.intake.offload import Offload
 from app.intake.room import Room
 from app.mail.attempt import Attempt
-from app.mail.errors import ConfigError, StoreUnavailable
+from app.mail.errors import ConfigError, StoreUnavailable, TransactionError
 from app.mail.ids import uuid7
 from app.mail.profile import Profile
 from app.settings import Settings
@@ -40,12 +43,14 @@ from app.smtp.doctor import Doctor
 from app.smtp.network import resolve
 from app.smtp.opening import open_session
 from app.smtp.pool import Pool
+from app.smtp.ports import Ports
 from app.smtp.session import Session
 from app.store.acts import Acts
 from app.store.backup import back_up, copy_through
 from app.store.catalog import Catalog
 from app.store.census import Census
 from app.store.database import CHECKED_BYTES, Lock, migrate
+from app.store.database_file import DatabaseFile
 from app.store.erasing import Erasing
 from app.store.history import History
 from app.store.journal import Journal
@@ -56,7 +61,8 @@ from app.store.search import SearchIndex
 from app.store.verdicts import Verdicts
 from app.telemetry import Metrics
 
-_FOR_LIFE = ("listen", "database", "log", "hold", "docs", "max_message_bytes")  # what only a restart changes
+# What only a restart changes.
+_FOR_LIFE = ("listen", "database", "log", "log_level", "hold", "docs", "base_path", "max_message_bytes")
 INDEX_EVERY = 30.0  # seconds
 LOOK_EVERY = 2.0  # seconds between two looks at the disk's room
 CHECKPOINT_EVERY = 5  # looks
@@ -75,15 +81,18 @@ class Runtime:
     metrics: Metrics
     callers: Callers
     verdicts: Verdicts
+    database_file: DatabaseFile | None
     journal: Journal
     _reader: Reader
     history: History
     census: Census
     outbox: Outbox
     pool: Pool
+    contents: Contents
     worker: Worker
     control: Control
     room: Room
+    offload: Offload
     erasing: Erasing
     intake: Intake
 
@@ -93,17 +102,22 @@ class Runtime:
         self._delivers = delivers
         self.profiles = dict(settings.profiles)
         self.metrics = Metrics(__version__)
+        self.metrics.begin(self.profiles)
         self.callers = Callers(settings.api_key)
+        self.in_flight = BytesInFlight(settings.max_in_flight_bytes)
         self.doctor = Doctor(
-            open_session=self._open_session,
+            open_session=self._open_once,
             resolve=resolve,
             now=self.now,
             clock=perf_counter,
             default_from=settings.default_from,
         )
+        self._ports = Ports(resolve=resolve, clock=perf_counter)
         self._parts = AsyncExitStack()
+        self._remembering: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self.is_stopping = False
+        self.reread: Callable[[], list[str]] | None = None  # reads the settings again; None = nobody can
         self._random = b""
         self._name: str | bool | None = False  # False = not looked up yet
 
@@ -138,11 +152,16 @@ class Runtime:
         built_in = {name: profile for name, profile in self.profiles.items() if profile.sandbox}
         self.profiles.clear()
         self.profiles.update(built_in, **settings.profiles)
+        self.metrics.begin(self.profiles)
         self.callers.change_key(settings.api_key)
+        self.in_flight.bound(settings.max_in_flight_bytes)
+        self.contents.bound(settings.max_in_flight_bytes // 2)
         self.doctor.default_from = settings.default_from
         self.worker.reload(self.profiles, settings.schedule, keep_transcripts=settings.transcripts)
         self.room.bound(max_queued=settings.max_queued, min_free_bytes=settings.min_free_bytes)
         self.intake.policy = self._policy()
+        if self._delivers and (self._remembering is None or self._remembering.done()):
+            self._remembering = asyncio.create_task(self._remember_rates_again())
         return waiting
 
     def retire(self) -> None:
@@ -211,6 +230,7 @@ class Runtime:
         self._closes(reader.close)
         await self.journal.open()
         self._closes(self.journal.close)
+        self.database_file = DatabaseFile.at(settings.database)
         await reader.open()
         search = SearchIndex(self.journal)
         self.history = History(reader, search)
@@ -219,7 +239,14 @@ class Runtime:
         self.verdicts = Verdicts()
         if settings.sandbox and self._delivers:
             await self._open_sandbox()
-        catalog = Catalog(self.journal, reader)
+        await self._open_delivery(Catalog(self.journal, reader))
+        self.erasing = Erasing(self.journal, reader)
+        await self._open_intake()
+        if self._delivers:
+            await self._start(search, Keeping(self.journal, reader, self.census))
+
+    async def _open_delivery(self, catalog: Catalog) -> None:
+        settings = self.settings
         circuits = Circuits(
             self.profiles,
             open_session=self._open_session,
@@ -230,10 +257,12 @@ class Runtime:
         )
         self.pool = pool = Pool(circuits.open_session)
         self._closes(pool.close)
+        self.contents = Contents(self.outbox.content, settings.max_in_flight_bytes // 2)
         self.worker = Worker(
             profiles=self.profiles,
             schedule=settings.schedule,
             outbox=self.outbox,
+            contents=self.contents,
             pool=pool,
             circuits=circuits,
             verdicts=self.verdicts,
@@ -245,7 +274,6 @@ class Runtime:
         )
         self._closes(lambda: self.worker.drain(GRACE, hurried=self._hurried))
         self.worker.take_up(await catalog.states())
-        self.erasing = Erasing(self.journal, reader)
         self.control = Control(
             catalog=catalog,
             circuits=circuits,
@@ -256,6 +284,9 @@ class Runtime:
             now=self.now,
             expires_after=lambda: timedelta(seconds=self.settings.expires_after),
         )
+
+    async def _open_intake(self) -> None:
+        settings = self.settings
         self.room = Room(
             settings.database.parent,
             waiting=lambda: self.census.waiting,
@@ -263,14 +294,19 @@ class Runtime:
             min_free_bytes=settings.min_free_bytes,
         )
         await self.room.look()
+        self.offload = Offload()
+        self._closes(self.offload.close)
         self.intake = Intake(
             self._policy(),
             self.outbox,
             HandOff(self.worker.reserve, self.worker.hand_off, self.worker.give_up_place, self.worker.nudge),
             self.room,
+            self.offload,
         )
-        if not self._delivers:
-            return
+
+    async def _start(self, search: SearchIndex, keeping: Keeping) -> None:
+        """Settle what an earlier process left, begin to claim, and begin what is done now and then."""
+        settings = self.settings
         waiting = await self.history.profiles_waiting()
         if settings.hold:
             for name in {*self.profiles, *waiting}:
@@ -278,8 +314,9 @@ class Runtime:
         await self._remember_rates()
         if settings.database.stat().st_size <= CHECKED_BYTES and (mended := await self.outbox.mend(now=self.now())):
             log.warning("store.mended", messages=mended)
+        self._closes(self._stop_remembering)
         await self.worker.start(waiting)
-        forgetting = self._forget_now_and_then(Keeping(self.journal, reader, self.census))
+        forgetting = self._forget_now_and_then(keeping)
         for chore in (_index_now_and_then(search), _look_now_and_then(self.room, self.journal), forgetting):
             self._closes(partial(_ended, asyncio.create_task(chore)))
 
@@ -289,6 +326,17 @@ class Runtime:
             ago = (self.now() - at for at in await self.history.begun(name, since=self.now() - meter.period))
             # Nothing began in the future, though the clock may have been put back.
             meter.remember(meter.clock() - max(0.0, since.total_seconds()) for since in ago)
+
+    async def _remember_rates_again(self) -> None:
+        """Count what began before this process for rates that were set since; it counts anew for the others."""
+        try:
+            await self._remember_rates()
+        except StoreUnavailable as error:
+            log.error("runtime.rates_not_remembered", error=str(error))
+
+    async def _stop_remembering(self) -> None:
+        if self._remembering is not None:
+            await _ended(self._remembering)
 
     async def _forget_now_and_then(self, keeping: Keeping) -> None:
         while True:
@@ -322,9 +370,19 @@ class Runtime:
         sandbox = await Sandbox.open()
         self._closes(sandbox.close)
         self.profiles.update(sandbox.profiles)
+        self.metrics.begin(sandbox.profiles)
+
+    async def _open_once(self, profile: Profile, attempt: Attempt) -> Session:
+        return await open_session(profile, attempt, resolve=resolve, own_name=self._own_name)
 
     async def _open_session(self, profile: Profile, attempt: Attempt) -> Session:
-        return await open_session(profile, attempt, resolve=resolve, own_name=self._own_name)
+        """Open a session, or explain why it did not come about by what listens there."""
+        try:
+            session = await self._open_once(profile, attempt)
+        except TransactionError as error:
+            raise TransactionError(await self._ports.explained(profile, error.failure)) from error
+        self._ports.served(profile)
+        return session
 
     async def _own_name(self) -> str | None:
         """This host's FQDN, None where it has none; looked up once, since it may ask the network."""

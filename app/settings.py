@@ -14,13 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from app.credentials import WrittenSecret, key_of, password_of, username_of
 from app.mail.address import Address
 from app.mail.errors import ConfigError
+from app.mail.host import HostSlip, host_of
 from app.mail.profile import (
     SANDBOX_PROFILE,
     SANDBOX_PROFILES,
@@ -34,7 +37,8 @@ from app.mail.profile import (
 )
 from app.mail.routing import Route
 from app.mail.schedule import Schedule
-from app.sources import DEFAULT_FILES, PREFIX, Sources, read
+from app.places import database_path, helo_setting, host_setting
+from app.sources import DEFAULT_FILES, PREFIX, TLS_SWITCHES, Sources, read
 from app.written import ProfileSettings, RetentionSettings, RetrySettings, RouteSettings, TimeoutSettings, Written
 
 _PROFILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
@@ -64,7 +68,9 @@ class Settings:
     listen: Listen
     database: Path
     log: LogFormat | None  # None = console at a terminal, else JSON
+    log_level: str  # info, warning or error
     sandbox: bool
+    sandbox_was_chosen: bool  # by MAILCHUTE_SANDBOX=true; else it is one because no relay is configured
     hold: bool  # pause every profile at start
     profiles: Mapping[str, Profile]
     default_profile: str
@@ -72,6 +78,7 @@ class Settings:
     default_from: Address | None
     default_wait: float  # seconds
     max_message_bytes: int
+    max_in_flight_bytes: int
     max_queued: int  # messages; 0 = no bound
     min_free_bytes: int | None  # None = by the size of the disk; 0 = no bound
     drain_delay: float  # seconds
@@ -79,10 +86,22 @@ class Settings:
     expires_after: float  # seconds
     keep_bodies: float  # seconds after a message's end
     keep_messages: float  # seconds after its end
+    base_path: str  # empty, or such as /mail
     docs: bool
     transcripts: bool  # keep the conversation with the relay with each attempt
     api_key: str | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
+
+
+def database_of(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES) -> Path:
+    """Return where the database is by these settings, whatever is wrong with the others.
+
+    Raises:
+        ConfigError: the file of settings cannot be read, or the database's location is no good.
+    """
+    sources = read(environ, files=files)
+    url = sources.tree.get("database_url") or Written.model_fields["database_url"].default
+    return _followed(database_path(str(url), sources.name("database_url")))
 
 
 def load(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES) -> Settings:
@@ -94,12 +113,19 @@ def load(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES)
         ConfigError: an unknown key, a value that cannot be, or a contradiction; every one found is in the text,
             a line each, and none holds a secret.
     """
-    sources = read(environ, files=files)
     try:
-        written = Written.model_validate(sources.tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_fault(e, sources) for e in error.errors())) from None
-    return _whole(written, sources)
+        sources = read(environ, files=files)
+        try:
+            written = Written.model_validate(sources.tree)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_fault(e, sources) for e in error.errors())) from None
+        return _whole(written, sources)
+    except ConfigError as error:
+        raise ConfigError(_LOGIN.sub("…@", str(error))) from None
+
+
+# What stands before the host of a URL, whichever setting it was put into. A text that holds one is never repeated.
+_LOGIN = re.compile(r"[^\s'\"/=]+:[^\s'\"]*@")
 
 
 _IN_WORDS = {
@@ -126,7 +152,7 @@ def _fault(error: Any, sources: Sources) -> str:
     if error["type"] == "missing":
         return f"{where}: {at[-1]} is missing"
     if error["type"] in _IN_WORDS:
-        return f"{where}: {str(error['input'])[:80]!r} is not {_IN_WORDS[error['type']]}"
+        return f"{where}: write {_IN_WORDS[error['type']]}"  # the value may be a password, under the wrong name
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
@@ -146,24 +172,22 @@ def _known_keys(at: tuple[str, ...]) -> list[str]:
 def _whole(written: Written, sources: Sources) -> Settings:
     name = sources.name
     listen = _parse_listen(written.listen, name("listen"))
-    database = _parse_database_url(written.database_url, name("database_url"))
+    database = _followed(database_path(written.database_url, name("database_url")))
     if written.role != "all":
         raise ConfigError(
             f"{name('role')}={written.role} needs PostgreSQL, which this version does not have: set it to all"
         )
-    api_key = _secret(written.api_key, written.api_key_file, sources, "api_key")
-    if api_key is not None and len(api_key) < 16:
-        example = secrets.token_urlsafe(24)
-        raise ConfigError(f"{name('api_key')} has {len(api_key)} characters; use at least 16, such as {example}")
+    warnings = list(sources.warnings)
+    api_key = key_of(_secret(written.api_key, written.api_key_file, sources, "api_key"), warnings)
     if not listen.is_loopback and api_key is None:
+        where = f"{name('listen')}={written.listen.strip()}"
         raise ConfigError(
-            f"{name('listen')}={written.listen} is reachable from other machines, so a key is needed. Set one:\n"
+            f"{where} is reachable from other machines, so a key is needed. Set one:\n"
             f"export {PREFIX}API_KEY={secrets.token_urlsafe(24)}"
         )
     profiles: dict[str, Profile] = {}
-    warnings = list(sources.warnings)
     for profile, said in written.profiles.items():
-        profiles[profile], more = resolve_profile(_facts(profile, said, sources))
+        profiles[profile], more = resolve_profile(_facts(profile, said, sources, warnings))
         warnings.extend(more)
         _check_fallback(profile, said, written, sources)
     try:
@@ -174,7 +198,9 @@ def _whole(written: Written, sources: Sources) -> Settings:
         listen=listen,
         database=database,
         log=LogFormat(written.log) if written.log else None,
+        log_level=written.log_level,
         sandbox=_is_sandbox(written, listen),
+        sandbox_was_chosen=written.sandbox,
         hold=written.hold,
         profiles=profiles,
         default_profile=_default_profile(written, sources),
@@ -182,6 +208,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         default_from=written.default_from,
         default_wait=written.default_wait,
         max_message_bytes=written.max_message_bytes,
+        max_in_flight_bytes=written.max_in_flight_bytes,
         max_queued=written.max_queued,
         min_free_bytes=written.min_free_bytes,
         drain_delay=written.drain_delay,
@@ -189,6 +216,7 @@ def _whole(written: Written, sources: Sources) -> Settings:
         expires_after=written.retry.expires_after,
         keep_bodies=written.retention.bodies,
         keep_messages=written.retention.messages,
+        base_path=written.base_path,
         docs=written.docs,
         transcripts=written.transcripts,
         api_key=api_key,
@@ -202,34 +230,41 @@ def _dialect(profile: str, sources: Sources) -> Dialect:
     return Dialect.FILE if sources.is_in_file("profiles", profile) else Dialect.NESTED
 
 
-def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
+def _facts(name: str, said: ProfileSettings, sources: Sources, warnings: list[str]) -> ProfileFacts:
     if not _PROFILE_NAME.match(name):
         raise ConfigError(
             f"profiles.{name}: a profile's name is lower-case letters, digits, - and _, at most 63 of them"
         )
     if name in SANDBOX_PROFILES:
         raise ConfigError(f"profiles.{name}: this name is taken by the built-in sandbox; use another")
+    where = partial(sources.name, "profiles", name)
+    dialect = _dialect(name, sources)
+    right = partial(setting, dialect, name)
     return ProfileFacts(
         name=name,
-        dialect=_dialect(name, sources),
-        host=said.host,
+        dialect=dialect,
+        host=host_setting(said.host, where("host"), right, "host"),
         port=said.port,
         tls=said.tls,
+        tls_set_by=_tls_set_by(name, said, sources),
         auth=said.auth,
-        username=said.username,
-        password=_secret(said.password, said.password_file, sources, "profiles", name, "password"),
+        username=username_of(said.username, where("username"), warnings),
+        password=password_of(
+            _secret(said.password, said.password_file, sources, "profiles", name, "password"), warnings
+        ),
         password_file=str(said.password_file) if said.password_file else None,
         verify=said.verify,
-        ca_file=_readable(said.ca_file, sources.name("profiles", name, "ca_file")),
+        ca_file=_readable(said.ca_file, where("ca_file")),
         cert_sha256=said.cert_sha256,
-        server_name=said.server_name,
-        client_cert=_readable(said.client_cert, sources.name("profiles", name, "client_cert")),
+        server_name=host_setting(said.server_name, where("server_name"), right, "server_name"),
+        client_cert=_readable(said.client_cert, where("client_cert")),
         client_key=_key(name, said, sources),
         min_tls=said.min_tls,
+        tls_security_level=said.tls_security_level,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_,
-        envelope_from=said.envelope_from.addr_spec if said.envelope_from else None,
-        helo_name=said.helo_name,
+        envelope_from=said.envelope_from,
+        helo_name=helo_setting(said.helo_name, where("helo_name"), right),
         max_connections=said.max_connections,
         max_messages_per_connection=said.max_messages_per_connection,
         idle_timeout=said.idle_timeout,
@@ -239,6 +274,11 @@ def _facts(name: str, said: ProfileSettings, sources: Sources) -> ProfileFacts:
         in_doubt=said.in_doubt,
         timeouts=Timeouts(**said.timeouts.model_dump(exclude_none=True)),
     )
+
+
+def _tls_set_by(name: str, said: ProfileSettings, sources: Sources) -> str:
+    origin = sources.origin.get(("profiles", name, "tls"), "")
+    return origin if origin in TLS_SWITCHES else "tls" if said.tls is not None else ""
 
 
 def _check_fallback(profile: str, said: ProfileSettings, written: Written, sources: Sources) -> None:
@@ -251,17 +291,9 @@ def _check_fallback(profile: str, said: ProfileSettings, written: Written, sourc
             raise ConfigError(f"{where}: {name} is there twice; remove one")
 
 
-def _secret(value: SecretStr | None, file: Path | None, sources: Sources, *path: str) -> str | None:
-    """Take a secret from its setting or from its file, whose last line break is not part of it."""
+def _secret(value: SecretStr | None, file: Path | None, sources: Sources, *path: str) -> WrittenSecret:
     in_file = sources.name(*path[:-1], f"{path[-1]}_file")
-    if value is not None and file is not None:
-        raise ConfigError(f"{sources.name(*path)} and {in_file} are both set: keep one")
-    if file is None:
-        return value.get_secret_value() or None if value else None
-    try:
-        return file.read_text("utf-8").rstrip("\r\n") or None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{in_file}: the secret's file {file} cannot be read: {error}") from error
+    return WrittenSecret(sources.name(*path), in_file, value.get_secret_value() if value else None, file)
 
 
 def _readable(path: str | None, name: str) -> str | None:
@@ -269,11 +301,20 @@ def _readable(path: str | None, name: str) -> str | None:
         return None
     try:
         text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: {path} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: {_shown(path)} cannot be read: {_why(error)}") from None
     if "-----BEGIN CERTIFICATE-----" not in text:
-        raise ConfigError(f"{name}: {path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
+        raise ConfigError(f"{name}: {_shown(path)} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
     return path
+
+
+def _shown(path: str) -> str:
+    """Show a path; a key that was pasted in its place is not shown."""
+    return path if path.isprintable() and "-----" not in path else "this is no path: what it names"
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8 text"
 
 
 def _key(profile: str, said: ProfileSettings, sources: Sources) -> str | None:
@@ -283,35 +324,24 @@ def _key(profile: str, said: ProfileSettings, sources: Sources) -> str | None:
     try:
         # An encrypted key would ask at the terminal, if there is one, at every connection.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key or None, password="")
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
         name = sources.name("profiles", profile, "client_key" if key else "client_cert")
-        held = f"{key or certificate} holds no key that fits the certificate and has no passphrase ({error})"
+        held = f"{_shown(key or certificate)} holds no key that fits the certificate and has no passphrase"
+        held += f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         cure = "" if key else f"; name its file with {setting(_dialect(profile, sources), profile, 'client_key')}"
-        raise ConfigError(f"{name}: {held}{cure}") from error
+        raise ConfigError(f"{name}: {held}{cure}") from None
     return key or None
 
 
 def _parse_listen(text: str, name: str) -> Listen:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
-        raise ConfigError(f"{name}={text} is not an address; write host:port, such as 127.0.0.1:8587 or [::1]:8587")
-    return Listen(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 (":8587" says so)
-
-
-def _parse_database_url(url: str, name: str) -> Path:
-    scheme, found, rest = url.partition("://")
-    if not found and url != ":memory:":
-        return _followed(Path(url))
-    if scheme in ("sqlite", "sqlite+aiosqlite", ":memory:"):
-        path = rest.removeprefix("/")
-        if not path or path == ":memory:":
-            raise ConfigError(f"{name}={url} would lose all mail at the end; name a file")
-        return _followed(Path(path))
-    if scheme.startswith("postgres"):
-        raise ConfigError(
-            f"{name}: PostgreSQL comes with a later version; name a SQLite file, such as var/mailchute.db"
-        )
-    raise ConfigError(f"{name}: {scheme}:// is not known; name a SQLite file, such as var/mailchute.db")
+    host, colon, port = text.strip().rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        if not colon or not port.isdecimal() or int(port[:6]) > 65535 or (":" in host and bare == host):
+            raise HostSlip("is not host:port")
+        return Listen(host_of(bare) or "0.0.0.0", int(port))  # noqa: S104 (":8587" says so)
+    except HostSlip:
+        raise ConfigError(f"{name} is not an address; write host:port, such as 127.0.0.1:8587 or [::1]:8587") from None
 
 
 def _followed(path: Path) -> Path:

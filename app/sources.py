@@ -65,7 +65,7 @@ def read(environ: Mapping[str, str], *, files: tuple[Path, ...] = DEFAULT_FILES)
 def _from_file(
     environ: Mapping[str, str], files: tuple[Path, ...], origin: dict[tuple[str, ...], str]
 ) -> dict[str, Any]:
-    named = environ.get(f"{PREFIX}CONFIG")
+    named = _cleaned(f"{PREFIX}CONFIG", environ.get(f"{PREFIX}CONFIG", ""))
     path = Path(named) if named else next((file for file in files if file.is_file()), None)
     if path is None:
         return {}
@@ -118,8 +118,11 @@ def _lines(text: str) -> dict[tuple[str, ...], int]:
 
 def _from_environment(environ: Mapping[str, str], origin: dict[tuple[str, ...], str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for name, value in environ.items():
-        if not name.startswith(PREFIX) or value == "" or name == f"{PREFIX}CONFIG" or _is_injected(name, value):
+    for name, written in environ.items():
+        if not name.startswith(PREFIX) or name == f"{PREFIX}CONFIG" or _is_injected(name, written):
+            continue
+        value = _cleaned(name, written)
+        if not value:
             continue
         at = tuple(name.removeprefix(PREFIX).lower().split("__"))
         origin[at] = name
@@ -137,6 +140,29 @@ def _is_injected(name: str, value: str) -> bool:
     return bool(_KUBERNETES.search(name)) or (name.endswith("_PORT") and value.startswith(("tcp://", "udp://")))
 
 
+# Blanks and quotes may belong to these; what is done about them depends on which it is (`credentials`, `mail.host`).
+_TAKEN_AS_THEY_ARE = ("PASSWORD", "USERNAME", "API_KEY", "HOST", "SERVER_NAME", "HELO_NAME")
+_MAY_HOLD_A_SECRET = ("URL", "FILE", "KEY")
+
+
+def _cleaned(name: str, value: str) -> str:
+    """Take the blanks around a variable away, so that a blank one is empty, and refuse quotes around it.
+
+    Raises:
+        ConfigError: it is in quotes: a shell removes them, docker's --env-file and a Kubernetes manifest do not.
+    """
+    if name.endswith(_TAKEN_AS_THEY_ARE):
+        return value
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        bare = value[1:-1].strip()
+        right = f"{name}={bare}" if bare.isprintable() and not name.endswith(_MAY_HOLD_A_SECRET) else "it without them"
+        raise ConfigError(
+            f"{name} is in quotes, which are part of the value (docker's --env-file keeps them); write {right}"
+        )
+    return value
+
+
 _SMTP_KEYS = {
     "SMTP_HOST": "host",
     "SMTP_PORT": "port",
@@ -147,24 +173,28 @@ _SMTP_KEYS = {
     "SMTP_AUTH": "auth",
     "SMTP_CA_FILE": "ca_file",
     "SMTP_VERIFY": "verify",
+    "SMTP_TLS_SECURITY_LEVEL": "tls_security_level",
     "SMTP_FROM": "from",
 }
-_SMTP_SWITCHES = ("SMTP_SECURE", "SMTP_IGNORE_TLS", "SMTP_AUTH_DISABLED")
+TLS_SWITCHES = {"SMTP_SECURE": "implicit", "SMTP_IGNORE_TLS": "none"}
+_SMTP_SWITCHES = (*TLS_SWITCHES, "SMTP_AUTH_DISABLED")
 
 
 def _from_smtp_names(
     environ: Mapping[str, str], origin: dict[tuple[str, ...], str], warnings: list[str]
 ) -> dict[str, Any]:
     """Read Typebot's names for one relay into the profile `default`; {} where there are none."""
+    known = {*_SMTP_KEYS, *_SMTP_SWITCHES}
     said = {
         name: value
-        for name, value in environ.items()
-        if name.startswith("SMTP_") and value != "" and not _is_injected(name, value)
+        for name, written in environ.items()
+        if name.startswith("SMTP_") and not _is_injected(name, written)
+        if (value := _cleaned(name, written) if name in known else written)
     }
     if "SMTP_PORT" in environ and _is_injected("SMTP_PORT", environ["SMTP_PORT"]):
         warnings.append("SMTP_PORT is what Kubernetes injects for a Service named smtp, not a port: ignored")
-    for name in sorted(said.keys() - _SMTP_KEYS.keys() - set(_SMTP_SWITCHES)):
-        near = get_close_matches(name, [*_SMTP_KEYS, *_SMTP_SWITCHES], n=1)
+    for name in sorted(said.keys() - known):
+        near = get_close_matches(name, sorted(known), n=1)
         if near:
             raise ConfigError(f"{name} is not a setting; do you mean {near[0]}?")
         warnings.append(f"{name} is not a setting of Mailchute: ignored")
@@ -174,34 +204,43 @@ def _from_smtp_names(
     if "SMTP_HOST" not in said:
         raise ConfigError(f"{min(said)} is set, but SMTP_HOST is not: set SMTP_HOST to the relay's host name")
     relay: dict[str, Any] = {key: said[name] for name, key in _SMTP_KEYS.items() if name in said}
-    if "from" not in relay and environ.get("NEXT_PUBLIC_SMTP_FROM"):
-        relay["from"] = environ["NEXT_PUBLIC_SMTP_FROM"]
+    public = _cleaned("NEXT_PUBLIC_SMTP_FROM", environ.get("NEXT_PUBLIC_SMTP_FROM", ""))
+    if "from" not in relay and public:
+        relay["from"] = public
         origin["profiles", "default", "from"] = "NEXT_PUBLIC_SMTP_FROM"
     origin.update({("profiles", "default", key): name for name, key in _SMTP_KEYS.items() if name in said})
-    _apply_switches(said, relay, warnings)
+    switch = _apply_switches(said, relay, warnings)
+    if switch:
+        origin["profiles", "default", "tls"] = switch
     return relay
 
 
-def _apply_switches(said: Mapping[str, str], relay: dict[str, Any], warnings: list[str]) -> None:
-    wanted = {
-        name: mode for name, mode in (("SMTP_SECURE", "implicit"), ("SMTP_IGNORE_TLS", "none")) if _switch(said, name)
-    }
-    modes = {*wanted.values(), *([relay["tls"].lower()] if "tls" in relay else [])}
-    if len(modes) > 1:
-        names = [*wanted, *(["SMTP_TLS"] if "tls" in relay else [])]
-        raise ConfigError(f"{' and '.join(f'{n}={said[n]}' for n in names)} contradict each other: keep one")
-    if modes:
-        relay["tls"] = modes.pop()
+def _apply_switches(said: Mapping[str, str], relay: dict[str, Any], warnings: list[str]) -> str:
+    """Read Typebot's switches; return the name of the one that sets the TLS mode, "" where none does.
+
+    SMTP_TLS, which hints name, takes precedence over them.
+    """
     if _switch(said, "SMTP_AUTH_DISABLED"):
         warnings.append(
             "SMTP_AUTH_DISABLED turns off Typebot's own sign-in by e-mail; to send without a login set SMTP_AUTH=none"
         )
+    wanted = {name: mode for name, mode in TLS_SWITCHES.items() if _switch(said, name)}
+    if "tls" in relay:
+        idle = (name for name, mode in wanted.items() if mode != relay["tls"].lower())
+        warnings.extend(f"{n}={said[n]} has no effect beside SMTP_TLS={relay['tls'][:20]}: remove it" for n in idle)
+        return ""
+    if len(wanted) > 1:
+        raise ConfigError(f"{' and '.join(f'{n}={said[n]}' for n in wanted)} contradict each other: keep one")
+    for name, mode in wanted.items():
+        relay["tls"] = mode
+        return name
+    return ""
 
 
 def _switch(said: Mapping[str, str], name: str) -> bool:
     value = said.get(name, "false").strip().lower()
     if value not in ("true", "false", "1", "0", "yes", "no"):
-        raise ConfigError(f"{name}={value} is neither true nor false")
+        raise ConfigError(f"{name} is neither true nor false")
     return value in ("true", "1", "yes")
 
 

@@ -47,12 +47,31 @@ def _version(value: object) -> object:
     return str(value) if isinstance(value, float) else value  # min_tls = 1.2, without quotes
 
 
+def _base_path(value: object) -> object:
+    path = "/" + value.strip().strip("/") if isinstance(value, str) else ""
+    if path == "/":
+        return ""
+    if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
+        raise ValueError("write a path, such as /mail")
+    return path
+
+
 Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,255}$")]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=30 * 86400)]
 Keeping = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * DAY)]
 PhaseSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=3600)]
 WrittenAddress = Annotated[Address, BeforeValidator(_written_address)]
+
+
+def _reverse_path(value: object) -> object:
+    """Read MAIL FROM: `local@domain`, or "" for the null sender (RFC 5321 §4.5.5)."""
+    if isinstance(value, str) and re.fullmatch(r"\s*<\s*>\s*", value):
+        return ""
+    address = _written_address(value)
+    return address.addr_spec if isinstance(address, Address) else address
+
+
+ReversePath = Annotated[str, BeforeValidator(_reverse_path)]
 
 
 def _domain(value: object) -> object:
@@ -117,10 +136,11 @@ class ProfileSettings(_Strict):
     tls: Annotated[TlsMode, BeforeValidator(_lower)] | None = _said(
         None,
         "`none`, `opportunistic`, `starttls`, `implicit`",
-        shown="port 465: `implicit`; with a login: `starttls`; else `opportunistic`",
+        shown="port 465: `implicit`; with a login, `ca_file` or another setting that needs TLS: `starttls`; else "
+        "`opportunistic`",
     )
     auth: Annotated[AuthMode, BeforeValidator(_lower)] | None = _said(
-        None, "`auto`, `none`, `required`, `plain`, `login`, `cram-md5`", shown="`auto`"
+        None, "`auto`, `none`, `required`, `plain`, `login`, `cram-md5`, `scram-sha-1`, `scram-sha-256`", shown="`auto`"
     )
     username: str | None = _said(None, "with `password`: both or neither")
     password: SecretStr | None = _said(None, "")
@@ -130,25 +150,30 @@ class ProfileSettings(_Strict):
     cert_sha256: Fingerprint | None = _said(
         None, "trust this one certificate, whoever signed it, whatever its name and dates; 64 hexadecimal digits"
     )
-    server_name: HostName | None = _said(None, "the name that the certificate must bear, and SNI", shown="`host`")
+    server_name: str | None = _said(None, "the name that the certificate must bear, and SNI", shown="`host`")
     client_cert: str | None = _said(None, "PEM file with our certificate")
     client_key: str | None = _said(None, "PEM file with its key, without a passphrase", shown="in `client_cert`")
     min_tls: Annotated[TlsVersion, BeforeValidator(_version)] | None = _said(
         None, "`1.0`, `1.1`, `1.2`, `1.3`", shown="`1.2`"
     )
+    tls_security_level: Annotated[int, Field(ge=0, le=5)] | None = _said(
+        None,
+        "OpenSSL's security level, with all its ciphers: `1` also accepts keys of 1,024 bits, `0` anything",
+        shown="Python's ciphers, at this machine's level",
+    )
     allow_cleartext_auth: bool = _said(False, "let a password cross in clear")
     from_: WrittenAddress | None = _said(None, "sender where the request names none", alias="from")
-    envelope_from: WrittenAddress | None = _said(None, "MAIL FROM", shown="the sender's address")
-    helo_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$")] | None = _said(
-        None, "", shown="this host's FQDN, else its address"
+    envelope_from: ReversePath | None = _said(
+        None, "MAIL FROM; `<>` is the null sender, for mail that must never bounce", shown="the sender's address"
     )
+    helo_name: str | None = _said(None, "", shown="this host's FQDN, else its address")
     max_connections: Annotated[int, Field(ge=1, le=1000)] = _said(10, "open at once")
     max_messages_per_connection: Annotated[int, Field(ge=0, le=1_000_000)] | None = _said(
         None, "then it is closed and another opened; 0 = no bound", shown="100; 10 with Exim"
     )
     idle_timeout: Seconds = _said(30.0, "seconds a warm connection is kept; 0 closes after each mail")
     rate: Annotated[Rate, BeforeValidator(_rate)] | None = _said(
-        None, "messages at most, such as `30/m`; `s`, `m`, `h` or `d`", shown="no bound"
+        None, "messages at most, spread evenly, such as `30/m`; `s`, `m`, or as a quota `h`, `d`", shown="no bound"
     )
     max_message_bytes: Annotated[int, Field(ge=1024, le=200 * 1024 * 1024)] | None = _said(
         None, "composed; no more than the service's own", shown="the service's"
@@ -209,10 +234,16 @@ class Written(_Strict):
     database_url: str = _said("var/mailchute.db", "a path, `sqlite:///path` or `sqlite+aiosqlite:///path`")
     role: Literal["all", "api", "worker"] = _said("all", "the only one in this version")
     log: Literal["console", "json"] | None = _said(None, "", shown="`console` at a terminal, else `json`")
+    log_level: Annotated[Literal["info", "warning", "error"], BeforeValidator(_lower)] = _said(
+        "info", "the least that is logged: `info` (every attempt), `warning` (what needs a look), `error`"
+    )
     sandbox: bool = _said(False, "keep all mail here although listening beyond loopback")
     hold: bool = _said(False, "pause every profile at start, as after a restore; `serve --hold` does it once")
     api_key: SecretStr | None = _said(None, "16 characters or more")
     api_key_file: Path | None = _said(None, "a file that holds it")
+    base_path: Annotated[str, BeforeValidator(_base_path)] = _said(
+        "", "everything is served below it, such as `/mail`, for a proxy that passes the path on as it is"
+    )
     docs: bool = _said(True, "`false` closes /docs, /redoc and /openapi.json")
     transcripts: bool = _said(
         True, "keep what was said with the relay, without credentials and content, with each attempt"
@@ -223,6 +254,11 @@ class Written(_Strict):
         8.0, "seconds that `POST /send` waits for a verdict, 0 to 30"
     )
     max_message_bytes: Annotated[int, Field(ge=1024, le=200 * 1024 * 1024)] = _said(25 * 1024 * 1024, "composed")
+    max_in_flight_bytes: Annotated[int, Field(ge=1024 * 1024)] = _said(
+        48 * 1024 * 1024,
+        "of request bodies in memory at once; over it a request is 503 before its body is read. Half as much again may "
+        "be content on its way to relays. Each byte takes up to five of memory: 48 MiB fit under a limit of 512 MiB",
+    )
     max_queued: Annotated[int, Field(ge=0)] = _said(
         100_000, "messages that may wait; over it `POST /send` is 503. 0 = no bound"
     )

@@ -85,7 +85,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the refusal of what came unasked, before MAIL",
-        "app/smtp/opening.py",
+        "app/smtp/phases.py",
         "        if surplus:\n",
         "        if surplus and False:\n",
         f"{_SITUATIONS}[uvloop-45-two-replies-to-greeting-before-auth]",
@@ -96,6 +96,42 @@ MUTATIONS = (
         "                self._break(Unexpected(str(reply)))\n                return\n",
         "                pass\n",
         f"{_SITUATIONS}[uvloop-45-354-and-250-together]",
+    ),
+    Mutation(
+        "the look at what a prompt asks for",
+        "app/smtp/mechanisms.py",
+        "        what = asked_for or next(iter(self._left))\n",
+        "        what = next(iter(self._left))\n",
+        f"{_SITUATIONS}[uvloop-23b-the-user-name-is-asked-for-again-in-other-words]",
+    ),
+    Mutation(
+        "the check of SCRAM's signature",
+        "app/smtp/scram.py",
+        "        if not hmac.compare_digest(",
+        "        if False and not hmac.compare_digest(",
+        f"{_SITUATIONS}[uvloop-23c-the-relay-proves-nothing]",
+    ),
+    Mutation(
+        "the circuit after a login without a verdict",
+        "app/mail/circuit.py",
+        "    if failure.phase is Phase.AUTH or (",
+        "    if (",
+        "tests/api/test_circuit.py::test_whatever_goes_wrong_in_a_login_it_is_one_login_however_often_it_could_be_tried",
+    ),
+    Mutation(
+        "the look at whose service answers",
+        "app/operator.py",
+        "    if theirs.is_same(ours) or (saves and is_of_this_path):\n",
+        "    if theirs.inode:\n",
+        "tests/e2e/test_control_socket.py::"
+        "test_a_command_that_reaches_another_databases_service_says_so_and_does_nothing",
+    ),
+    Mutation(
+        "the look at whether somebody listens on a control socket",
+        "app/control_socket.py",
+        "        _refuse_to_displace(path)\n",
+        "",
+        "tests/e2e/test_control_socket.py::test_a_living_service_keeps_its_socket_though_its_lock_was_deleted",
     ),
 )
 

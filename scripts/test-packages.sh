@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings the programs the tests speak to on Debian: Postfix with SASL, Chromium, strace, faketime and curl.
+# Brings the programs the tests speak to on Debian: Postfix with SASL, Chromium, strace, faketime, curl, nginx, Prometheus, Node.
 # Exim and OpenSMTPD cannot be installed beside it: they are downloaded and unpacked under /var/cache.
 # For the image it brings buildah, and lays a minimal Debian there, on which the Dockerfile's steps are carried out.
 # Starts nothing, removes nothing, never touches a mail server that is there, and does not fail:
@@ -22,8 +22,13 @@ has() { command -v "$1" >/dev/null; }
 
 has_file() { [ -e "$1" ]; } # $1: the first match of a pattern, or the pattern itself
 
-look() { # fills mail, browser, tracer, clock, paste, image and jailed with the Debian packages that are missing
-    mail='' browser='' tracer='' clock='' paste='' image='' jailed='' base=''
+is_debian_before() { # $1: a version; what says no version is newer
+    release=$(sed -n 's/^VERSION_ID="\{0,1\}\([0-9]*\).*/\1/p' /etc/os-release 2>/dev/null)
+    [ -n "$release" ] && [ "$release" -lt "$1" ]
+}
+
+look() { # fills mail, browser, tracer, clock, paste, proxy, monitor, script, image and jailed with the Debian packages that are missing
+    mail='' browser='' tracer='' clock='' paste='' proxy='' monitor='' script='' image='' jailed='' base=''
     has postfix || mail=postfix
     has saslpasswd2 || mail="$mail sasl2-bin"
     has_file /usr/lib/*/sasl2/libcrammd5.so* || has_file /usr/lib*/sasl2/libcrammd5.so* ||
@@ -34,12 +39,17 @@ look() { # fills mail, browser, tracer, clock, paste, image and jailed with the 
     has strace || tracer=strace
     has_file /usr/lib/*/faketime/libfaketimeMT.so.1 || clock=faketime
     has curl || paste=curl
+    has nginx || proxy=nginx
+    { has prometheus && has promtool; } || monitor=prometheus
+    has node || script=nodejs
     has buildah || image=buildah
+    # buildah of Debian 13 and later starts without a network of its own only where this is there.
+    is_debian_before 13 || has_file /usr/lib/podman/netavark || image="$image netavark"
     has debootstrap || image="$image debootstrap"
     [ -d $cache/$suite ] || base=$suite
     [ -d $cache/exim4-daemon-light ] || jailed=exim4-daemon-light
     [ -d $cache/opensmtpd ] || jailed="$jailed opensmtpd"
-    missing=$(echo $mail $browser $tracer $clock $paste $image $base $jailed)
+    missing=$(echo $mail $browser $tracer $clock $paste $proxy $monitor $script $image $base $jailed)
 }
 
 mail_server_here() { # names what Postfix would get in the way of
@@ -187,6 +197,9 @@ esac
     bring 'tests that trace system calls' $tracer
     bring 'the tests of clocks that jump' $clock
     bring 'the test of the printed curl line' $paste
+    bring 'the tests behind a proxy' $proxy
+    bring 'the tests of the alert rules' $monitor
+    bring 'the tests of the Node recipe' $script
     bring 'the tests of the image' $image
     for server in $jailed; do unpack "$server"; done
     [ -z "$base" ] || lay_base

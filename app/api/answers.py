@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.mail.message import Recipient, Snapshot, may_arrive_twice
+from app.mail.message import NULL_SENDER, Recipient, Snapshot, may_arrive_twice
 from app.mail.outcome import FailureClass, MessageState, RecipientState
 from app.store.history import AttemptRecord
+
+SHOWN_RECIPIENTS = 3  # of a message in a list
 
 
 class RejectedRecipient(BaseModel):
@@ -59,6 +61,14 @@ class MessageAnswer(_MessageFacts):
     attempts: int = Field(description="how many there were")
 
 
+class MessageEntry(MessageAnswer):
+    """A message in a list."""
+
+    subject: str
+    to: list[str] = Field(description=f"the first {SHOWN_RECIPIENTS} recipients")
+    recipient_count: int = Field(description="how many there are in all")
+
+
 class MessageNotSent(MessageAnswer):
     """Refused for good: the flat shape, with RFC 9457's fields before it."""
 
@@ -71,7 +81,7 @@ class MessageNotSent(MessageAnswer):
 class ComposedEnvelope(BaseModel):
     """Who the relay would be told, RFC 5321."""
 
-    from_: str = Field(alias="from", description="MAIL FROM")
+    from_: str = Field(alias="from", description="MAIL FROM; `<>` is the null sender")
     to: list[str] = Field(description="RCPT TO, hidden recipients too")
 
 
@@ -150,7 +160,11 @@ class MessageDetails(_MessageFacts):
     """A message with its recipients, and its attempts in place of their number."""
 
     subject: str
-    sender: str = Field(description="MAIL FROM")
+    blocked_by: str | None = Field(
+        description="id of the message whose failed attempt opened the profile's circuit, which holds this one back; "
+        "null = nothing does"
+    )
+    sender: str = Field(description="MAIL FROM; `<>` is the null sender")
     size: int = Field(description="bytes of the composed message")
     tags: list[str]
     metadata: dict[str, str]
@@ -161,7 +175,7 @@ class MessageDetails(_MessageFacts):
 class MessageList(BaseModel):
     """One page, newest first."""
 
-    data: list[MessageAnswer]
+    data: list[MessageEntry]
     has_more: bool
     next_cursor: str | None
 
@@ -200,11 +214,21 @@ def flat(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def entry(snapshot: Snapshot) -> dict[str, Any]:
+    """Give the flat shape, and what tells a message from the others in a list."""
+    return flat(snapshot) | {
+        "subject": snapshot.subject,
+        "to": [recipient.address for recipient in snapshot.recipients[:SHOWN_RECIPIENTS]],
+        "recipient_count": len(snapshot.recipients),
+    }
+
+
 def details(snapshot: Snapshot, attempts: Sequence[AttemptRecord]) -> dict[str, Any]:
     """Give the flat shape and all that belongs to it; `attempts` becomes the list of them."""
     return flat(snapshot) | {
         "subject": snapshot.subject,
-        "sender": snapshot.sender,
+        "blocked_by": blocked_by(snapshot),
+        "sender": snapshot.sender or NULL_SENDER,
         "size": snapshot.size,
         "tags": list(snapshot.tags),
         "metadata": dict(snapshot.metadata),
@@ -249,6 +273,12 @@ def attempt(record: AttemptRecord) -> dict[str, Any]:
     }
 
 
+def blocked_by(snapshot: Snapshot) -> str | None:
+    """Return the id of the message whose failed attempt holds this one back, None where it failed by itself."""
+    opener = snapshot.failure.message_id if snapshot.failure else None
+    return opener if snapshot.state is MessageState.DEFERRED and opener != str(snapshot.id) else None
+
+
 def is_ok(snapshot: Snapshot) -> bool:
     """Nothing has gone wrong: sent, or on its way without a failure."""
     return snapshot.state in (
@@ -271,7 +301,7 @@ def sentence(snapshot: Snapshot) -> str:
     """Say in one sentence how things stand."""
     total = len(snapshot.recipients)
     sent = sum(r.state is RecipientState.SENT for r in snapshot.recipients)
-    said = snapshot.failure.message if snapshot.failure else ""
+    said = _why(snapshot)
     match snapshot.state:
         case MessageState.SENT if snapshot.sandbox:
             return "kept in the sandbox, not sent: read it at /sandbox"
@@ -299,6 +329,13 @@ def sentence(snapshot: Snapshot) -> str:
             return "cancelled before it was sent"
         case MessageState.FAILED:
             return f"not sent; {said}"
+
+
+def _why(snapshot: Snapshot) -> str:
+    if snapshot.failure is None:
+        return ""
+    opener = blocked_by(snapshot)
+    return f"{f'the attempt of message {opener} failed: ' if opener else ''}{snapshot.failure.message}"
 
 
 def _people(count: int) -> str:

@@ -6,26 +6,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
 
 from app.api.attachments import SCHEMA as ATTACHMENTS_SCHEMA
+from app.api.calendar import EXAMPLE as CALENDAR_EXAMPLE
+from app.api.calendar import SCHEMA as CALENDAR_SCHEMA
 from app.api.fields import (
     KEY,
     LONGEST_EXPIRY,
     MAX_FAULTS,
+    MAX_REPLY_TO,
     MAX_SUBJECT,
     MAX_TAGS,
+    Files,
     read_addresses,
     read_attachments,
+    read_calendar,
     read_expires_in,
     read_extra_fields,
     read_flag,
@@ -33,6 +38,7 @@ from app.api.fields import (
     read_metadata,
     read_one_address,
     read_path,
+    read_reply_to,
     read_send_at,
     read_subject,
     read_tags,
@@ -40,47 +46,49 @@ from app.api.fields import (
     read_verdict,
     read_whose,
 )
+from app.api.large import LARGE
+from app.api.reading import meant_by, not_json, read, unknown_in
+from app.intake.accept import MAX_RECIPIENTS
 from app.mail.address import Address
-from app.mail.errors import Fault, InvalidMessage, escaped
-from app.mail.message import Attachment, Draft
+from app.mail.errors import Fault, InvalidMessage, TooLarge
+from app.mail.message import Calendar, Draft
 
+_MAILBOX_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "title": "Mailbox",
+    "description": "one address and the name shown beside it",
+    "properties": {
+        "email": {"type": "string", "format": "email", "description": "one bare address"},
+        "name": {"anyOf": [{"type": "string"}, {"type": "null"}], "description": "what is shown beside it"},
+    },
+    "required": ["email"],
+    "additionalProperties": False,
+}
+# Named, and two arrays: openapi-generator makes an empty type of an anonymous union, and its Python client writes no
+# array of unions. An array of both forms, or of nothing, is accepted all the same.
 _ADDRESS_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {
-            "type": "string",
-            "description": "one or more addresses, separated by comma, semicolon or line break",
-        },
-        {
-            "type": "object",
-            "title": "Mailbox",
-            "properties": {
-                "email": {"type": "string", "format": "email", "description": "one bare address"},
-                "name": {
-                    "anyOf": [{"type": "string"}, {"type": "null"}],
-                    "description": "what is shown beside it",
-                },
-            },
-            "required": ["email"],
-            "additionalProperties": False,
-        },
-    ]
-}
-_RECIPIENTS_SCHEMA: dict[str, Any] = {
-    "anyOf": [*_ADDRESS_SCHEMA["anyOf"], {"type": "array", "items": _ADDRESS_SCHEMA}, {"type": "null"}],
-    "examples": ["ann@example.org", [{"email": "ann@example.org", "name": "Ann"}]],
-}
-_ONE_ADDRESS_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string", "description": "one address"},
-        _ADDRESS_SCHEMA["anyOf"][1],
-        {"type": "array", "items": _ADDRESS_SCHEMA, "description": "with one address in all"},
-        {"type": "null"},
-    ],
+    "title": "Address",
+    "description": "an address: a string such as `Ann <ann@example.org>`, or an object",
+    "oneOf": [{"type": "string"}, _MAILBOX_SCHEMA],
     "examples": ["Bot <bot@example.org>", {"email": "bot@example.org", "name": "Bot"}],
+}
+_ADDRESSES_SCHEMA: dict[str, Any] = {
+    "title": "Addresses",
+    "description": "one or more addresses: a string (several separated by comma, semicolon or line break), an object "
+    "or an array of either; `null`, an empty string and an empty array equal absent",
+    "oneOf": [
+        {"type": "string"},
+        _MAILBOX_SCHEMA,
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        {"type": "array", "items": _MAILBOX_SCHEMA, "minItems": 1},
+    ],
+    "examples": ["ann@example.org", [{"email": "ann@example.org", "name": "Ann"}]],
 }
 
 
 def _schema(schema: dict[str, Any], description: str) -> WithJsonSchema:
+    if "title" in schema:  # it becomes a component, which has a description of its own
+        return WithJsonSchema({"allOf": [schema], "description": description})
     return WithJsonSchema({**schema, "description": description})
 
 
@@ -89,24 +97,33 @@ _Addresses = Annotated[tuple[Address, ...], PlainValidator(read_addresses)]
 
 
 class SendRequest(BaseModel):
-    """A message to send. At least one recipient, and at least one of text and html."""
+    """A message to send. At least one recipient, and at least one of text, html, calendar and attachments."""
 
     model_config = ConfigDict(extra="allow", title="SendRequest", json_schema_extra={"additionalProperties": False})
 
-    to: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "recipients")] = ()
-    cc: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "shown recipients of a copy")] = ()
-    bcc: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "hidden recipients; never in the message")] = ()
-    reply_to: Annotated[_Addresses, _schema(_RECIPIENTS_SCHEMA, "where replies go")] = ()
+    to: Annotated[_Addresses, _schema(_ADDRESSES_SCHEMA, f"recipients; at most {MAX_RECIPIENTS} a message")] = ()
+    cc: Annotated[_Addresses, _schema(_ADDRESSES_SCHEMA, "shown recipients of a copy")] = ()
+    bcc: Annotated[_Addresses, _schema(_ADDRESSES_SCHEMA, "hidden recipients; never in the message")] = ()
+    reply_to: Annotated[
+        tuple[Address, ...],
+        PlainValidator(read_reply_to),
+        _schema(_ADDRESSES_SCHEMA, f"where replies go; at most {MAX_REPLY_TO} addresses"),
+    ] = ()
     from_: Annotated[
         Address | None,
         PlainValidator(read_one_address),
-        _schema(_ONE_ADDRESS_SCHEMA, "sender; default: the profile's, else default_from"),
+        _schema(_ADDRESS_SCHEMA, "sender; default: the profile's, else default_from"),
     ] = Field(default=None, alias="from")
     subject: Annotated[str, PlainValidator(read_subject), _schema({**_STRING, "maxLength": MAX_SUBJECT}, "subject")] = (
         ""
     )
     text: Annotated[str | None, PlainValidator(read_text), _schema(_STRING, "the plain text body")] = None
     html: Annotated[str | None, PlainValidator(read_text), _schema(_STRING, "the HTML body")] = None
+    calendar: Annotated[
+        Calendar | None,
+        PlainValidator(read_calendar),
+        _schema(CALENDAR_SCHEMA, "an invitation: shown as one by mail programs, and attached as invite.ics"),
+    ] = None
     headers: Annotated[
         tuple[tuple[str, str], ...],
         PlainValidator(read_extra_fields),
@@ -116,10 +133,10 @@ class SendRequest(BaseModel):
         ),
     ] = ()
     attachments: Annotated[
-        tuple[Attachment, ...],
+        Files,
         PlainValidator(read_attachments),
         _schema(ATTACHMENTS_SCHEMA, "files, their content in base64; nothing is fetched from elsewhere"),
-    ] = ()
+    ] = Files()
     profile: Annotated[
         str | None, PlainValidator(read_text), _schema(_STRING, "which relay; default: default_profile")
     ] = None
@@ -191,16 +208,22 @@ class VerifyRequest(BaseModel):
     from_: Annotated[
         Address | None,
         PlainValidator(read_one_address),
-        _schema(_ONE_ADDRESS_SCHEMA, "whom MAIL names; default: the profile's sender"),
+        _schema(_ADDRESS_SCHEMA, "whom MAIL names; default: the profile's sender"),
     ] = Field(default=None, alias="from")
     to: Annotated[
         Address | None,
         PlainValidator(read_one_address),
-        _schema(_ONE_ADDRESS_SCHEMA, "whom RCPT names; default: the sender"),
+        _schema(_ADDRESS_SCHEMA, "whom RCPT names; default: the sender"),
     ] = None
 
 
-_parse: Callable[[bytes], SendRequest] = SendRequest.__pydantic_validator__.validate_json
+MOST_INLINE = 100  # addresses; one with a non-ASCII domain takes some 100 µs
+MAX_SMALL = 64 * 1024  # bytes of the body of an act
+
+
+def is_heavy(body: bytes) -> bool:
+    """Return whether `asked_of()` may take longer than the event loop should wait."""
+    return len(body) > LARGE or body.count(b"@") + body.count(b"\\u0040") > MOST_INLINE
 
 
 def asked_of(body: bytes, *, lenient: bool) -> Asked:
@@ -209,16 +232,19 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
     Raises:
         InvalidMessage: not JSON, or a fault for every field that is wrong.
     """
-    try:
-        said = _parse(body)
-    except ValidationError as error:
-        raise _refusal(body, error, of=None if lenient else SendRequest) from None
+    said = read(SendRequest, body, unknown_are_faults=not lenient)
     warnings: tuple[str, ...] = ()
     if said.model_extra:
-        unknown = _unknown_in(SendRequest, said.model_extra)
+        unknown = unknown_in(
+            SendRequest, said.model_extra, list_known=len(said.model_fields_set) > len(said.model_extra)
+        )
         if not lenient:
-            raise InvalidMessage.of(unknown)
+            missing = _missing(said, said.model_extra)
+            detail = "; ".join(fault.detail for fault in missing)
+            raise InvalidMessage.of([*unknown[: MAX_FAULTS - len(missing)], *missing], detail=detail)
         warnings = tuple(fault.detail for fault in unknown)
+        if more := len(said.model_extra) - len(unknown):
+            warnings += (f"{more} more fields are not known here",)
     draft = Draft(
         to=said.to,
         cc=said.cc,
@@ -228,38 +254,61 @@ def asked_of(body: bytes, *, lenient: bool) -> Asked:
         subject=said.subject,
         text=said.text,
         html=said.html,
+        calendar=said.calendar,
         headers=said.headers,
-        attachments=said.attachments,
+        attachments=said.attachments.attachments,
         profile=said.profile,
         tags=said.tags,
         metadata=said.metadata,
         send_at=said.send_at,
         expires_in=said.expires_in,
-        warnings=warnings,
+        warnings=warnings + said.attachments.warnings,
     )
     return Asked(draft, said.idempotency_key, said.dry_run)
 
 
-def key_of(headers: Mapping[bytes, bytes], in_body: str | None) -> str | None:
-    """Give the idempotency key, from the header (quoted or bare) or the body; None where there is none.
+def _missing(said: SendRequest, unknown: Iterable[str]) -> list[Fault]:
+    """Ask for what a message needs and the body lacks, unless an unknown field is probably meant for it."""
+    meant = {field for name in islice(unknown, MAX_FAULTS) for field in meant_by(name, _FIELDS)}
+    faults = []
+    if not (said.to or said.cc or said.bcc or meant & {"to", "cc", "bcc"}):
+        faults.append(Fault("/to", "a recipient is missing: give at least one address in to, cc or bcc"))
+    if not (said.text or said.html or said.calendar or said.attachments.attachments or meant & _CONTENT):
+        faults.append(Fault("/text", "the content is missing: text or html?"))
+    return faults
+
+
+_CONTENT = {"text", "html", "calendar", "attachments"}
+_FIELDS = [field.alias or name for name, field in SendRequest.model_fields.items()]
+
+
+def key_of(values: Iterable[bytes], in_body: str | None) -> str | None:
+    """Return the idempotency key, from the header (quoted or bare) or the body; None where there is none.
+
+    `values` are those of each header line; equal ones are one.
 
     Raises:
-        InvalidMessage: both are there and differ, or the header's is no key.
+        InvalidMessage: two that differ, or what is in the header is no key.
     """
-    raw = headers.get(b"idempotency-key")
-    if raw is None:
+    keys = {key for value in values if (key := _unquoted(value))}
+    if not keys:
         return in_body
-    said = raw.decode("latin-1").strip()
-    quoted = len(said) >= 2 and said[0] == said[-1] == '"'
-    key = re.sub(r"\\(.)", r"\1", said[1:-1]) if quoted else said  # RFC 9651 §3.3.3
-    if not key:
-        return in_body
+    if len(keys) > 1:
+        detail = f"the header Idempotency-Key is sent {len(keys)} times with different values; send it once"
+        raise InvalidMessage.of([Fault("", detail)])
+    (key,) = keys
     if not KEY.match(key):
         raise InvalidMessage.of([Fault("", "the header Idempotency-Key is 1 to 255 printable ASCII characters")])
     if in_body is not None and in_body != key:
         detail = "idempotency_key and the header Idempotency-Key differ; send one of them, or the same in both"
         raise InvalidMessage.of([Fault("/idempotency_key", detail)])
     return key
+
+
+def _unquoted(value: bytes) -> str:
+    said = value.decode("latin-1").strip()
+    quoted = len(said) >= 2 and said[0] == said[-1] == '"'
+    return re.sub(r"\\(.)", r"\1", said[1:-1]) if quoted else said  # RFC 9651 §3.3.3
 
 
 class Resolution(BaseModel):
@@ -302,62 +351,24 @@ def small_of(model: type[_Small], body: bytes) -> _Small:
 
     Raises:
         InvalidMessage: not JSON, or a fault for every field that is wrong.
+        TooLarge: it has more than `MAX_SMALL` bytes.
     """
-    try:
-        said = model.model_validate_json(body)
-    except ValidationError as error:
-        raise _refusal(body, error, of=model) from None
+    if len(body) > MAX_SMALL:
+        raise TooLarge(f"The body has {len(body)} bytes; this request takes at most {MAX_SMALL}")
+    said = read(model, body)
     if said.model_extra:
-        raise InvalidMessage.of(_unknown_in(model, said.model_extra))
+        raise InvalidMessage.of(unknown_in(model, said.model_extra))
     return said
 
 
 def json_fault(body: bytes) -> InvalidMessage | None:
-    """Say where the body stops being JSON; None where it does not."""
+    """Return where the body stops being JSON; None where it does not, or where it is too large to be looked through."""
     try:
-        _parse(body)
-    except ValidationError as error:
-        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
-            return _refusal(body, error)
+        if len(body) <= LARGE:
+            from_json(body.removeprefix(BOM_UTF8))
+    except ValueError as error:
+        return InvalidMessage.of([Fault("", not_json(body, str(error)))])
     return None
-
-
-def _refusal(body: bytes, error: ValidationError, *, of: type[BaseModel] | None = None) -> InvalidMessage:
-    """Name every fault; with `of` the fields that it does not have too, since one may be what is missing, misspelt."""
-    faults: list[Fault] = []
-    for said in error.errors(include_url=False, include_input=False):
-        if said["type"] == "json_invalid":
-            return InvalidMessage.of([Fault("", _not_json(body, said["ctx"]["error"]))])
-        if said["type"] == "missing":
-            faults.append(Fault(f"/{said['loc'][0]}", f"{said['loc'][0]} is missing"))
-            continue
-        if said["type"] != "faults":
-            return InvalidMessage.of([Fault("", 'the body is a JSON object such as {"to": …, "text": …}')])
-        at = f"/{said['loc'][0]}"
-        faults.extend(Fault(at + below, detail) for below, detail in said["ctx"]["faults"])
-    if of is not None:
-        faults += _unknown_in(of, from_json(body))
-    return InvalidMessage.of(faults[:MAX_FAULTS])
-
-
-def _not_json(body: bytes, why: str) -> str:
-    if not body.strip():
-        return 'the body is empty; send a JSON object such as {"to": …, "subject": …, "text": …}'
-    return (
-        f"the body is not valid JSON: {why}; the usual cause is a variable that contains an unescaped quote or "
-        "line break"
-    )
-
-
-def _unknown_in(model: type[BaseModel], names: Iterable[str]) -> list[Fault]:
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    return [_unknown(name, known) for name in islice((name for name in names if name not in known), MAX_FAULTS)]
-
-
-def _unknown(name: str, known: Sequence[str]) -> Fault:
-    near = get_close_matches(name.lower(), known, n=1)
-    cure = f"do you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-    return Fault(f"/{escaped(name[:80])}", f"{name[:80]!r} is not a field here; {cure}")
 
 
 def examples() -> Mapping[str, Mapping[str, Any]]:
@@ -388,10 +399,18 @@ def examples() -> Mapping[str, Mapping[str, Any]]:
             },
         ],
     }
+    invitation = {
+        "from": "Ann <ann@example.org>",
+        "to": "bob@example.org",
+        "subject": "Lunch",
+        "text": "On Thursday at noon?",
+        "calendar": CALENDAR_EXAMPLE,
+    }
     return {
         "smallest": {"summary": "The smallest", "value": dict(example())},
         "bot": {"summary": "A bot's: late or never, and never twice", "value": bot},
         "attachment": {"summary": "With a file and an image in the text", "value": attachment},
+        "invitation": {"summary": "An invitation", "value": invitation},
         "dry_run": {"summary": "Checked and composed only", "value": {**example(), "dry_run": True}},
     }
 

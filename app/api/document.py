@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI, Security
 from fastapi.params import Depends
 from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security.http import HTTPBase
 from pydantic import BaseModel
 
 from app.api.lookup import schema_of
@@ -24,6 +25,11 @@ Responses: TypeAlias = dict[int | str, dict[str, Any]]
 # Only for the document: they let every request through, and `caller_of` decides.
 KEYS: tuple[Depends, ...] = (
     Security(HTTPBearer(scheme_name="bearer", description="MAILCHUTE_API_KEY", auto_error=False)),
+    Security(
+        HTTPBase(
+            scheme="basic", scheme_name="basic", description="any user name, the key as password", auto_error=False
+        )
+    ),
     Security(APIKeyHeader(scheme_name="apiKey", name="X-API-Key", description="MAILCHUTE_API_KEY", auto_error=False)),
 )
 
@@ -33,6 +39,12 @@ TAGS = [
     {"name": "profiles", "description": "The relays: does one work, and if not, at which stage?"},
     {"name": "operation", "description": "For whoever runs the service: alive, ready, healthy, and the figures."},
 ]
+# Relative to where the document is (OpenAPI 3.1 §4.8.5), so that it holds below `base_path` and behind a prefix that a
+# proxy strips: Swagger UI sends there, Redoc shows it, and a generated client is told its base URL anyway. Not "./":
+# with the paths' own slash that makes two.
+SERVERS = [{"url": ".", "description": "the service that this document comes from"}]
+LICENSE = {"name": "MIT", "identifier": "MIT"}
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
 _LINKS = {
     operation_id: {
         "operationId": operation_id,
@@ -102,7 +114,7 @@ _FIELDS = {
     "name": "as the settings have it",
     "sandbox": "true: what goes there is kept here, not sent",
     "from": "the sender where a request names none",
-    "envelope_from": "MAIL FROM, where it is not the sender",
+    "envelope_from": "MAIL FROM, where it is not the sender; `<>` is the null sender",
     "auth": "which login",
     "pool": "its connections",
     "idle": "open, and free",
@@ -193,8 +205,11 @@ def in_both_types(model: type[BaseModel], description: str) -> dict[str, Any]:
     return {"model": model, "description": description, "content": {"application/problem+json": {"schema": schema}}}
 
 
-def document(api: FastAPI) -> dict[str, Any]:
-    """Give the document without FastAPI's own 422, which is never sent: ours is a problem like any other."""
+def document(api: FastAPI, *, needs_key: bool) -> dict[str, Any]:
+    """Return the document without FastAPI's own 422, which is never sent: ours is a problem like any other.
+
+    Without `needs_key` the service has no API key, and serves this machine without one: then a key is optional.
+    """
     if api.openapi_schema:
         return api.openapi_schema
     whole = FastAPI.openapi(api)
@@ -213,7 +228,20 @@ def document(api: FastAPI) -> dict[str, Any]:
                 field.setdefault("description", _FIELDS[name])
     whole["components"]["schemas"] = dict(sorted(schemas.items()))
     _illustrate(whole)
+    _complete(whole, needs_key=needs_key)
     return whole
+
+
+def _complete(whole: dict[str, Any], *, needs_key: bool) -> None:
+    """Say where the service is and which key it wants, and drop a media type that it never sends."""
+    whole["servers"] = SERVERS
+    for _, operation in _operations(whole):
+        ways = operation.setdefault("security", [])
+        if ways and not needs_key:
+            ways.append({})
+        for response in operation["responses"].values():
+            if "application/health+json" in response.get("content", ()):
+                del response["content"]["application/json"]  # FastAPI's, for the model
 
 
 def _operations(whole: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -223,7 +251,7 @@ def _operations(whole: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _named(node: Any, schemas: dict[str, Any]) -> Any:
-    """Move objects and enumerations that have a title to the components, where a generated client finds their names.
+    """Move objects, enumerations and unions that have a title to the components, where generators find their names.
 
     Their defaults go: what is absent is not said, and a client that says it anyway would say nothing new.
     """
@@ -232,7 +260,9 @@ def _named(node: Any, schemas: dict[str, Any]) -> Any:
     if not isinstance(node, dict):
         return node
     node = {key: _named(below, schemas) for key, below in node.items()}
-    if "title" not in node or not {"properties", "enum"} & node.keys():
+    if len(only := node.get("allOf", ())) == 1 and "$ref" in only[0]:
+        return {**only[0], "description": node["description"]}  # OpenAPI 3.1: a reference may have a description
+    if "title" not in node or not {"properties", "enum", "oneOf"} & node.keys():
         return node
     for field in node.get("properties", {}).values():
         field.pop("default", None)
@@ -245,10 +275,12 @@ def _illustrate(whole: dict[str, Any]) -> None:
     examples = json.loads(packaged(_EXAMPLES))
     for operation_id, operation in _operations(whole):
         for status, response in operation["responses"].items():
-            fitting = [name for name, example in examples.items() if f"{operation_id} {status}" in example["at"]] or [
-                name for name, example in examples.items() if f"* {status}" in example["at"]
-            ]
-            for media in response.get("content", {}).values() if fitting else ():
+            own = [name for name, example in examples.items() if f"{operation_id} {status}" in example["at"]]
+            of_all = [name for name, example in examples.items() if f"* {status}" in example["at"]]
+            for media in response.get("content", {}).values():
+                fitting = own or (of_all if media.get("schema") == _PROBLEM else [])
+                if not fitting:
+                    continue
                 media["examples"] = {name: {"$ref": f"#/components/examples/{name}"} for name in fitting}
     whole["components"]["examples"] = {
         name: {"summary": example["summary"], "value": example["value"]} for name, example in examples.items()

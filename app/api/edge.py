@@ -3,8 +3,9 @@
 Plain functions on scope, headers and body; FastAPI's routes are thin wrappers of them, and the hot route calls
 them without FastAPI. RFC 9457 (problem details), RFC 7240 (Prefer).
 
-The rule for callers: 2xx = we have it, never send it again; 4xx = change something; 5xx = we do not have it; no
-answer = unknown. Never used: 400, 408, 500 (Typebot invents them), 502, 504 (proxies do).
+The rule for callers: 2xx = we have it, never send it again; 4xx = change something; 5xx = we do not have it, send it
+again; no answer = unknown: repeat with the same Idempotency-Key. Never used: 400, 408, 500 (Typebot invents them), 502,
+504 (proxies do).
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from math import ceil
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -24,11 +29,14 @@ from pydantic_core import to_json
 from app.api.answers import flat
 from app.api.problems import DOORS, MethodNotAllowed
 from app.intake.callers import Visit
+from app.intake.in_flight import BytesInFlight, Hold
+from app.intake.refused import RefusedCallers
 from app.mail.errors import (
     Fault,
-    InvalidMessage,
     MailError,
     NoRoom,
+    NotFound,
+    Overloaded,
     RateLimited,
     Refused,
     TooLarge,
@@ -36,7 +44,7 @@ from app.mail.errors import (
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
 from app.runtime import Runtime
-from app.telemetry import Metrics
+from app.telemetry import REQUEST_ID, Metrics
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -45,9 +53,9 @@ Send: TypeAlias = Callable[[Event], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = Mapping[bytes, bytes]
 
-BODY_SECONDS = 30.0  # in which a request's body must have arrived
 JSON = (b"content-type", b"application/json")
 RETRY_AFTER_STORE = b"5"
+RETRY_AFTER_OVERLOAD = b"2"
 RETRY_AFTER_NO_ROOM = b"30"  # an operator makes room, or a queue shrinks: neither is done in a moment
 
 log = structlog.get_logger()
@@ -66,11 +74,35 @@ class Answer:
 
 
 def headers_of(scope: Scope) -> Headers:
-    """Give the headers by lower-case name; repeated ones joined by a comma (RFC 9110 §5.3)."""
+    """Return the headers by lower-case name; two that differ are joined by a comma (RFC 9110 §5.3)."""
+    known: Headers | None = scope.get("mailchute.headers")
+    if known is not None:
+        return known
     headers: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        headers[name] = headers[name] + b", " + value if name in headers else value
+        known_value = headers.get(name)
+        if known_value is None:
+            headers[name] = value
+        elif known_value != value:
+            headers[name] = known_value + b", " + value
     return headers
+
+
+def values_of(scope: Scope, name: bytes) -> list[bytes]:
+    """Return the value of each header line with this lower-case name."""
+    return [value for known, value in scope["headers"] if known == name]
+
+
+def once(value: bytes) -> bytes:
+    """Return `x` for `x, x`: a header that was set twice, and joined on its way (`Headers.append()` of fetch)."""
+    first, comma, rest = value.partition(b",")
+    return first.strip() if comma and all(part.strip() == first.strip() for part in rest.split(b",")) else value
+
+
+def hold_of(scope: Scope) -> Hold:
+    """Return what the request holds of the bytes in flight; the Gate gives it back when the answer has been read."""
+    hold: Hold = scope["mailchute.hold"]
+    return hold
 
 
 def began_at(scope: Scope) -> float:
@@ -79,24 +111,56 @@ def began_at(scope: Scope) -> float:
     return began
 
 
-_FORWARDED = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via")
+# Header fields by which proxies, balancers and CDNs tell for whom they ask: Forwarded (RFC 7239), Via (RFC 9110 §7.6.3)
+# and their many older kin, such as X-Real-IP, True-Client-IP, WL-Proxy-Client-IP, X-ProxyUser-Ip, X-Remote-Addr.
+_FORWARDING = re.compile(
+    rb"(?:forwarded|via|max-forwards|x-host)\Z"
+    rb"|(?:x-forwarded|x-original-|x-envoy-|x-azure-|x-amzn-|x-amz-cf-|x-arr-|x-cloud-trace|x-sucuri-|x-vercel-|x-nf-"
+    rb"|cf-|cdn-|cloudfront-|fastly-|akamai-|fly-|do-|ali-)"
+    rb"|.*(?:client|connecting|real|remote|user|source|origin|originating|peer|visitor)[-_]?(?:ip|addr|address)\Z"
+)
+_LONGEST_NAME = 64  # bytes of a header's name that are looked at
+
+
+def is_operator_socket(scope: Scope) -> bool:
+    """Whether a request came through the operator socket, which has a path and no port (ASGI)."""
+    server = scope.get("server")
+    return server is not None and server[1] is None
 
 
 def visit_of(scope: Scope, headers: Headers) -> Visit:
     """Gather what says who is calling. The operator socket is known by its path in place of a port."""
-    server, client = scope.get("server"), scope.get("client")
-    if server is not None and server[1] is None:
+    client = scope.get("client")
+    if is_operator_socket(scope):
         return Visit(peer=None)
-    authorization = headers.get(b"authorization", b"")
-    key = authorization[7:] if authorization[:7].lower() == b"bearer " else headers.get(b"x-api-key")
     return Visit(
         peer=client[0] if client else "",
         host=headers.get(b"host", b"").decode("latin-1"),
         origin=_text(headers.get(b"origin")),
         fetch_site=_text(headers.get(b"sec-fetch-site")),
-        credential=key.strip() if key else None,
-        forwarded=any(name.startswith(_FORWARDED) for name in headers),
+        credentials=_credentials(headers),
+        forwarded=scope.get("http_version") == "1.0" or any(_is_forwarding(name[:_LONGEST_NAME]) for name in headers),
     )
+
+
+def _credentials(headers: Headers) -> tuple[bytes, ...]:
+    """Return every key that a request presents: as Bearer, as the password of Basic (RFC 7617), as X-API-Key."""
+    found = []
+    scheme, _, value = headers.get(b"authorization", b"").strip().partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            found.append(value.strip())
+        case b"basic":
+            with suppress(ValueError):  # no base64
+                found.append(b64decode(value.strip(), validate=True).partition(b":")[2].strip())
+    if (key := headers.get(b"x-api-key")) is not None:
+        found.append(key.strip())
+    return tuple(filter(None, found))
+
+
+@lru_cache(maxsize=256)
+def _is_forwarding(name: bytes) -> bool:
+    return _FORWARDING.match(name) is not None
 
 
 def _text(value: bytes | None) -> str | None:
@@ -168,10 +232,16 @@ _STATUS_OF_POST: Mapping[MessageState, int] = {
 }
 
 
+def relative(path: str, to: str) -> str:
+    """Refer to `to` from a page at `path`, both absolute, so that it holds behind any prefix (RFC 3986 §4.2)."""
+    return "../" * (path.count("/") - 1) + to.removeprefix("/")
+
+
 def answer_to_post(
-    snapshot: Snapshot, runtime: Runtime, headers: Headers, *, applied: str = "", is_replay: bool = False
+    snapshot: Snapshot, runtime: Runtime, scope: Scope, *, applied: str = "", is_replay: bool = False
 ) -> Answer:
     """Answer an act on a message: the status says whether we have it, `ok` whether all is well."""
+    headers = headers_of(scope)
     status = _STATUS_OF_POST[snapshot.state]
     shape = flat(snapshot)
     extra: list[tuple[bytes, bytes]] = []
@@ -182,7 +252,7 @@ def answer_to_post(
             waits = f"the profile {snapshot.profile} is paused: the message waits until somebody resumes it"
             shape["warnings"] = [*shape["warnings"], waits]
     if status == 202:
-        extra.append((b"location", f"/messages/{snapshot.id}".encode()))
+        extra.append((b"location", relative(scope["path"], f"/messages/{snapshot.id}").encode()))
     if snapshot.state is MessageState.DEFERRED and snapshot.next_attempt_at is not None:
         seconds = (snapshot.next_attempt_at - runtime.now()).total_seconds()
         extra.append((b"retry-after", str(max(1, round(seconds))).encode()))
@@ -224,13 +294,25 @@ def answer_to(error: MailError, headers: Headers) -> Answer:
     extra: list[tuple[bytes, bytes]] = []
     if status == 401:
         extra.append((b"www-authenticate", b'Bearer realm="mailchute"'))
+        if b"text/html" in headers.get(b"accept", b""):  # a browser asks for a name and a password, and only then
+            extra.append((b"www-authenticate", b'Basic realm="Mailchute: any name, the API key as password"'))
     if status == 503:
-        extra.append((b"retry-after", RETRY_AFTER_NO_ROOM if isinstance(error, NoRoom) else RETRY_AFTER_STORE))
+        extra.append((b"retry-after", _retry_after(error)))
     if isinstance(error, RateLimited):
         extra.append((b"retry-after", str(max(1, ceil(error.retry_after))).encode()))
     if isinstance(error, MethodNotAllowed):
         extra.append((b"allow", error.allow.encode()))
     return Answer(status, to_json(shape), (_problem_type(headers), *extra))
+
+
+def _retry_after(error: MailError) -> bytes:
+    match error:
+        case NoRoom():
+            return RETRY_AFTER_NO_ROOM
+        case Overloaded():
+            return RETRY_AFTER_OVERLOAD
+        case _:
+            return RETRY_AFTER_STORE
 
 
 def _problem_type(headers: Headers) -> tuple[bytes, bytes]:
@@ -253,11 +335,12 @@ async def body_of(receive: Receive) -> bytes:
     body: bytes = event.get("body", b"")
     if not event.get("more_body"):
         return body
-    parts = [body]
+    whole = BytesIO()  # grows in place, and gives its buffer away: a large body is held once
+    whole.write(body)
     while event.get("more_body"):
         event = await receive()
-        parts.append(event.get("body", b""))
-    return b"".join(parts)
+        whole.write(event.get("body", b""))
+    return whole.getvalue()
 
 
 # --- the outer middleware ----------------------------------------------------------------------------------
@@ -274,13 +357,19 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
 class Gate:
     """Outside of everything: request id, security headers, the body's bounds, and the time it took.
 
-    `max_body` in bytes. A body over it is refused while it streams, whatever Content-Length said.
+    `max_body` in bytes. A body over it is refused, before it is read where its length is announced and while it
+    arrives where not; so is one for which `in_flight` has no room.
     """
 
-    def __init__(self, inner: App, *, max_body: int, metrics: Metrics) -> None:
+    def __init__(
+        self, inner: App, *, max_body: int, in_flight: BytesInFlight, metrics: Metrics, base_path: str = ""
+    ) -> None:
         self._inner = inner
+        self._base_path = base_path  # below which everything is served, such as /mail
         self._max_body = max_body
+        self._in_flight = in_flight
         self._metrics = metrics
+        self._refused = RefusedCallers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -292,31 +381,52 @@ class Gate:
         began = perf_counter()
         headers = scope["mailchute.headers"] = headers_of(scope)
         scope["mailchute.began"] = asyncio.get_running_loop().time()
+        hold = scope["mailchute.hold"] = self._in_flight.hold()
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8).encode()
         status = 0
+        of_request = REQUEST_ID.set(request_id.decode())
 
         async def answer(event: Event) -> None:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = event["status"]
+                if status == 401:
+                    self._tell_of_refusal(scope, headers)
                 event["headers"] = self._complete(event.get("headers", ()), request_id)
             await send(event)
 
         try:
-            await self._inner(scope, self._bounded(receive, headers), answer)
+            if self._base_path and not is_operator_socket(scope):
+                scope["path"] = self._below_base(scope["path"])
+            await self._inner(scope, self._bounded(receive, headers, hold), answer)
         except MailError as error:
             if status:
                 raise
             await send_answer(answer_to(error, headers), answer)
         except Exception:
-            log.exception("http.unexpected", request_id=request_id.decode(), path=scope["path"])
+            log.exception("http.unexpected", path=scope["path"])
             if not status:
                 await send_answer(answer_to(MailError(), headers), answer)
         finally:
+            hold.release()
+            REQUEST_ID.reset(of_request)
             route = scope.get("route")
             label = scope.get("mailchute.route") or getattr(route, "path", "other")
             self._metrics.http_request(label, str(status)).observe(perf_counter() - began)
+
+    def _tell_of_refusal(self, scope: Scope, headers: Headers) -> None:
+        peer = (scope.get("client") or ("",))[0]
+        times = self._refused.note(peer, asyncio.get_running_loop().time())
+        if times is not None:
+            key = "wrong" if _credentials(headers) else "missing"
+            log.warning("http.unauthenticated", peer=peer, path=scope["path"][:80], key=key, times=times)
+
+    def _below_base(self, path: str) -> str:
+        below = path.removeprefix(self._base_path)
+        if below == path or not below.startswith("/"):
+            raise NotFound(f"There is nothing at {path[:80]}; everything is below {self._base_path}/")
+        return below
 
     def _complete(self, headers: Iterable[tuple[bytes, bytes]], request_id: bytes) -> list[tuple[bytes, bytes]]:
         whole = [*headers, (b"x-request-id", request_id)]
@@ -324,29 +434,26 @@ class Gate:
         whole.extend(header for header in (*_SECURITY, _CLOSED_POLICY) if header[0] not in names)
         return whole
 
-    def _bounded(self, receive: Receive, headers: Headers) -> Receive:
+    def _bounded(self, receive: Receive, headers: Headers, hold: Hold) -> Receive:
         limit = self._max_body
         length = headers.get(b"content-length", b"")
         announced = int(length) if length.isdigit() else 0
-        ends = asyncio.get_running_loop().time() + BODY_SECONDS
         taken = 0
         is_whole = False
 
         async def bounded() -> Event:
             nonlocal taken, is_whole
-            if announced > limit:
-                raise TooLarge(f"The body has {announced} bytes; at most {limit} are taken")
             if is_whole:
                 return await receive()  # nothing more comes but the disconnect
-            try:
-                async with asyncio.timeout_at(ends):
-                    event = await receive()
-            except TimeoutError as error:
-                raise InvalidMessage(f"The body did not arrive within {BODY_SECONDS:g} s") from error
+            if announced > limit:
+                raise TooLarge(f"The body has {announced} bytes; at most {limit} are taken")
+            hold.grow_to(max(announced, taken))
+            event = await receive()
             is_whole = not event.get("more_body")
             taken += len(event.get("body", b""))
             if taken > limit:
                 raise TooLarge(f"The body has more than {limit} bytes; at most {limit} are taken")
+            hold.grow_to(max(announced, taken))
             return event
 
         return bounded

@@ -80,9 +80,10 @@ async def get_error(request: Request, code: str) -> Response:
     try:
         known = ErrorCode(code.upper())
     except ValueError:
+        code = code[:80]
         near = get_close_matches(code.upper(), list(ErrorCode), n=1) or get_close_matches(code, _REFUSALS, n=1)
         cure = f"do you mean {near[0]}?" if near else "GET /errors lists them"
-        raise NotFound(f"There is no error code {code[:80]!r}; {cure}") from None
+        raise NotFound(f"There is no error code {code!r}; {cure}") from None
     return to_response(answer_json(_explained(known, await _counts(request))))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, urlsafe_b64encode
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,9 +12,14 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+from starlette.datastructures import QueryParams
+
+from app.api.edge import relative
+from app.api.fields import OutsideOfTime, in_utc
 from app.mail.address import InvalidAddress, parse_address
 from app.mail.codes import ErrorCode
 from app.mail.errors import Fault, InvalidMessage, NotFound
+from app.mail.message import NULL_SENDER
 from app.mail.outcome import MessageState
 from app.mail.schedule import parse_duration
 from app.store.history import Filter
@@ -25,9 +31,10 @@ FILTERED_BY: dict[str, str] = {
     "state": "queued, sending, deferred, sent, …",
     "error_code": "of the latest failure, such as EAUTH",
     "profile": "name of a profile",
-    "sender": "MAIL FROM",
+    "sender": "MAIL FROM; `<>` is the null sender",
     "recipient": "one address",
     "tag": "one tag",
+    "message_id": "of the header Message-ID, with or without <>",
     "q": "words, or their beginnings, of subject, recipients and tags; all must be there",
     "since": "accepted at this instant or later; RFC 3339, a date, or how long ago (24h)",
     "until": "accepted before this instant",
@@ -40,6 +47,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "state": {"title": "MessageState", "enum": [*MessageState]},
     "error_code": {"title": "ErrorCode", "enum": [*ErrorCode]},
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+    "dry_run": {"type": "boolean"},
 }
 
 
@@ -58,11 +66,14 @@ def filter_of(query: Mapping[str, str], *, now: datetime) -> Filter:
     Raises:
         InvalidMessage: a value that no message can have.
     """
+    id_, message_id = _message_id(query)
     which = Filter(
+        id=id_,
+        message_id=message_id,
         state=_one_of(query, "state", [*MessageState]),
         error_code=_one_of(query, "error_code", [*ErrorCode], upper=True),
         profile=query.get("profile") or None,
-        sender=_address(query, "sender"),
+        sender="" if query.get("sender") == NULL_SENDER else _address(query, "sender"),
         recipient=_address(query, "recipient"),
         tag=query.get("tag") or None,
         q=_words(query),
@@ -77,16 +88,20 @@ def instant(query: Mapping[str, str], name: str, *, now: datetime) -> datetime |
         return None
     try:
         return now - timedelta(seconds=parse_duration(text))
-    except (ValueError, OverflowError):
+    except OverflowError:
+        raise fault(f"{name}: {text[:40]!r} ago is before the year 1; give a shorter time") from None
+    except ValueError:
         pass
     try:
         # "+" of an offset arrives as a blank where nobody escaped it.
         said = datetime.fromisoformat(text.upper().replace(" ", "+") if "T" in text.upper() else text)
+        return in_utc(said) if said.tzinfo else said.replace(tzinfo=UTC)
+    except OutsideOfTime as error:
+        raise fault(f"{name} {error}") from None
     except ValueError:
         raise fault(
             f"{name} is an instant such as 2026-12-24T18:00:00Z, a date, or how long ago (24h), not {text[:40]!r}"
         ) from None
-    return said.astimezone(UTC) if said.tzinfo else said.replace(tzinfo=UTC)
 
 
 def limit_of(query: Mapping[str, str]) -> int:
@@ -96,13 +111,21 @@ def limit_of(query: Mapping[str, str]) -> int:
     return int(text)
 
 
+def flag_of(query: Mapping[str, str], name: str) -> bool:
+    """Read `true` or `false`; an empty one is false."""
+    text = query.get(name, "")
+    if text.lower() not in ("", "true", "false"):
+        raise fault(f"{name} is true or false, not {text[:20]!r}")
+    return text.lower() == "true"
+
+
 def cursor_of(query: Mapping[str, str], size: int = 16) -> bytes | None:
     """Read a cursor of `size` bytes; None where there is none."""
     text = query.get("cursor", "")
     if not text:
         return None
     try:
-        raw = b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        raw = b"" if len(text) > 2 * size else b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except ValueError:
         raw = b""
     if len(raw) != size:
@@ -115,23 +138,49 @@ def written(cursor: bytes) -> str:
 
 
 def link(path: str, query: Mapping[str, str], next_cursor: str) -> tuple[bytes, bytes]:
-    """Give the Link header (RFC 8288) that leads to the next page of the same list."""
+    """Return the Link header (RFC 8288) that leads to the next page of the same list."""
     said = urlencode({**{name: value for name, value in query.items() if value}, "cursor": next_cursor})
-    return b"link", f'<{path}?{said}>; rel="next"'.encode()
+    return b"link", f'<{relative(path, path)}?{said}>; rel="next"'.encode()
 
 
 def id_of(text: str) -> UUID:
+    """Read a message's id. Its Message-ID, with or without `<>`, begins with it.
+
+    Raises:
+        NotFound: no message can have it.
+    """
     try:
-        return UUID(text)
+        return UUID(bare_message_id(text).partition("@")[0])
     except ValueError as error:
         raise NotFound(f"There is no message {text[:80]}") from error
 
 
-def refuse_unknown(query: Mapping[str, str], known: set[str]) -> None:
-    """Name a parameter that is none here, for a filter that is misspelt would match everything."""
+def bare_message_id(text: str) -> str:
+    """Return a Message-ID as we write them, without `<>`."""
+    return text.strip().removeprefix("<").removesuffix(">").strip().lower()
+
+
+def _message_id(query: Mapping[str, str]) -> tuple[UUID | None, str | None]:
+    """Read a Message-ID, or the id that it begins with; nothing is found by one that is not ours."""
+    text = query.get("message_id", "")
+    if not text:
+        return None, None
+    try:
+        id_ = id_of(text)
+    except NotFound:
+        id_ = UUID(int=0)
+    return id_, f"<{bare_message_id(text)}>" if "@" in text else None
+
+
+def refuse_unknown(query: QueryParams, known: set[str]) -> None:
+    """Refuse a parameter that is not in `known` or is given twice: a filter that is dropped matches everything."""
     for name in query:
         if name not in known:
             raise fault(f"{name[:40]!r} is not a parameter here; known are: {', '.join(sorted(known))}")
+    count = Counter(name for name, _ in query.multi_items())
+    for name, times in count.items():
+        if times > 1:
+            raise fault(f"{name} is given {times} times; give it once")
 
 
 def _one_of(query: Mapping[str, str], name: str, known: list[str], *, upper: bool = False) -> str | None:
@@ -140,7 +189,7 @@ def _one_of(query: Mapping[str, str], name: str, known: list[str], *, upper: boo
         return None
     value = text.upper() if upper else text.lower()
     if value not in known:
-        near = get_close_matches(value, known, n=1)
+        near = get_close_matches(value[:80], known, n=1)
         raise fault(f"{name} is one of {', '.join(known)}" + (f"; do you mean {near[0]}?" if near else ""))
     return value
 

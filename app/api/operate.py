@@ -124,8 +124,9 @@ async def metrics(request: Request) -> Response:
     figures = runtime.metrics
     now = runtime.now()
     oldest = await runtime.history.oldest_waiting(list(runtime.profiles), now=now)
-    for state in WAITING:
-        figures.queue_messages.labels(state).set(runtime.census.of(state))
+    for profile in {*runtime.profiles, *runtime.census.profiles}:
+        for state in WAITING:
+            figures.queue_messages.labels(profile, state).set(runtime.census.of_profile(profile, state))
     figures.queue_oldest.set(max(0.0, (now - oldest).total_seconds()) if oldest else 0.0)
     figures.log_bytes.set(runtime.journal.log_bytes)
     figures.free_bytes.set(runtime.room.free_bytes)

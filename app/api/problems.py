@@ -19,6 +19,7 @@ from app.mail.errors import (
     MailError,
     NoRoom,
     NotFound,
+    Overloaded,
     RateLimited,
     Refused,
     StoreUnavailable,
@@ -29,8 +30,16 @@ from app.mail.errors import (
 log = structlog.get_logger()
 
 
+class MalformedRequest(Refused):
+    """It is not HTTP/1.1, or its framing is ambiguous."""
+
+
+class HeadTooLarge(Refused):
+    """The request's head has too many bytes or fields."""
+
+
 class UnsupportedMedia(Refused):
-    """The body is of a type that is not taken."""
+    """The body is of a type or in a coding that is not supported."""
 
 
 class MethodNotAllowed(Refused):
@@ -99,6 +108,20 @@ DOORS = (
         "The message's state forbids that",
         "Look at the message's state first; what is sent, or just being sent, cannot be taken back.",
     ),
+    Door(
+        MalformedRequest,
+        400,
+        "malformed-request",
+        "Malformed HTTP request",
+        "Speak HTTP/1.1 with one Host, and one Content-Length or Transfer-Encoding: chunked.",
+    ),
+    Door(
+        HeadTooLarge,
+        431,
+        "head-too-large",
+        "Request header fields too large",
+        "Send at most 100 header fields and 64 kB of them; what is large belongs into the body.",
+    ),
     Door(TooLarge, 413, "too-large", "The message is too large", "Send less, or raise max_message_bytes."),
     Door(
         Unauthenticated,
@@ -129,6 +152,14 @@ DOORS = (
         "no-room",
         "There is no room for another message; nothing was taken",
         "Send it again later. Whoever runs the service finds in `detail` and /health what is full, and what cures it.",
+    ),
+    Door(
+        Overloaded,
+        503,
+        "overloaded",
+        "Too much arrives at once; nothing was taken",
+        "Send it again after as many seconds as Retry-After says. If it happens often, raise max_in_flight_bytes and "
+        "the memory limit with it, or send large mail one after the other.",
     ),
     Door(
         StoreUnavailable,

@@ -18,6 +18,7 @@ from app.api.media import check_media_type
 from app.api.routes import caller_of, headers_in, runtime_of, to_response
 from app.mail.circuit import Circuit
 from app.mail.errors import NotFound
+from app.mail.message import NULL_SENDER
 from app.mail.profile import AuthMode, Profile, TlsMode
 from app.runtime import Runtime
 
@@ -39,6 +40,7 @@ class CircuitAnswer(BaseModel):
     opened_at: datetime = Field(description="since when nothing is tried")
     next_trial_at: datetime = Field(description="when it is probed, or one waiting message tries it")
     tried: int = Field(description="how often in vain since it opened")
+    message_id: str | None = Field(description="id of the message whose attempt failed; null = a probe")
     error_code: str = Field(description="of the failure that opened it, as what follows")
     reason: str
     message: str
@@ -172,7 +174,7 @@ async def verify_profile(request: Request, name: str) -> Response:
 def _profile(runtime: Runtime, name: str) -> Profile:
     profile = runtime.profiles.get(name)
     if profile is None:
-        near = get_close_matches(name, runtime.profiles, n=1)
+        near = get_close_matches(name[:80], runtime.profiles, n=1)
         cure = f"do you mean {near[0]}?" if near else f"there are: {', '.join(runtime.profiles)}"
         raise NotFound(f"There is no profile {name[:80]!r}; {cure}")
     return profile
@@ -193,7 +195,7 @@ async def _shape(runtime: Runtime, profile: Profile) -> dict[str, Any]:
         "auth": profile.auth,
         "logs_in": profile.wants_login,
         "from": profile.from_address.addr_spec if profile.from_address else None,
-        "envelope_from": profile.envelope_from,
+        "envelope_from": NULL_SENDER if profile.envelope_from == "" else profile.envelope_from,
         "fallback": list(profile.fallback),
         "paused_at": instant(standing.paused_at) if standing.paused_at else None,
         "circuit": _circuit(standing.circuit) if standing.circuit else None,
@@ -209,6 +211,7 @@ def _circuit(circuit: Circuit) -> dict[str, Any]:
         "opened_at": instant(circuit.opened_at),
         "next_trial_at": instant(circuit.next_trial_at),
         "tried": circuit.tried,
+        "message_id": failure.message_id,
         "error_code": failure.code,
         "reason": failure.reason,
         "message": failure.message,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from typing import cast
+from uuid import UUID
 
 from fastapi import Request, Response
 
 from app.api.edge import Answer, Headers, headers_of, visit_of
+from app.api.lookup import bare_message_id, id_of
 from app.intake.callers import Caller
+from app.mail.errors import NotFound
 from app.runtime import Runtime
 
 
@@ -16,8 +19,7 @@ def runtime_of(request: Request) -> Runtime:
 
 
 def headers_in(request: Request) -> Headers:
-    known: Headers = request.scope.get("mailchute.headers") or headers_of(request.scope)
-    return known
+    return headers_of(request.scope)
 
 
 async def caller_of(request: Request) -> Caller:
@@ -27,6 +29,20 @@ async def caller_of(request: Request) -> Caller:
         Unauthenticated: nobody we know.
     """
     return runtime_of(request).callers.identify(visit_of(request.scope, headers_in(request)))
+
+
+async def message_of(request: Request, text: str) -> UUID:
+    """Return the id of the message with this id or Message-ID.
+
+    Raises:
+        NotFound: it is neither; or a Message-ID that no message has. Whether an id has a message is not looked up.
+    """
+    id_ = id_of(text)
+    if "@" in text:
+        snapshot = await runtime_of(request).history.find(id_)
+        if snapshot is None or snapshot.message_id != f"<{bare_message_id(text)}>":
+            raise NotFound(f"There is no message {text[:80]}")
+    return id_
 
 
 def to_response(answer: Answer) -> Response:

@@ -6,10 +6,13 @@ OpenAPI and for whoever mounts the app without the hot route. Both call `respond
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 
 from app.api.answers import DryRunAnswer, MessageAnswer, MessageNotSent
-from app.api.body import SendRequest, asked_of, examples, key_of
+from app.api.body import Asked, SendRequest, asked_of, examples, is_heavy, key_of
 from app.api.document import KEYS, about_a_message, in_both_types, problems
 from app.api.edge import (
     Answer,
@@ -24,14 +27,17 @@ from app.api.edge import (
     began_at,
     body_of,
     headers_of,
+    hold_of,
     preference_of,
     send_answer,
+    values_of,
     visit_of,
 )
 from app.api.media import check_media_type
 from app.api.routes import runtime_of, to_response
+from app.intake.accept import is_large
 from app.mail.errors import MailError
-from app.mail.message import Draft, Message
+from app.mail.message import NULL_SENDER, Draft, Message
 from app.runtime import Runtime
 from app.store.verdicts import in_time
 
@@ -52,7 +58,7 @@ class HotRoute:
             await self._inner(scope, receive, send)
             return
         scope["mailchute.route"] = PATH
-        answer = await respond(self._runtime, scope, await body_of(receive))
+        answer = await respond(self._runtime, scope, partial(body_of, receive))
         await send_answer(answer, send)
 
 
@@ -99,28 +105,31 @@ async def post_send(request: Request) -> Response:
 
     The answer waits for the first verdict (`Prefer: wait=N`, 8 seconds by default). **2xx = we have it, never send
     it again (look at `ok`); 4xx = change something; 5xx = we do not have it, send it again; no answer = unknown: repeat
-    it with the same Idempotency-Key.**
+    with the same Idempotency-Key.**
     """
-    return to_response(await respond(runtime_of(request), request.scope, await request.body()))
+    return to_response(await respond(runtime_of(request), request.scope, request.body))
 
 
-async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
+async def respond(runtime: Runtime, scope: Scope, read_body: Callable[[], Awaitable[bytes]]) -> Answer:
     """Take one message; the answer follows the commit it reports."""
     began = began_at(scope)
-    headers: Headers = scope.get("mailchute.headers") or headers_of(scope)
+    headers = headers_of(scope)
     try:
         caller = runtime.callers.identify(visit_of(scope, headers))
-        check_media_type(headers, body)
         preference = preference_of(headers)
-        asked = asked_of(body, lenient=preference.lenient)
-        key = key_of(headers, asked.key)
+        asked = await _read(runtime, headers, read_body, lenient=preference.lenient)
+        key = key_of(values_of(scope, b"idempotency-key"), asked.key)
         wait = preference.seconds(runtime.settings.default_wait)
         id_ = runtime.new_id()
         if asked.is_dry_run:
-            return _dry_run(asked.draft, runtime.intake.prepare(asked.draft, caller, id=id_, now=runtime.now()))
+            message = await runtime.intake.preview(asked.draft, caller, id=id_, now=runtime.now())
+            answer = partial(_dry_run, asked.draft, message)
+            return await runtime.offload.run(answer) if is_large(asked.draft) else answer()
         verdict = runtime.verdicts.expect(id_) if wait > 0 else None
         try:
             receipt = await runtime.intake.accept(asked.draft, caller, id=id_, now=runtime.now(), key=key)
+            del asked  # what may be large is not held while the caller waits
+            hold_of(scope).release()
             snapshot = receipt.snapshot
             if receipt.is_replay and verdict is not None:
                 verdict.cancel()
@@ -134,7 +143,17 @@ async def respond(runtime: Runtime, scope: Scope, body: bytes) -> Answer:
                 verdict.cancel()
     except MailError as error:
         return answer_to(error, headers)
-    return answer_to_post(snapshot, runtime, headers, applied=preference.applied, is_replay=receipt.is_replay)
+    return answer_to_post(snapshot, runtime, scope, applied=preference.applied, is_replay=receipt.is_replay)
+
+
+async def _read(
+    runtime: Runtime, headers: Headers, read_body: Callable[[], Awaitable[bytes]], *, lenient: bool
+) -> Asked:
+    """Read a body; one that may take long beside the event loop, which goes on meanwhile."""
+    body = await read_body()
+    check_media_type(headers, body)
+    work = partial(asked_of, body, lenient=lenient)
+    return await runtime.offload.run(work) if is_heavy(body) else work()
 
 
 def _dry_run(draft: Draft, message: Message) -> Answer:
@@ -144,7 +163,7 @@ def _dry_run(draft: Draft, message: Message) -> Answer:
             "dry_run": True,
             "ok": True,
             "profile": message.profile,
-            "envelope": {"from": message.envelope.sender, "to": message.envelope.recipients},
+            "envelope": {"from": message.envelope.sender or NULL_SENDER, "to": message.envelope.recipients},
             "raw": message.content.decode(),
             "warnings": draft.warnings,
         }

@@ -16,24 +16,21 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64, b2a_qp
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from typing import TypeAlias
 
 from app.compose.attachment import attached, wrapped
-from app.mail.address import CONTROL, Address
-from app.mail.message import Attachment, Draft
+from app.compose.header import LONGEST_LINE, address_field, field, text_field
+from app.mail.address import Address
+from app.mail.message import Attachment, Calendar, Draft
 
-_LINE = 76  # characters a line is folded at, RFC 2047 §2
-_WORD_BYTES = 45  # payload of one encoded word: 60 characters of base64, 72 in all
-_LONGEST_PLAIN = 60  # a display name longer than this is encoded, so that it can be folded
-
-_ATOM_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
-_PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*\Z")
+LINE = 76  # characters of a line of quoted-printable, RFC 2045 §6.7
 _7BIT = bytes([9, 10, 13, *range(32, 127)])
-_LONGEST_LINE = 998  # octets without CRLF, RFC 5322 §2.1.1
+_PIECE = 1 << 20  # characters of a text that are encoded in one call
+_BLANK_AT_END = re.compile(rb"=(?:20|09)\r\n")
 
 
 def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, boundary: str) -> bytes:
@@ -46,16 +43,16 @@ def compose(draft: Draft, *, sender: Address, message_id: str, date: datetime, b
     head = [
         f"Message-ID: {message_id}",
         f"Date: {_date(int(date.timestamp()))}",
-        _address_field("From", (sender,)),
+        address_field("From", (sender,)),
     ]
     if draft.reply_to:
-        head.append(_address_field("Reply-To", draft.reply_to))
+        head.append(address_field("Reply-To", draft.reply_to))
     # RFC 5322 §3.6.3 lets To be absent; an empty group tells the reader that it was meant.
-    head.append(_address_field("To", draft.to) if draft.to else "To: undisclosed-recipients:;")
+    head.append(address_field("To", draft.to) if draft.to else "To: undisclosed-recipients:;")
     if draft.cc:
-        head.append(_address_field("Cc", draft.cc))
+        head.append(address_field("Cc", draft.cc))
     head.append(text_field("Subject", draft.subject))
-    head.extend(text_field(name, value) for name, value in draft.headers)
+    head.extend(line for name, value in draft.headers if (line := field(name, value)) is not None)
     head.append("MIME-Version: 1.0")
     fields, body = _body(draft, boundary)
     head.append(fields)
@@ -68,101 +65,44 @@ def _date(second: int) -> str:
     return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
-def text_field(name: str, value: str) -> str:
-    """Write an unstructured field, folded; encoded words where the text is not plain.
-
-    Raises:
-        ValueError: a control character in `value`.
-    """
-    if CONTROL.search(value):
-        raise ValueError(f"control character in the header field {name}")
-    # "=?" is encoded although it is ASCII, or a reader would decode what the writer never encoded.
-    if not value or (_PLAIN_TEXT.match(value) and "=?" not in value):
-        if len(name) + len(value) + 2 <= _LINE:
-            return f"{name}: {value}"
-        folded = _fold(name, value.split(" "))
-        if folded is not None:
-            return folded
-    return _lines(name, _encoded_words(value, first=_LINE - len(name) - 2))
-
-
-def _fold(name: str, words: list[str]) -> str | None:
-    """Fold at single spaces; None where a word is too long for that (RFC 5322 §2.1.1: 998)."""
-    lines, line = [], f"{name}:"
-    for word in words:
-        if len(word) > 900:
-            return None
-        if len(line) + len(word) + 1 > _LINE and line != f"{name}:":
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}"
-    return "\r\n".join([*lines, line])
-
-
-def _lines(name: str, words: list[str]) -> str:
-    joiner = "\r\n "
-    start = f"{name}: " if len(name) + 2 + len(words[0]) <= _LINE else f"{name}:{joiner}"
-    return start + joiner.join(words)
-
-
-def _encoded_words(text: str, *, first: int) -> list[str]:
-    """Cut `text` into RFC 2047 words, never inside a character; the first has only `first` characters of room."""
-    words: list[str] = []
-    chunk = bytearray()
-    room = min(_WORD_BYTES, max(0, (first - 12) // 4 * 3)) or _WORD_BYTES
-    for c in text:
-        raw = c.encode()
-        if len(chunk) + len(raw) > room and chunk:
-            words.append(_encoded_word(chunk))
-            chunk = bytearray()
-            room = _WORD_BYTES
-        chunk += raw
-    words.append(_encoded_word(chunk))
-    return words
-
-
-def _encoded_word(raw: bytes | bytearray) -> str:
-    return f"=?utf-8?B?{b2a_base64(raw, newline=False).decode('ascii')}?="
-
-
-def _address_field(name: str, addresses: Iterable[Address]) -> str:
-    # One address a line: legal, never too long, and a recipient list stays readable in the source.
-    return f"{name}: " + ",\r\n ".join(_mailbox(address) for address in addresses)
-
-
-def _mailbox(address: Address) -> str:
-    name = address.name
-    if not name:
-        return address.addr_spec
-    if CONTROL.search(name):
-        raise ValueError("control character in a display name")
-    if len(name) <= _LONGEST_PLAIN and "=?" not in name and name.isascii():
-        if _ATOM_PHRASE.match(name):
-            return f"{name} <{address.addr_spec}>"
-        escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}" <{address.addr_spec}>'
-    words = "\r\n ".join(_encoded_words(name, first=_LINE - 10))
-    return f"{words}\r\n <{address.addr_spec}>"
-
-
 _Part: TypeAlias = tuple[str, Sequence[bytes]]  # its header fields; its bytes, which end with CRLF
 
 
 def _body(draft: Draft, boundary: str) -> _Part:
-    """Nest the bodies and the attachments: mixed(alternative(text, related(html, what it shows)), the rest)."""
+    """Nest the bodies and the files: mixed(alternative(text, related(html, what it shows), calendar), the rest)."""
     shown: list[Attachment] = []
     rest: list[Attachment] = []
     for attachment in draft.attachments:
         (shown if attachment.is_inline and draft.html is not None else rest).append(attachment)
     texts = []
-    if draft.text is not None or draft.html is None:
+    if draft.text is not None or (draft.html is None and draft.calendar is None):
         texts.append(_text_part("plain", draft.text or ""))
     if draft.html is not None:
         html = _text_part("html", draft.html)
-        texts.append(_multipart("related", boundary, [html, *map(attached, shown)]) if shown else html)
+        # RFC 2387 §3.1: the type of its root is required.
+        related = 'related;\r\n type="text/html"'
+        texts.append(_multipart(related, boundary, [html, *map(attached, shown)]) if shown else html)
+    if draft.calendar is not None:
+        # Last, as Outlook and Gmail want it: what a program understands best of what it understands at all.
+        texts.append(_calendar_part(draft.calendar))
+        rest.append(_calendar_file(draft.calendar))
     # RFC 2046 §5.1.4: in increasing order of faithfulness, the plainest first.
     whole = _multipart("alternative", boundary, texts) if len(texts) > 1 else texts[0]
     return _multipart("mixed", boundary, [whole, *map(attached, rest)]) if rest else whole
+
+
+def _calendar_part(calendar: Calendar) -> _Part:
+    """Write an invitation as a mail program answers it (RFC 6047 §2.4)."""
+    _, encoding, body = _encoded(calendar.content)
+    content_type = f"text/calendar; method={calendar.method}; charset=utf-8"
+    return f"Content-Type: {content_type}\r\nContent-Transfer-Encoding: {encoding}", body
+
+
+def _calendar_file(calendar: Calendar) -> Attachment:
+    """Make the file for programs that show no invitation; of another type, or some would show two."""
+    _, _, pieces = _plain(calendar.content)
+    content = b2a_base64(b"".join(pieces), newline=False)
+    return Attachment("invite.ics", content, 'application/ics; name="invite.ics"')
 
 
 def _multipart(kind: str, boundary: str, parts: Sequence[_Part]) -> _Part:
@@ -176,30 +116,89 @@ def _multipart(kind: str, boundary: str, parts: Sequence[_Part]) -> _Part:
 
 
 def _text_part(kind: str, text: str) -> _Part:
-    """Encode one text."""
+    charset, encoding, body = _encoded(text)
+    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", body
+
+
+def _plain(text: str) -> tuple[int, int, list[bytes]]:
+    """Return the numbers of characters and bytes of a text with its line ends normalised, and the text in pieces."""
+    pieces: list[bytes] = []
+    characters = 0
+    for piece in map(_with_crlf, _pieces(text)):
+        characters += len(piece)
+        pieces.append(piece.encode())
+    if not pieces[-1].endswith(b"\r\n"):
+        pieces[-1] += b"\r\n"
+        characters += 2
+    return characters, sum(map(len, pieces)), pieces
+
+
+def _encoded(text: str) -> tuple[str, str, Sequence[bytes]]:
+    """Return the charset, the transfer encoding, and the text in it."""
+    characters, size, pieces = _plain(text)
+    charset = "us-ascii" if size == characters else "utf-8"
+    if charset == "us-ascii" and all(map(_fits_7bit, pieces)):
+        return charset, "7bit", pieces
+    if (size - characters) * 4 <= size:
+        return charset, "quoted-printable", list(map(_quoted_printable, pieces))
+    return charset, "base64", wrapped(b2a_base64(b"".join(pieces), newline=False))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text into pieces of some `_PIECE` characters, behind line ends where it has any.
+
+    A single call over many megabytes would hold the event loop up, in whatever thread it runs.
+    """
+    at = 0
+    while len(text) - at > _PIECE:
+        end = text.rfind("\n", at, at + _PIECE) + 1
+        if not end:
+            end = at + _PIECE - (text[at + _PIECE - 1] == "\r")  # a CRLF stays together
+        yield text[at:end]
+        at = end
+    yield text[at:]
+
+
+def _with_crlf(text: str) -> str:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = text.replace("\n", "\r\n")
-    if not text.endswith("\r\n"):
-        text += "\r\n"
-    raw = text.encode()
-    charset = "us-ascii" if len(raw) == len(text) else "utf-8"
-    if charset == "us-ascii" and _fits_7bit(raw):
-        encoding, body = "7bit", raw
-    elif (len(raw) - len(text)) * 4 <= len(raw):
-        # Every CRLF is intact here, so b2a_qp breaks lines with CRLF too.
-        encoding, body = "quoted-printable", b2a_qp(raw, istext=True)
-    else:
-        encoding, body = "base64", _base64(raw)
-    return f"Content-Type: text/{kind}; charset={charset}\r\nContent-Transfer-Encoding: {encoding}", (body,)
+    return text.replace("\n", "\r\n")
 
 
 def _fits_7bit(raw: bytes) -> bool:
     """Whether ASCII text with CRLF line ends survives as it stands (relays may strip blanks at a line's end)."""
     if raw.translate(None, _7BIT) or b" \r\n" in raw or b"\t\r\n" in raw:
         return False
-    return len(raw) <= _LONGEST_LINE or max(map(len, raw.split(b"\r\n"))) <= _LONGEST_LINE
+    return len(raw) <= LONGEST_LINE or max(map(len, raw.split(b"\r\n"))) <= LONGEST_LINE
 
 
-def _base64(raw: bytes) -> bytes:
-    return wrapped(b2a_base64(raw, newline=False))
+def _quoted_printable(raw: bytes) -> bytes:
+    """Encode a piece of a text; one that ends within a line ends with a soft line break (RFC 2045 §6.7)."""
+    # It breaks lines as the first line ends, with CRLF here: every one is intact.
+    if raw.endswith(b"\r\n"):
+        return _qp(raw)
+    encoded = _qp(raw + b"\r\n")[:-2]
+    last = encoded.rfind(b"\n") + 1
+    if len(encoded) - last < LINE:
+        return encoded + b"=\r\n"
+    cut = last + LINE - 1
+    cut -= 2 if encoded[cut - 2 : cut - 1] == b"=" else 1 if encoded[cut - 1 : cut] == b"=" else 0  # never in an =XX
+    return b"%b=\r\n%b=\r\n" % (encoded[:cut], encoded[cut:])
+
+
+def _qp(raw: bytes) -> bytes:
+    """Encode whole lines; one that binascii leaves at 77 characters is broken once more.
+
+    It counts a blank at the end of a line as one character, although it writes three.
+    """
+    encoded = b2a_qp(raw, istext=True)
+    if b"=20\r\n" not in encoded and b"=09\r\n" not in encoded:  # nearly always: a search for them takes longer
+        return encoded
+    pieces: list[bytes] = []
+    at = 0
+    for found in _BLANK_AT_END.finditer(encoded):
+        blank = found.start()
+        if blank - encoded.rfind(b"\n", max(0, blank - LINE), blank) - 1 > LINE - len("=20"):
+            pieces += (encoded[at:blank], b"=\r\n")
+            at = blank
+    return b"".join((*pieces, encoded[at:]))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import assert_never
 
+from app.delivery.contents import Contents
+from app.delivery.turns import Following, who_follows
 from app.mail.attempt import Attempt
 from app.mail.errors import TransactionError
 from app.mail.message import Claim
@@ -12,29 +15,30 @@ from app.mail.outcome import Deferred, Failure, FailureClass, InDoubt, Outcome, 
 from app.mail.profile import Profile
 from app.mail.reply import Reply
 from app.smtp import classify
-from app.smtp.limits import is_too_many_recipients
+from app.smtp.limits import is_too_many_recipients, is_worn_out
 from app.smtp.pool import Pool
 from app.smtp.transaction import BeforeHandover, Report, StaleSession, deliver
+from app.smtp.transaction_replies import is_access_refusal
 
 
 async def carry_out(
     claim: Claim,
-    content: bytes,
+    contents: Contents,
     profile: Profile,
     attempt: Attempt,
     *,
     pool: Pool,
     before_handover: BeforeHandover,
     begins: Callable[[], None] = lambda: None,
-) -> tuple[Mapping[str, Outcome], frozenset[str]]:
-    """Try once; fill `attempt` in and give an outcome for every pending recipient, and who may follow at once.
+) -> tuple[Mapping[str, Outcome], Following]:
+    """Try once; fill `attempt` in and return an outcome for every pending recipient, and who may be asked again.
 
     A warm session that turns out dead before the relay said a word is replaced within the same attempt: nothing
     had happened (situation 49). `begins` is called once there is a session, before the first transaction on one.
 
     Raises:
         CircuitOpen: from the pool's way of opening sessions; there was none.
-        LeaseLost, StoreUnavailable: from `before_handover`; no content was let go.
+        LeaseLost, StoreUnavailable: from `before_handover`, or the content cannot be read; no content was let go.
     """
     our_address = ""
     try:
@@ -45,7 +49,8 @@ async def carry_out(
             if not fresh:
                 begins()
             try:
-                report = await deliver(session, claim.envelope, content, attempt, before_handover=before_handover)
+                async with contents.of(claim) as content:
+                    report = await deliver(session, claim.envelope, content, attempt, before_handover=before_handover)
                 break
             except StaleSession:
                 if fresh:
@@ -57,7 +62,7 @@ async def carry_out(
     outcomes = outcomes_of(report, claim.pending, profile, attempt, our_address=our_address)
     attempt.end()
     attempt.failure = first_failure(outcomes)
-    return outcomes, may_follow(report)
+    return outcomes, who_follows(report, claim.pending)
 
 
 def first_failure(outcomes: Mapping[str, Outcome]) -> Failure | None:
@@ -65,47 +70,41 @@ def first_failure(outcomes: Mapping[str, Outcome]) -> Failure | None:
     return next((outcome.failure for outcome in outcomes.values() if not isinstance(outcome, Sent)), None)
 
 
-def may_follow(report: Report) -> frozenset[str]:
-    """Name who was only one too many for this transaction, which went well: the next one may carry them. Pure."""
-    if not any(reply.is_positive for _, reply in report.verdicts.values()):
-        return frozenset()
-    return frozenset(
-        address
-        for address, (phase, reply) in report.verdicts.items()
-        if phase is Phase.RCPT and is_too_many_recipients(reply)
-    )
-
-
 def outcomes_of(
     report: Report, pending: tuple[str, ...], profile: Profile, attempt: Attempt, *, our_address: str = ""
 ) -> Mapping[str, Outcome]:
     """Read a report into an outcome for each of `pending`. Pure.
 
-    An access refusal condemns the profile only where it met everybody (situation 33b).
+    An access refusal condemns the profile only where it met everybody who was asked (situation 33b).
     """
     readings: dict[tuple[Phase, Reply], Outcome] = {}
-    alone = len(report.verdicts) == len(pending) and all(
-        phase in (Phase.MAIL, Phase.RCPT) and classify.is_access_refusal(reply)
-        for phase, reply in report.verdicts.values()
+    alone = not report.accepted and all(
+        phase in (Phase.MAIL, Phase.RCPT) and is_access_refusal(reply) for phase, reply in report.verdicts.values()
     )
     outcomes: dict[str, Outcome] = {}
     for address in pending:
+        if address in report.refused:
+            outcomes[address] = _outcome(report.refused[address])
+            continue
         verdict = report.verdicts.get(address)
         if verdict is None:
             assert report.failure is not None, "a recipient has neither verdict nor failure"  # noqa: S101
-            outcomes[address] = _outcome(report.failure)
+            outcomes[address] = _outcome(replace(report.failure, by_name=address == report.ended_at))
             continue
         if verdict not in readings:
             phase, reply = verdict
-            readings[verdict] = (
-                Sent(reply)
-                if reply.is_positive
-                else _outcome(
-                    classify.transaction(profile, attempt, phase, reply, alone=alone, our_address=our_address)
-                )
-            )
+            if reply.is_positive:
+                readings[verdict] = Sent(reply)
+            else:
+                said = classify.transaction(profile, attempt, phase, reply, alone=alone, our_address=our_address)
+                readings[verdict] = _outcome(replace(said, by_name=_is_by_name(phase, reply)))
         outcomes[address] = readings[verdict]
     return outcomes
+
+
+def _is_by_name(phase: Phase, reply: Reply) -> bool:
+    """Whether a refusal is about the recipient, and not about how many there are or what came before."""
+    return phase is Phase.RCPT and not is_too_many_recipients(reply) and not is_worn_out(reply)
 
 
 def _outcome(failure: Failure) -> Outcome:

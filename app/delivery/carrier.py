@@ -2,7 +2,9 @@
 
 Order of events: circuit → session → envelope, mark → content → verdict → `record` → whoever waits is told. What is next
 to a message is `plan.next_step`'s to say. A further attempt through another profile belongs to the same claim; its row
-is written in the transaction that ends the one before.
+is written in the transaction that ends the one before. Whose turn it is within an attempt is in `turns`.
+
+Over 400 lines, because one claim's way is read here from its beginning to its end, cancellation included.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import structlog
 
 from app.delivery.attempt import carry_out, first_failure
 from app.delivery.circuits import CircuitOpen, Circuits
+from app.delivery.contents import ContentLost, Contents
 from app.delivery.lane import Lane
 from app.delivery.plan import (
     NO_CONTENT,
@@ -32,6 +35,16 @@ from app.delivery.plan import (
     saying_where,
 )
 from app.delivery.recorder import Recorder, end_of
+from app.delivery.turns import (
+    MOST_IN_VAIN,
+    NOBODY,
+    Following,
+    may_go_on,
+    of_all_turns,
+    turns,
+    went_through,
+    with_the_rest,
+)
 from app.mail.attempt import Attempt
 from app.mail.codes import Reason
 from app.mail.errors import LeaseLost, StoreBroken, StoreUnavailable
@@ -73,6 +86,9 @@ class _Try:
     attempt: Attempt | None = None  # the one that runs
     last: Failure | None = None  # of the attempt before, through another profile
     begun: set[str] = field(default_factory=set)  # the profiles whose relay was asked to take it
+    later: list[frozenset[str]] = field(default_factory=list)  # whose turn in the attempt is yet to come
+    goes_on: bool = False  # the attempt has had a transaction, whose verdicts are written, and has another one
+    let_go: bool = False  # in one of those the content was
 
 
 class Carrier:
@@ -86,6 +102,7 @@ class Carrier:
         lanes: Mapping[str, Lane],
         *,
         outbox: Outbox,
+        contents: Contents,
         pool: Pool,
         circuits: Circuits,
         verdicts: Verdicts,
@@ -96,6 +113,7 @@ class Carrier:
     ) -> None:
         self._lanes = lanes
         self._outbox = outbox
+        self._contents = contents
         self._pool = pool
         self._circuits = circuits
         self._recorder = Recorder(lanes, outbox=outbox, verdicts=verdicts, metrics=metrics)
@@ -131,7 +149,12 @@ class Carrier:
             while (profile := self._next_usable(left, home=trying.lane)) is not None:
                 await self._turn_to(trying, profile)
                 attempt = trying.attempt = Attempt(
-                    trying.claim.snapshot.attempts, profile.name, self._now(), self._clock, self.keep_transcripts
+                    trying.claim.snapshot.attempts,
+                    profile.name,
+                    self._now(),
+                    self._clock,
+                    self.keep_transcripts,
+                    message_id=str(claim.snapshot.id),
                 )
                 try:
                     outcomes = await self._carry_out(trying, profile, attempt)
@@ -194,7 +217,7 @@ class Carrier:
             lane = self._lanes.get(name)
             if lane is None or not lane.is_known or not self._circuits.admits(name):
                 continue
-            if lane is home or (lane.paused_at is None and (lane.meter is None or lane.meter.free > 0)):
+            if lane is home or (lane.paused_at is None and lane.meter.free > 0):
                 return lane.profile
         return None
 
@@ -241,36 +264,67 @@ class Carrier:
     async def _carry_out(self, trying: _Try, profile: Profile, attempt: Attempt) -> Mapping[str, Outcome]:
         """Go through one attempt; raises CircuitOpen where none was made."""
         lane, began = self._lanes[profile.name], self._clock()
-        if lane.meter is not None and lane is not trying.lane:
-            lane.meter.reserved += 1
+        if lane is not trying.lane:
+            lane.meter.reserve()
         self._circuits.begin(attempt)
-        ended = False
+        first, *trying.later = turns(trying.claim.snapshot.recipients)
+        trying.claim = replace(trying.claim, only=first if trying.later else None)
+        trying.goes_on = trying.let_go = ended = False
         try:
-            outcomes, more = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying))
-            while more and await self._keeps_part(trying, attempt, outcomes, more):
-                try:
-                    others, more = await self._transact(trying.claim, profile, attempt)
-                except CircuitOpen:  # which this attempt has not met: whoever is left waits for it
-                    others, more = {}, frozenset()
-                outcomes = {**outcomes, **others}
-                attempt.handover, attempt.failure = True, first_failure(outcomes)
+            outcomes, following = await self._transact(trying.claim, profile, attempt, lambda: _begin_in(lane, trying))
+            outcomes = await self._go_on(trying, profile, attempt, outcomes, following)
             self._circuits.ended(profile, attempt, outcomes)
             ended = True
+        except CircuitOpen:
+            trying.claim = replace(trying.claim, only=None)
+            raise
         finally:
             if not ended:
                 self._circuits.abandoned(attempt)
-            if lane.meter is not None and lane is not trying.lane and profile.name not in trying.begun:
+            if lane is not trying.lane and profile.name not in trying.begun:
                 lane.meter.release()
                 lane.wake.set()
         self._learn(lane, outcomes, began)
+        trying.claim = replace(trying.claim, only=None)
+        return with_the_rest(trying.claim.snapshot.recipients, outcomes, attempt.failure)
+
+    async def _go_on(
+        self,
+        trying: _Try,
+        profile: Profile,
+        attempt: Attempt,
+        outcomes: Mapping[str, Outcome],
+        following: Following,
+    ) -> Mapping[str, Outcome]:
+        """Carry out an attempt's further transactions: for `following`, and for whoever has a later turn."""
+        in_vain, last = 0 if went_through(outcomes) else 1, following.last
+        while in_vain < MOST_IN_VAIN:
+            whom = following.at_once
+            if not whom and may_go_on(outcomes):
+                whom, last = (trying.later.pop(0), last) if trying.later else (last, frozenset())
+            if not whom or not await self._keeps_part(trying, attempt, outcomes, whom):
+                break
+            try:
+                counting = self._lanes[profile.name].meter.count
+                others, following = await self._transact(trying.claim, profile, attempt, counting)
+            except CircuitOpen:  # which this attempt has not met: whoever is left waits for it
+                break
+            last |= following.last
+            outcomes = {**outcomes, **others}
+            attempt.failure = first_failure(outcomes)
+            in_vain += not went_through(others)
+        if trying.goes_on:
+            attempt.handover |= trying.let_go
+            outcomes = of_all_turns(outcomes)
+            attempt.failure = first_failure(outcomes)
         return outcomes
 
     async def _keeps_part(
         self, trying: _Try, attempt: Attempt, outcomes: Mapping[str, Outcome], more: frozenset[str]
     ) -> bool:
-        """Write who was sent to, before those follow who were too many for one transaction (RFC 5321 §4.5.3.1.10).
+        """Write the verdicts so far, before another transaction of the attempt goes to `more`.
 
-        False = it cannot be written now: they wait for the next attempt, and nobody is sent to twice.
+        False = they cannot be written now: `more` wait for the next attempt, and nobody is sent to twice.
         """
         so_far = {address: outcome for address, outcome in outcomes.items() if address not in more}
         part = ending(trying.claim, so_far, Done())
@@ -278,7 +332,8 @@ class Carrier:
         stopped = await end_of(writing)
         if isinstance(writing.exception(), StoreUnavailable):
             return False
-        trying.claim, attempt.handover = replace(writing.result(), only=more), False
+        trying.claim, trying.goes_on = replace(writing.result(), only=more), True
+        trying.let_go, attempt.handover = trying.let_go or attempt.handover, False
         if stopped is not None:
             raise stopped
         return True
@@ -298,17 +353,12 @@ class Carrier:
 
     async def _transact(
         self, claim: Claim, profile: Profile, attempt: Attempt, begins: Callable[[], None] = lambda: None
-    ) -> tuple[Mapping[str, Outcome], frozenset[str]]:
-        """Carry a transaction out; gives everybody's outcome, and who may follow at once in another one."""
+    ) -> tuple[Mapping[str, Outcome], Following]:
+        """Carry a transaction out; return everybody's outcome, and who may follow in another one."""
         try:
-            content = claim.content or await self._outbox.content(claim.snapshot.id)
-            if content is None or len(content) != (claim.snapshot.size or len(content)):
-                attempt.end()
-                attempt.failure = NO_CONTENT
-                return dict.fromkeys(claim.pending, Rejected(NO_CONTENT)), frozenset()
-            outcomes, more = await carry_out(
+            outcomes, following = await carry_out(
                 claim,
-                content,
+                self._contents,
                 profile,
                 attempt,
                 pool=self._pool,
@@ -323,9 +373,13 @@ class Carrier:
                     for whom, outcome in outcomes.items()
                 }
                 attempt.failure = first_failure(outcomes)
-            return outcomes, more
+            return outcomes, following
         except (LeaseLost, CircuitOpen):
             raise
+        except ContentLost:
+            attempt.end()
+            attempt.failure = NO_CONTENT
+            return dict.fromkeys(claim.pending, Rejected(NO_CONTENT)), NOBODY
         except StoreUnavailable as error:
             log.error("delivery.mark_failed", message_id=str(claim.snapshot.id), error=str(error))
             failure = classify.unexpected(profile, attempt.phase, error)
@@ -335,7 +389,7 @@ class Carrier:
         attempt.end()
         attempt.failure = failure
         outcome = InDoubt(failure) if attempt.handover else Deferred(failure)
-        return dict.fromkeys(claim.pending, outcome), frozenset()
+        return dict.fromkeys(claim.pending, outcome), NOBODY
 
     async def _interrupt(self, trying: _Try) -> None:
         """We are stopped in the middle of an attempt, or between two (situation 44)."""
@@ -343,9 +397,9 @@ class Carrier:
         if attempt is not None and attempt.handover:
             attempt.end()
             await self._left_in_doubt(claim, self._lanes[attempt.profile].profile, attempt)
-        elif attempt is not None and claim.only is not None:  # somebody has been sent to: it was an attempt
+        elif attempt is not None and trying.goes_on:
             attempt.end()
-            attempt.handover, attempt.failure = True, classify.stopping(trying.lane.profile)
+            attempt.handover, attempt.failure = trying.let_go, classify.stopping(trying.lane.profile)
             outcomes = {address: Deferred(attempt.failure) for address in claim.pending}
             await self._record(claim, attempt, outcomes, RetryAt(self._now()))
         else:
@@ -400,11 +454,8 @@ class Carrier:
 
 
 def _begin_in(lane: Lane, trying: _Try) -> None:
-    if lane is trying.lane and lane.profile.name not in trying.begun:
-        lane.begun += 1
     trying.begun.add(lane.profile.name)
-    if lane.meter is not None:
-        lane.meter.use()
+    lane.meter.use()
 
 
 _SAID = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import scrypt
@@ -22,7 +23,7 @@ import structlog
 from app.mail.attempt import Attempt
 from app.mail.circuit import SLOWEST_PACE, Circuit, Streak, after_failure, is_of_opening, opened_by, tried_in_vain
 from app.mail.errors import StoreUnavailable, TransactionError
-from app.mail.outcome import Failure, FailureClass, Outcome, Sent
+from app.mail.outcome import Failure, FailureClass, Outcome, Phase, Sent
 from app.mail.profile import AuthMode, Profile
 from app.smtp.login import credentials_of
 from app.smtp.pool import OpenSession
@@ -201,7 +202,7 @@ class Circuits:
         elif failure is not None:
             way.streak, opens = after_failure(way.streak, failure, frozenset(outcomes))
             if opens or (was_trial and failure.cls is FailureClass.CONFIGURATION):
-                self._failed(way, profile.name, failure, is_trial=was_trial)
+                self._failed(way, attempt, failure, is_trial=was_trial)
                 return
         if was_trial:
             self._close(profile.name, way, "a message got through to the relay")
@@ -216,21 +217,27 @@ class Circuits:
         if way.circuit is not None and way.trial is not attempt:
             raise CircuitOpen(profile.name)
         if way.circuit is None:
+            if as_set != way.as_set:
+                way.streak = Streak()  # what failed by other settings says nothing of these
             way.as_set = as_set
+        is_proven = way.proven == as_set
         try:
             session = await self._open_session(profile, attempt)
         except TransactionError as error:
             # Before anybody else gets to try the same.
             is_trial = way.trial is attempt
-            way.streak, opens = after_failure(way.streak, error.failure, frozenset())
+            if error.failure.phase is Phase.AUTH:
+                way.proven = None  # one login at a time, until one succeeds
+            way.streak, opens = after_failure(way.streak, error.failure, frozenset(), is_proven=is_proven)
             if is_trial or opens:
-                self._failed(way, profile.name, error.failure, is_trial=is_trial)
+                self._failed(way, attempt, error.failure, is_trial=is_trial)
             raise
         way.streak = replace(way.streak, unreachable=0)
         return session
 
-    def _failed(self, way: _Way, name: str, failure: Failure, *, is_trial: bool) -> None:
-        now = self._now()
+    def _failed(self, way: _Way, attempt: Attempt, failure: Failure, *, is_trial: bool) -> None:
+        now, name = self._now(), attempt.profile
+        failure = replace(failure, message_id=attempt.message_id)
         if way.circuit is None:
             way.circuit, way.proven = opened_by(failure, now), None
             self._watch(name, way)
@@ -256,7 +263,8 @@ class Circuits:
 
     def _watch(self, name: str, way: _Way) -> None:
         if self._is_trying and (way.watcher is None or way.watcher.done()):
-            way.watcher = asyncio.create_task(self._try_at_its_pace(name, way))
+            # In a context of its own: it outlives the request whose attempt opened the circuit.
+            way.watcher = asyncio.create_task(self._try_at_its_pace(name, way), context=Context())
 
     async def _try_at_its_pace(self, name: str, way: _Way) -> None:
         seen, ends = None, 0.0
@@ -317,7 +325,7 @@ class Circuits:
             session = await self._open_session(replace(profile, auth=AuthMode.NONE), attempt)
         except TransactionError as error:
             if way.circuit is circuit:
-                self._failed(way, profile.name, error.failure, is_trial=True)
+                self._failed(way, attempt, error.failure, is_trial=True)
             return
         session.close()
         if way.circuit is not circuit:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from app.delivery.circuits import Circuits
 from app.delivery.worker import Worker
-from app.mail.acts import Act
+from app.mail.acts import Act, is_possible
 from app.mail.circuit import is_of_profile
 from app.mail.message import Snapshot
 from app.mail.outcome import MessageState
@@ -59,25 +59,31 @@ class Control:
         self._tell(snapshot)
         return snapshot
 
-    async def act_on_all(self, act: Act, which: Filter) -> int:
-        """Cancel or retry all that match, in steps; gives how many. In doubt only where the filter asks for it."""
-        count, before = await self.act_on_some(act, which, at_most=STEP)
+    async def act_on_all(self, act: Act, which: Filter, *, is_dry: bool = False) -> int:
+        """Cancel or retry all that match, in steps; return how many. In doubt only where the filter asks for it."""
+        count, before = await self.act_on_some(act, which, at_most=STEP, is_dry=is_dry)
         while before is not None:
-            more, before = await self.act_on_some(act, which, at_most=STEP, before=before)
+            more, before = await self.act_on_some(act, which, at_most=STEP, before=before, is_dry=is_dry)
             count += more
         return count
 
     async def act_on_some(
-        self, act: Act, which: Filter, *, at_most: int, before: UUID | None = None
+        self, act: Act, which: Filter, *, at_most: int, before: UUID | None = None, is_dry: bool = False
     ) -> tuple[int, UUID | None]:
-        """Cancel or retry what matches among the next `at_most`; gives how many, and where to go on, None = done."""
+        """Cancel or retry what matches among the next `at_most`; return how many, and where to go on, None = done.
+
+        A dry run changes nothing, and counts what is sent or changed meanwhile as it was.
+        """
         page = await self._history.newest(which, at_most=at_most, before=before)
-        ids = [s.id for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
+        rest = page[-1].id if len(page) == at_most else None
+        meant = [s for s in page if s.state is not MessageState.IN_DOUBT or which.state == MessageState.IN_DOUBT]
+        if is_dry:
+            return sum(is_possible(act, snapshot) for snapshot in meant), rest
         now = self._now()
-        done = await self._acts.do_all(act, ids, now=now, until=now + self._expires_after())
+        done = await self._acts.do_all(act, [s.id for s in meant], now=now, until=now + self._expires_after())
         for snapshot in done:
             self._tell(snapshot)
-        return len(done), page[-1].id if len(page) == at_most else None
+        return len(done), rest
 
     async def pause(self, profile: str) -> None:
         """Begin no attempt through a profile, across restarts too, until it is resumed; what is under way goes on."""

@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
+from sys import maxsize
 
 from app.mail.schedule import Rate
 
 GROWS_EVERY = 60.0  # seconds
+SLACK = 0.02  # of a rate's length that is left unused
+LATENCY = 0.06  # seconds, on top of it: by how much a relay may see two messages closer together than they began
+LONGEST_SPREAD = 60.0  # seconds; over a longer time a rate is a quota
+QUOTA_GAP = 1.0  # seconds between two messages of a quota
+REMEMBERED = 10_000  # messages whose beginning a profile remembers, or as many as its rate allows
 
 
 @dataclass(slots=True)
@@ -46,42 +52,115 @@ class Flow:
 
 @dataclass(slots=True)
 class Meter:
-    """Keeps a rate exactly: in no stretch of `rate.seconds` do more than `rate.count` transactions begin.
+    """Keeps a rate, spread evenly: one message at a time, and never more than the rate in any stretch of its length.
 
-    A place is reserved for whatever may come to a transaction, and used or freed later.
+    A relay counts when a message arrives, by windows or buckets of its own. So that it counts no more than it allows,
+    the rate is kept a little lower (`SLACK`). An hour or a day is a quota: it may be used up at one message a second.
+    GCRA: each place that is reserved moves the time of the next one on by `gap`.
+
+    A place is reserved for whatever may come to a transaction, and used or released later. What began is remembered
+    without a rate, too: one that is set, changed, or removed and set again counts it.
     """
 
-    rate: Rate
     clock: Callable[[], float]
+    rate: Rate | None = None  # None = no bound; changed by `change()` alone
     reserved: int = 0
-    _begun: deque[float] = field(default_factory=deque)
+    _begun: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _next: float = -inf  # when the next may begin, were they all on time
+    _since: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._since = self.clock()
+
+    def change(self, rate: Rate | None) -> None:
+        """Keep another rate from now on."""
+        if rate == self.rate:
+            return
+        self.rate = rate
+        if rate is not None and rate.count > REMEMBERED:
+            self._begun = deque(self._begun, maxlen=rate.count)
+        self._next = self._after_the_last
 
     def remember(self, begun: Iterable[float]) -> None:
-        """Count what began before, as the clock would have had it."""
-        self._begun.extend(sorted(begun))
+        """Count what an earlier process began, as the clock would have had it; replaces what was counted of that."""
+        own = [at for at in self._begun if at >= self._since]
+        self._begun.clear()
+        self._begun.extend(sorted(at for at in begun if at < self._since))
+        self._begun.extend(own)
+        self._next = max(self._next, self._after_the_last)
 
     @property
     def period(self) -> timedelta:
-        return timedelta(seconds=self.rate.seconds)
+        """For how long what began counts."""
+        return timedelta(seconds=_length(self.rate) if self.rate is not None else 0.0)
 
     @property
     def free(self) -> int:
         """How many more may be reserved now."""
-        over = self.clock() - self.rate.seconds
-        while self._begun and self._begun[0] <= over:
-            self._begun.popleft()
-        return self.rate.count - len(self._begun) - self.reserved
+        if self.rate is None:
+            return maxsize
+        now, late = self.clock(), _lateness(self.rate)
+        start = max(self._next, now)
+        if start > now + late:
+            return 0
+        free = min(1 + int((now + late - start) / _gap(self.rate)), self.rate.count - self.reserved)
+        while free > 0 and self._count_frees(free) > now:
+            free -= 1
+        return max(0, free)
 
     @property
     def next_free_in(self) -> float:
-        """Seconds until a place may be free again; what is reserved may free one earlier."""
-        return max(0.0, self._begun[0] + self.rate.seconds - self.clock()) if self._begun else 0.0
+        """Seconds until a place is free, more than 0; infinite where only a release can free one."""
+        if self.rate is None or self.reserved >= self.rate.count:
+            return inf
+        at = max(self._next - _lateness(self.rate), self._count_frees(1))
+        return max(0.001, at - self.clock())
+
+    def reserve(self) -> None:
+        """Take a place for what may begin a transaction."""
+        self.reserved += 1
+        if self.rate is not None:
+            self._next = max(self._next, self.clock()) + _gap(self.rate)
 
     def use(self) -> None:
         """Begin the transaction that a place was reserved for."""
-        self.release()
+        self.reserved = max(0, self.reserved - 1)
+        self.count()
+
+    def count(self) -> None:
+        """Count a transaction that begins without a place: a further one of the same attempt."""
         self._begun.append(self.clock())
+        if self.rate is not None:
+            self._next = max(self._next, self._after_the_last - _lateness(self.rate))
 
     def release(self) -> None:
         """Give a reserved place up."""
         self.reserved = max(0, self.reserved - 1)
+        if self.rate is not None:
+            self._next = max(self._next - _gap(self.rate), self._after_the_last)
+
+    @property
+    def _after_the_last(self) -> float:
+        return self._begun[-1] + _gap(self.rate) if self._begun and self.rate is not None else -inf
+
+    def _count_frees(self, places: int) -> float:
+        """When so many places are free by the count of what has begun, apart from those reserved."""
+        assert self.rate is not None  # noqa: S101 (callers look)
+        oldest = self.rate.count - self.reserved - places + 1  # the begun one that must be over, counted from the last
+        return self._begun[-oldest] + _length(self.rate) if 0 < oldest <= len(self._begun) else -inf
+
+
+def _length(rate: Rate) -> float:
+    """How long a message counts: the relay may see two of them closer together than they began."""
+    return rate.seconds * (1 + SLACK) + LATENCY
+
+
+def _gap(rate: Rate) -> float:
+    """Seconds between two messages that begin on time."""
+    evenly = _length(rate) / rate.count
+    return evenly if rate.seconds <= LONGEST_SPREAD else min(evenly, QUOTA_GAP)
+
+
+def _lateness(rate: Rate) -> float:
+    """By how much one that is on time may follow too close upon one that was late; so that lateness does not add up."""
+    return max(LATENCY / 2, (_gap(rate) - rate.seconds / rate.count) / 2)

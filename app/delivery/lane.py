@@ -27,10 +27,9 @@ class Lane:
     is_known: bool = False  # it is in the settings
     paused_at: datetime | None = None  # by an operator; nothing is begun until it is resumed
     flow: Flow = field(init=False)
-    meter: Meter | None = field(init=False, default=None)  # None = no rate
+    meter: Meter = field(init=False)
     under_way: int = 0  # attempts
     claiming: int = 0  # places held while a claim is under way
-    begun: int = 0  # of those under way, whose transaction has begun
     fresh: int = 0  # of those under way, what this process had just accepted
     last_success: datetime | None = None  # of this process
     backlog: bool = False  # something waits in the store that could go now
@@ -40,6 +39,7 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.flow = Flow(self.clock)
+        self.meter = Meter(self.clock)
 
     def change(self, profile: Profile | None) -> None:
         """Go on by these settings; None = the profile is in the settings no more."""
@@ -47,12 +47,7 @@ class Lane:
         if profile is None:
             return
         self.profile = profile
-        if profile.rate is None:
-            self.meter = None
-        elif self.meter is None:
-            self.meter = Meter(profile.rate, self.clock, reserved=self.under_way - self.begun)
-        else:
-            self.meter.rate = profile.rate
+        self.meter.change(profile.rate)
 
     @property
     def window(self) -> int:
@@ -64,7 +59,7 @@ class Lane:
     @property
     def room_for_fresh(self) -> bool:
         """Whether a message that is about to be accepted may begin at once."""
-        if self.paused_at is not None or (self.meter is not None and self.meter.free <= 0):
+        if self.paused_at is not None or self.meter.free <= 0:
             return False
         if self.backlog:
             return self.fresh < self.window // 2
@@ -75,21 +70,19 @@ class Lane:
         """How many messages may be claimed from the store."""
         waiting = self.under_way + self.claiming - self.fresh
         room = min(self.window - self.window // 2 - waiting, self.window - self.under_way - self.claiming)
-        return max(0, room if self.meter is None else min(room, self.meter.free))
+        return max(0, min(room, self.meter.free))
 
     def enter(self, *, is_fresh: bool) -> None:
         """Hold a place for an attempt."""
         self.under_way += 1
         self.fresh += is_fresh
-        if self.meter is not None:
-            self.meter.reserved += 1
+        self.meter.reserve()
 
     def leave(self, *, is_fresh: bool, has_begun: bool) -> None:
         """Give it up; `has_begun` = its transaction did, which used the place in the rate."""
         self.under_way -= 1
         self.fresh -= is_fresh
-        self.begun -= has_begun
-        if self.meter is not None and not has_begun:
+        if not has_begun:
             self.meter.release()
         if self.backlog:
             self.wake.set()

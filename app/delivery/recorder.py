@@ -93,7 +93,8 @@ class Recorder:
         self._metrics.messages(profile, snapshot.state.value).inc()
         if attempt is not None:
             self.count(attempt)
-        log.info(
+        tell = log.warning if snapshot.state in _LOST else log.info
+        tell(
             _EVENTS[snapshot.state],
             message_id=str(snapshot.id),
             profile=profile,
@@ -121,4 +122,6 @@ class Recorder:
             self._metrics.smtp_phase(profile, phase).observe(ms / 1000)
 
 
+# Somebody is not going to get it, or may not have got it, unless a person acts.
+_LOST = frozenset({MessageState.FAILED, MessageState.PARTIAL, MessageState.IN_DOUBT})
 _EVENTS = {state: f"delivery.{state}" for state in MessageState}

@@ -21,6 +21,7 @@ import structlog
 
 from app.delivery.carrier import LONGEST_JITTER, Carrier
 from app.delivery.circuits import Circuits
+from app.delivery.contents import Contents
 from app.delivery.flow import Meter
 from app.delivery.lane import Lane
 from app.delivery.recorder import PAUSE_WITHOUT_STORE, until_written
@@ -65,6 +66,7 @@ class Worker:
         profiles: Mapping[str, Profile],
         schedule: Schedule,
         outbox: Outbox,
+        contents: Contents,
         pool: Pool,
         circuits: Circuits,
         verdicts: Verdicts,
@@ -84,6 +86,7 @@ class Worker:
         self._carrier = Carrier(
             self._lanes,
             outbox=outbox,
+            contents=contents,
             pool=pool,
             circuits=circuits,
             verdicts=verdicts,
@@ -135,10 +138,13 @@ class Worker:
         for name in profiles:
             self._lane(name)
         for name, lane in self._lanes.items():
-            is_back = not lane.is_known and name in profiles and self._is_claiming
+            was, is_back = lane.profile, not lane.is_known and name in profiles
             lane.change(profiles.get(name))
             lane.wake.set()
-            if is_back:  # what found it gone waits for longer than it need
+            # What found it gone, or could not be sent by the settings before, waits for longer than it need. Where its
+            # circuit is open, `Circuits` lets it go.
+            is_mended = not lane.profile.sends_like(was) and self._circuits.of(name) is None
+            if self._is_claiming and (is_back or is_mended):
                 self._keep(self._make_due(name))
         self._circuits.settings_changed()
 
@@ -172,7 +178,7 @@ class Worker:
 
     def meters(self) -> Mapping[str, Meter]:
         """Give the meters of the profiles that have a rate."""
-        return {name: lane.meter for name, lane in self._lanes.items() if lane.meter is not None}
+        return {name: lane.meter for name, lane in self._lanes.items() if lane.meter.rate is not None}
 
     def _lane(self, name: str) -> Lane:
         """Give a profile's lane, a new one where there is none, that of a profile that is not in the settings."""
@@ -271,8 +277,8 @@ class Worker:
                     nap = PAUSE_WITHOUT_STORE
             else:
                 lane.backlog = True
-                if lane.meter is not None and lane.meter.free <= 0:
-                    nap = min(lane.meter.next_free_in or LONGEST_NAP, LONGEST_NAP)
+                if lane.meter.free <= 0:
+                    nap = min(lane.meter.next_free_in, LONGEST_NAP)
             if nap > 0 and not self._stopping:
                 try:
                     async with asyncio.timeout(nap):

@@ -20,7 +20,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.answers import details, instant
-from app.api.edge import Answer
+from app.api.edge import Answer, hold_of, relative
 from app.api.routes import caller_of, runtime_of, to_response
 from app.inspector.reading import read, shown
 from app.mail.errors import NotFound
@@ -92,7 +92,7 @@ async def sandbox(request: Request, before: str = "") -> Response:
     page = newest[:PAGE]
     older = str(page[-1].id) if len(newest) > PAGE else ""
     is_on = runtime.settings.sandbox
-    return _render("sandbox.html", messages=page, older=older, is_first=not before, is_on=is_on)
+    return _render(request, "sandbox.html", messages=page, older=older, is_first=not before, is_on=is_on)
 
 
 @router.get("/sandbox/static/inspector.css")
@@ -106,6 +106,7 @@ async def sandbox_message(request: Request, id: str) -> Response:
     snapshot, content = await _found(request, id)
     attempts = await runtime_of(request).history.attempts(snapshot.id)
     return _render(
+        request,
         "message.html",
         message=snapshot,
         said=details(snapshot, attempts),
@@ -126,14 +127,14 @@ async def sandbox_html(request: Request, id: str) -> Response:
     return to_response(Answer(200, body.encode("utf-8", "replace"), _HTML))
 
 
-@router.get("/sandbox/{id}/parts/{number:int}")
-async def sandbox_part(request: Request, id: str, number: int) -> Response:
-    """Give a file of a message to save; they are counted from 1."""
+@router.get("/sandbox/{id}/parts/{number}")
+async def sandbox_part(request: Request, id: str, number: str) -> Response:
+    """Return a file of a message, to be saved; they are counted from 1."""
     _, content = await _found(request, id)
     parts = (await asyncio.to_thread(read, content)).parts
-    if not 1 <= number <= len(parts):
-        raise NotFound(f"The message {id[:80]} has no part {number}")
-    part = parts[number - 1]
+    part = next((part for at, part in enumerate(parts, 1) if str(at) == number), None)
+    if part is None:
+        raise NotFound(f"The message {id[:80]} has no part {number[:20]}")
     # RFC 6266 in its encoded form alone: nothing in a name can end it.
     name = quote(part.name or f"part-{number}", safe="", errors="replace")
     headers = (*_FILE, (b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode()))
@@ -143,7 +144,10 @@ async def sandbox_part(request: Request, id: str, number: int) -> Response:
 async def _found(request: Request, id: str) -> tuple[Snapshot, bytes]:
     runtime, message_id = runtime_of(request), _id(id)
     snapshot = await runtime.history.find(message_id)
-    content = await runtime.outbox.content(message_id, within=PATIENCE)
+    content = None
+    if snapshot is not None:
+        hold_of(request.scope).grow_to(snapshot.size)  # until the answer has been read
+        content = await runtime.outbox.content(message_id, within=PATIENCE)
     if snapshot is None or content is None or not snapshot.sandbox:
         raise NotFound(f"The sandbox has no message {id[:80]}, or its content is not kept any more")
     return snapshot, content
@@ -156,8 +160,10 @@ def _id(text: str) -> UUID:
         raise NotFound(f"The sandbox has no message {text[:80]}") from error
 
 
-def _render(template: str, **values: object) -> Response:
-    body = _templates().get_template(template).render(**values).encode("utf-8", "replace")
+def _render(request: Request, template: str, **values: object) -> Response:
+    root = relative(request.scope["path"], "/")  # links hold behind any prefix
+    docs = runtime_of(request).settings.docs
+    body = _templates().get_template(template).render(root=root, docs=docs, **values).encode("utf-8", "replace")
     headers = ((b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", _POLICY))
     return to_response(Answer(200, body, headers))
 

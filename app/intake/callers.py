@@ -24,8 +24,8 @@ class Visit:
     host: str = ""
     origin: str | None = None
     fetch_site: str | None = None
-    credential: bytes | None = None
-    forwarded: bool = False  # a proxy's header is there
+    credentials: tuple[bytes, ...] = ()  # every key that is presented
+    forwarded: bool = False  # a proxy is in between: one of its headers, or HTTP/1.0 (nginx to its upstreams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,13 @@ class Callers:
             return _OPERATOR
         if self._digest is not None:
             # Both sides hashed: the comparison takes the same time whatever was sent.
-            given = sha256(visit.credential or b"").digest()
-            if hmac.compare_digest(given, self._digest):
+            given = [sha256(credential).digest() for credential in visit.credentials or (b"",)]
+            if any(hmac.compare_digest(one, self._digest) for one in given):
                 return _ANYONE
-            raise Unauthenticated("A valid API key is needed: send it as Authorization: Bearer … or as X-API-Key")
+            raise Unauthenticated(
+                "A valid API key is needed: send it as Authorization: Bearer …, as X-API-Key, or as the password of "
+                "Basic authentication with any user name"
+            )
         if _is_local(visit):
             return _ANYONE
         raise Unauthenticated(

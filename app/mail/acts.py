@@ -58,6 +58,15 @@ def after(act: Act, said: Snapshot) -> tuple[Recipient, ...]:
     return changed
 
 
+def is_possible(act: Act, said: Snapshot) -> bool:
+    """Whether the message's state allows an act."""
+    try:
+        after(act, said)
+    except Conflict:
+        return False
+    return True
+
+
 def _changed(said: Snapshot, from_: tuple[RecipientState, ...], to: RecipientState) -> tuple[Recipient, ...]:
     return tuple(_moved(r, to) if r.state in from_ else r for r in said.recipients)
 

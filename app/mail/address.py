@@ -14,20 +14,20 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-MAX_LOCAL = 64  # octets, RFC 5321 §4.5.3.1.1
-MAX_LABEL = 63  # octets, RFC 1035 §2.3.4
-MAX_SPEC = 254  # octets of local@domain: RFC 5321 §4.5.3.1.3 less the brackets
-MAX_TEXT = 1000  # characters of one written address, display name included
+from app.mail import encoded_words
+from app.mail.slips import DOT_ATOM, HOST, MAX_SPEC, invisible_character, slip_in
 
-_DOT_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\Z")
-_HOST = re.compile(
-    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\Z"
-)
-_ANGLE = re.compile(r"(?:\"((?:[^\"\\]|\\.)*)\"|([^\"<>]*))\s*<([^<>]*)>\Z", re.DOTALL)
+MAX_TEXT = 1000  # characters of one written address, display name included
+MAX_ENCODED_NAME = 320  # characters of a display name as encoded words; Sendmail drops the whole field of a longer one
+MAX_PLAIN_NAME = 60  # characters of a display name that is written as it is; a longer one is encoded, to be folded
+
+_QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_ANGLE = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^"<>])*)<([^<>]*)>\Z', re.DOTALL)
 _RESERVED_LABEL = re.compile(r"(?:\A|\.)[^.]{2}--")  # RFC 5890 §2.3.1: A-labels, and what may be one some day
 # Begins only where a word does, so that a long one is gone through once.
 _LOOKS_LIKE_ONE = re.compile(r"(?<![^\s<>()\[\],;:\"@])[^\s<>()\[\],;:\"@]++@[^\s<>()\[\],;:\"@]++")
 _SEPARATORS = frozenset(",;\r\n")
+_NEVER_BARE = _SEPARATORS | {":"}  # in a display name without quotes
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
 
@@ -59,9 +59,10 @@ class Address:
 
 
 def split_addresses(text: str) -> list[str]:
-    """Cut a list of addresses at `,`, `;` and line breaks outside quotes and angle brackets.
+    """Split a list of addresses at `,`, `;` and line breaks outside quotes and angle brackets.
 
-    Empty pieces are dropped, so that a trailing comma does no harm.
+    Empty pieces are dropped, so that a trailing comma does no harm. Every other piece must be a whole address:
+    `parse_address()` refuses what is left of a name or a command.
     """
     if _SEPARATORS.isdisjoint(text):
         return [text.strip()] if text.strip() else []
@@ -84,7 +85,7 @@ def split_addresses(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address:
-    """Read one address: `a@b`, `<a@b>`, `Name <a@b>` or `"Na, me" <a@b>`.
+    """Read one address: `a@b`, `<a@b>`, `Name <a@b>`, `"Na, me" <a@b>`; the name may be encoded words.
 
     Raises:
         InvalidAddress: anything else; the text never repeats more than 80 characters of the input.
@@ -94,14 +95,27 @@ def parse_address(text: str) -> Address:
         raise InvalidAddress(f"an address of {len(text)} characters is too long; at most {MAX_TEXT} are taken")
     found = _ANGLE.match(text)
     if found is None:
-        if text.startswith("'") and text.endswith(">"):
-            raise InvalidAddress(f"{shown(text)} is not an address; write: Name <name@example.org>")
         return _parse_spec(text, name="")
-    quoted, bare, spec = found.groups()
-    if bare and not _SEPARATORS.isdisjoint(bare):
+    phrase, spec = found.groups()
+    name = read_phrase(phrase)
+    if name is None:
         raise InvalidAddress(f'{shown(text)}: quote the name, as in "Miller, Ann" <ann@example.org>')
-    name = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare.strip()
     return _parse_spec(spec.strip(), name=checked_name(name))
+
+
+def read_phrase(phrase: str) -> str | None:
+    """Return what a phrase of words and quoted strings (RFC 5322 §3.2.5) shows; None where a part needs quotes."""
+    phrase = phrase.strip()
+    bare = _QUOTED_STRING.sub("", phrase) if '"' in phrase else phrase
+    # A bare colon begins a group (RFC 5322 §3.4). It is also what a header field or an SMTP command has that was
+    # smuggled in behind a line break: "a@example.org\r\nRCPT TO:<b@example.org>" is not two recipients.
+    if not _NEVER_BARE.isdisjoint(bare):
+        return None
+    return phrase if bare is phrase else _QUOTED_STRING.sub(_unquoted, phrase)
+
+
+def _unquoted(quoted: re.Match[str]) -> str:
+    return re.sub(r"\\(.)", r"\1", quoted[1], flags=re.DOTALL)
 
 
 def mailbox(addr_spec: str, name: str) -> Address:
@@ -121,11 +135,19 @@ def without_addresses(text: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """Refuse a display name that could not stand in one header line."""
-    if CONTROL.search(name) or not _is_encodable(name):
-        raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
+    """Decode a display name that came as encoded words, and refuse one that could not stand in a header field."""
     if len(name) > MAX_TEXT:
         raise InvalidAddress(f"a display name of {len(name)} characters is too long; at most {MAX_TEXT} are taken")
+    name = encoded_words.decode(name)
+    if CONTROL.search(name) or not _is_encodable(name):
+        raise InvalidAddress("a display name may not contain line breaks or control characters; remove them")
+    if len(name) > MAX_PLAIN_NAME:
+        length = len(" ".join(encoded_words.encode(name)))
+        if length > MAX_ENCODED_NAME:
+            raise InvalidAddress(
+                f"the display name {shown(name)} is too long: it has {length} characters when encoded, and relays drop "
+                f"one of more than {MAX_ENCODED_NAME}; shorten it"
+            )
     return name
 
 
@@ -141,9 +163,9 @@ def shown(text: str) -> str:
 
 def _parse_spec(spec: str, *, name: str) -> Address:
     local, at, domain = spec.rpartition("@")
-    if at and len(local) <= MAX_LOCAL and len(spec) <= MAX_SPEC and _is_plain(local) and _is_host(domain):
+    if at and len(spec) <= MAX_SPEC and _is_plain(local) and _is_host(domain):
         return Address(local, domain.lower(), name)
-    fault = _fault(spec)
+    fault = slip_in(spec)
     if fault is not None:
         raise InvalidAddress(f"{shown(spec)}: {fault}")
     return _parse_international(spec, name=name)
@@ -151,51 +173,12 @@ def _parse_spec(spec: str, *, name: str) -> Address:
 
 def _is_plain(local: str) -> bool:
     # "=?" is made of atext, but parsers decode an encoded word wherever it stands, and then it is another address.
-    return bool(_DOT_ATOM.match(local)) and "=?" not in local
+    return bool(DOT_ATOM.match(local)) and "=?" not in local
 
 
 def _is_host(domain: str) -> bool:
     """A host name that needs no second look; an A-label has rules of its own."""
-    return (
-        bool(_HOST.match(domain)) and not _RESERVED_LABEL.search(domain) and not domain.rpartition(".")[2].isdecimal()
-    )
-
-
-def _fault(spec: str) -> str | None:  # noqa: PLR0912 (a table of slips)
-    """Say what the likely slip is and what to write instead; None where only an international reading is left."""
-    local, at, domain = spec.rpartition("@")
-    if not at:
-        cure = "write name@example.org"
-        if " " in spec or "." not in spec:
-            cure += '; if it is part of a name with a comma, quote the name: "Miller, Ann" <ann@example.org>'
-        return f"there is no @ in it; {cure}"
-    if not local or not domain:
-        return "something is missing beside the @; write name@example.org"
-    if "=?" in local:
-        return "an encoded word is not taken before the @; write it out: name@example.org"
-    if '"' in local:
-        return "quoted local parts are not taken; write name@example.org"
-    if domain.startswith("["):
-        return "an address literal is not taken; use the host's name"
-    if "(" in spec or ")" in spec:
-        return "comments are not taken; remove the brackets"
-    if "<" in spec or ">" in spec:
-        return "the angle brackets do not match; write: Name <name@example.org>"
-    if any(c.isspace() for c in spec):
-        return "there is a space in it; separate several by a comma"
-    if "@" in local:
-        return "there is more than one @; separate several addresses by a comma"
-    if len(local.encode("utf-8", "replace")) > MAX_LOCAL:
-        return f"the part before the @ is longer than {MAX_LOCAL} octets; use a shorter address"
-    if len(spec) > MAX_SPEC or any(len(label) > MAX_LABEL for label in domain.split(".")):
-        return f"it is too long: at most {MAX_SPEC} octets in all and {MAX_LABEL} between two dots of the domain"
-    if domain.endswith(".") or ".." in spec or local.startswith(".") or local.endswith(".") or domain.startswith("."):
-        return "a dot stands where none may be; write name@example.org"
-    if domain.rpartition(".")[2].isdecimal():
-        return "the domain is a number; use the host's name"
-    if spec.isascii() and not ("--" in domain and _HOST.match(domain) and _DOT_ATOM.match(local)):
-        return "it has characters that an address may not have; use letters, digits, dots and hyphens"
-    return None
+    return bool(HOST.match(domain)) and not _RESERVED_LABEL.search(domain) and not domain.rpartition(".")[2].isdecimal()
 
 
 def _parse_international(spec: str, *, name: str) -> Address:
@@ -205,9 +188,11 @@ def _parse_international(spec: str, *, name: str) -> Address:
     try:
         valid = validate_email(spec, check_deliverability=False, strict=True, test_environment=True)
     except EmailNotValidError as error:
-        text = "it is no valid internationalised address; write name@example.org, the domain as A-labels (xn--…)"
+        text = invisible_character(spec) or (
+            "it is no valid internationalised address; write name@example.org, the domain as A-labels (xn--…)"
+        )
         raise InvalidAddress(f"{shown(spec)}: {text}") from error
     domain = valid.ascii_domain
-    if not _HOST.match(domain) or CONTROL.search(valid.local_part):
+    if not HOST.match(domain) or CONTROL.search(valid.local_part):
         raise InvalidAddress(f"{shown(spec)}: the domain is not a host name; write name@example.org")
     return Address(valid.local_part, domain.lower(), name)

@@ -33,6 +33,7 @@ class Attempt:
     started_at: datetime
     clock: Callable[[], float]
     keeps_transcript: bool = True
+    message_id: str | None = None  # None = a probe or a diagnosis
     host: str = ""
     ip: str | None = None
     port: int = 0
@@ -100,6 +101,12 @@ class Attempt:
         """Drop what was noted of TLS on a connection that came to nothing, except the error."""
         self.tls, self.tls_version, self.tls_cipher, self.tls_verified = False, None, None, False
         self.tls_names, self.tls_not_after, self.tls_sha256 = (), None, None
+
+    def turn_to_next_address(self, failure: Failure) -> None:
+        """Drop what was noted of one of the relay's addresses, except that it was tried and why it did not do."""
+        self.forget_tls()
+        self.tls_error, self.extensions = None, []
+        self.say(f"(trying the next address; {self.ip} did not serve: {failure.message})")
 
     def _close_phase(self, now: float) -> None:
         if self._since is None:

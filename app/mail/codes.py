@@ -61,6 +61,7 @@ class Reason(StrEnum):
     AUTH_MECHANISM_UNSUPPORTED = "auth_mechanism_unsupported"
     AUTH_UNAVAILABLE = "auth_unavailable"
     AUTH_NEEDS_TLS = "auth_needs_tls"
+    AUTH_SERVER_UNVERIFIED = "auth_server_unverified"
     AUTH_REQUIRED = "auth_required"
     SENDER_REFUSED = "sender_refused"
     SENDER_DEFERRED = "sender_deferred"
@@ -123,6 +124,7 @@ CODE_OF: Mapping[Reason, ErrorCode] = {
     Reason.AUTH_MECHANISM_UNSUPPORTED: ErrorCode.EAUTH,
     Reason.AUTH_UNAVAILABLE: ErrorCode.EAUTH,
     Reason.AUTH_NEEDS_TLS: ErrorCode.EAUTH,
+    Reason.AUTH_SERVER_UNVERIFIED: ErrorCode.EAUTH,
     Reason.AUTH_REQUIRED: ErrorCode.EAUTH,
     Reason.SENDER_REFUSED: ErrorCode.EENVELOPE,
     Reason.SENDER_DEFERRED: ErrorCode.EENVELOPE,

@@ -10,7 +10,8 @@
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── RateLimited            429, with the seconds to wait
-    │   └── NoRoom                 503: the disk or the queue is full
+    │   ├── NoRoom                 503: the disk or the queue is full
+    │   └── Overloaded             503: more arrives at once than is held in memory
     ├── TransactionError(failure)  a relay gave no verdict: the phase and the cause say what that means
     ├── StoreUnavailable           503: nothing was taken
     │   ├── StoreBroken            nor will anything be, until the service is started again
@@ -63,9 +64,10 @@ class InvalidMessage(Refused):
     """The request is not a message that we can send."""
 
     @classmethod
-    def of(cls, faults: Sequence[Fault]) -> InvalidMessage:
-        """Refuse for these faults; the first one is the sentence that people see."""
-        return cls(faults[0].detail, faults)
+    def of(cls, faults: Sequence[Fault], *, detail: str = "") -> InvalidMessage:
+        """Refuse for these faults. The detail is by default the first one, and says how many more there are."""
+        more = len(faults) - 1
+        return cls(detail or (f"{faults[0].detail} ({more} more in errors)" if more else faults[0].detail), faults)
 
 
 class KeyReused(Refused):
@@ -102,6 +104,10 @@ class RateLimited(Refused):
 
 class NoRoom(Refused):
     """The disk or the queue has no room for another message."""
+
+
+class Overloaded(Refused):
+    """More arrives at once than may be held in memory; the same request can be served a moment later."""
 
 
 class TransactionError(MailError):

@@ -198,7 +198,7 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
     ),
     Reason.TLS_HANDSHAKE_FAILED: Explanation(
         "The TLS handshake failed in another way; the relay's or OpenSSL's words say how.",
-        ("no cipher in common", "a key too short for this machine's OpenSSL"),
+        ("an old relay: no cipher in common", "a key that is too short for tls_security_level"),
         (_C, _T),
     ),
     Reason.TLS_MODE_MISMATCH: Explanation(
@@ -226,8 +226,13 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
         (_C,),
     ),
     Reason.AUTH_MECHANISM_UNSUPPORTED: Explanation(
-        "The relay offers no mechanism that the profile allows and Mailchute speaks.",
-        ("auth pins another mechanism", "the relay offers only NTLM, GSSAPI or OAuth2"),
+        "The relay offers no mechanism that the profile allows and Mailchute speaks, or refused the AUTH command "
+        "itself and not the password.",
+        (
+            "auth pins another mechanism",
+            "the relay offers only NTLM, GSSAPI or OAuth2",
+            "the relay offers a mechanism that it cannot do",
+        ),
         (_C,),
     ),
     Reason.AUTH_UNAVAILABLE: Explanation(
@@ -238,6 +243,11 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
     Reason.AUTH_NEEDS_TLS: Explanation(
         "A password, or any mail, is wanted only under TLS.",
         ("tls = none where the relay wants STARTTLS",),
+        (_C,),
+    ),
+    Reason.AUTH_SERVER_UNVERIFIED: Explanation(
+        "The relay accepted the login, or went on with it, without proving that it knows the password (SCRAM).",
+        ("host leads to another server", "a proxy answers in the relay's place", "a relay whose SCRAM is broken"),
         (_C,),
     ),
     Reason.AUTH_REQUIRED: Explanation(
@@ -256,8 +266,8 @@ EXPLANATIONS: Mapping[Reason, Explanation] = {
         (_T,),
     ),
     Reason.BAD_SEQUENCE: Explanation(
-        "The relay says that a command came out of order.",
-        ("a relay, or a proxy before it, that lost its place",),
+        "The relay says that a command came out of order or is unknown: the fault is the session's, not the message's.",
+        ("a relay, or a proxy before it, that lost its place", "a relay that cannot take several commands at once"),
         (_T,),
     ),
     Reason.MESSAGE_TOO_LARGE: Explanation(

@@ -8,8 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from app.mail import tls_hints
+from app.mail.changes import Change, Noting, complete
 from app.mail.codes import Reason
-from app.mail.profile import SANDBOX_PROFILES, AuthMode, Profile, TlsMode, TlsVersion, is_loopback
+from app.mail.profile import (
+    MECHANISMS,
+    MECHANISMS_IN_CLEAR,
+    SANDBOX_PROFILES,
+    AuthMode,
+    Profile,
+    TlsMode,
+    is_loopback,
+)
+from app.mail.schedule import Rate
 
 Facts: TypeAlias = Mapping[str, str]  # what only the conversation knows: names, dates, mechanisms, our address
 _Hint: TypeAlias = Callable[[Profile, Facts], str]
@@ -19,7 +30,18 @@ _NOT_IN_TIME = "The message was not taken in the time it had: mend what the last
 
 def hint(reason: Reason, profile: Profile, facts: Facts | None = None) -> str:
     """Say in one sentence what to change so that this does not happen again."""
-    return _HINTS[reason](profile, facts or {})
+    return _advice(reason, profile, facts)[0]
+
+
+def changes(reason: Reason, profile: Profile, facts: Facts | None = None) -> tuple[Change, ...]:
+    """Return what the hint proposes to change, each a way of its own; what it only names is not among them."""
+    return _advice(reason, profile, facts)[1]
+
+
+def _advice(reason: Reason, profile: Profile, facts: Facts | None) -> tuple[str, tuple[Change, ...]]:
+    noting = Noting.of(profile)
+    sentence = _HINTS[reason](noting, facts or {})
+    return complete(sentence, profile, noting.noted)
 
 
 def at_the_end(said: str) -> str:
@@ -58,6 +80,13 @@ def _connect_timeout(p: Profile, facts: Facts) -> str:
 
 
 def _greeting_timeout(p: Profile, facts: Facts) -> str:
+    if facts.get("tls"):
+        return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
+    if facts.get("greets"):
+        longer = p.setting("timeouts.greeting")
+        return f"The relay greets, but too slowly: it is tried again; if it always does, raise {longer}."
+    if facts.get("looked") or p.tls is TlsMode.IMPLICIT:
+        return f"The relay took the connection and said nothing: {_answers(p, facts)}check {_host_port(p)}."
     return (
         f"The relay took the connection and said nothing: {_answers(p, facts)}if port {p.port} expects TLS from the "
         f"first byte, set {p.setting('tls', 'implicit')}."
@@ -65,15 +94,21 @@ def _greeting_timeout(p: Profile, facts: Facts) -> str:
 
 
 def _not_smtp(p: Profile, facts: Facts) -> str:
-    return f"What answers there is not a mail server: {_answers(p, facts)}check {_host_port(p)}."
+    server = f"{facts['server']}, " if facts.get("server") else ""
+    return (
+        f"What answers there is {server}not a mail server: {_answers(p, facts)}check {_host_port(p)}; relays use "
+        "port 587, 465 or 25."
+    )
 
 
 def _malformed_reply(p: Profile, facts: Facts) -> str:
+    if facts.get("mechanism") and not facts.get("answers"):
+        return _login_derailed(p, facts)
     return f"What the relay answered is not SMTP: {_answers(p, facts)}check {_host_port(p)}."
 
 
 def _tls_not_offered(p: Profile, facts: Facts) -> str:
-    cure = f"set {p.setting('tls', 'implicit')} with port 465 if the relay has that"
+    cure = f"set {p.setting('tls', 'implicit')} and {p.setting('port', 465)} if the relay has that"
     if p.wants_login and not facts.get("offered"):
         return (
             f"The relay offers neither STARTTLS nor AUTH on port {p.port}: if it wants no login, set "
@@ -91,84 +126,20 @@ def _tls_not_offered(p: Profile, facts: Facts) -> str:
     )
 
 
-def _tls_cert_untrusted(p: Profile, facts: Facts) -> str:
-    issuer = f" (issued by {facts['issuer']})" if facts.get("issuer") else ""
-    return (
-        f"The relay's certificate{issuer} is signed by nobody this machine trusts: name its CA with "
-        f"{p.setting('ca_file', '/path/to/ca.pem')}{_or_pin(p, facts)}, or stop verifying with "
-        f"{p.setting('verify', False)}."
-    )
-
-
-def _or_pin(p: Profile, facts: Facts) -> str:
-    """Trusting one certificate, looked at once, is better than trusting any."""
-    sha256 = facts.get("sha256")
-    return f", trust this one alone with {p.setting('cert_sha256', sha256)}" if sha256 else ""
-
-
-def _tls_cert_expired(p: Profile, facts: Facts) -> str:
-    ended = f" on {facts['not_after']}" if facts.get("not_after") else ""
-    return (
-        f"The relay's certificate ended{ended}: have it renewed{_or_pin(p, facts)}, or until then stop verifying with "
-        f"{p.setting('verify', False)}."
-    )
-
-
-def _tls_hostname_mismatch(p: Profile, facts: Facts) -> str:
-    names = facts.get("names")
-    wanted = p.server_name or p.host
-    if not names:
-        return (
-            f"The relay's certificate is not for {wanted}: set {p.setting('server_name')} to a name that it bears, "
-            f"or stop verifying with {p.setting('verify', False)}."
-        )
-    first = names.split(", ")[0]
-    example = first.replace("*", "mail", 1)
-    return (
-        f"The relay's certificate is for {names}, not for {wanted}: set {p.setting('server_name', example)} if that "
-        f"is the relay you mean, or stop verifying with {p.setting('verify', False)}."
-    )
-
-
-def _tls_pin_mismatch(p: Profile, facts: Facts) -> str:
-    sha256, names = facts.get("sha256"), facts.get("names")
-    whose = f" (for {names}, until {facts.get('not_after')})" if names else ""
-    return (
-        f"The relay shows another certificate{whose} than the pinned one: if it was renewed, set "
-        f"{p.setting('cert_sha256', sha256) if sha256 else p.setting('cert_sha256')}."
-    )
-
-
-def _tls_mode_mismatch(p: Profile, _: Facts) -> str:
-    if p.tls is TlsMode.IMPLICIT:
-        other = "none" if p.wants_login is False else "starttls"
-        return (
-            f"Port {p.port} does not begin with TLS: set {p.setting('tls', 'starttls')}"
-            + (f", or {p.setting('tls', other)} for an unencrypted relay" if other == "none" else "")
-            + "."
-        )
-    return f"Port {p.port} expects TLS from the first byte: set {p.setting('tls', 'implicit')}."
-
-
-def _tls_version_unsupported(p: Profile, _: Facts) -> str:
-    if p.min_tls is TlsVersion.V1_0:
-        return f"The relay and this machine have no TLS version in common, from {p.min_tls} on: have it upgraded."
-    older = "1.2" if p.min_tls is TlsVersion.V1_3 else "1.0"
-    cure = p.setting("min_tls", older)
-    return f"The relay speaks only older versions of TLS than {p.min_tls}: have it upgraded, or set {cure}."
-
-
 def _reply_timeout(p: Profile, facts: Facts) -> str:
     key = f"timeouts.{facts['phase']}" if facts.get("phase") else "timeouts"
     return f"The relay was too slow to answer: it is tried again; if it always is, raise {p.setting(key)}."
 
 
-def _rate_limited(p: Profile, _: Facts) -> str:
-    fewer = max(1, p.max_connections // 2)
-    return (
-        "The relay takes no more from us for now: it is tried again; if it happens often, open fewer connections at "
-        f"once with {p.setting('max_connections', fewer)}."
-    )
+def _rate_limited(p: Profile, facts: Facts) -> str:
+    cures = []
+    if facts.get("limited") == "messages" or p.max_connections == 1:
+        slower = p.rate.halved if p.rate else Rate(30, 60.0)
+        cures = [f"send no more than it takes with {p.setting('rate', str(slower))}"] if slower else []
+    if p.max_connections > 1:
+        cures.append(f"open fewer connections at once with {p.setting('max_connections', p.max_connections // 2)}")
+    cure = ", or ".join(cures) or "ask its operator for a higher limit"
+    return f"The relay takes no more from us for now: it is tried again; if it happens often, {cure}."
 
 
 def _outcome_unknown(p: Profile, facts: Facts) -> str:
@@ -197,43 +168,123 @@ def _auth_not_offered(p: Profile, facts: Facts) -> str:
 
 
 def _auth_rejected(p: Profile, facts: Facts) -> str:
+    tried = facts.get("mechanism", "")
     other = next((m for m in ("PLAIN", "LOGIN") if m in facts.get("offered", "").split()), None)
     # Servers that keep only a password's hash cannot check it, and offer it all the same.
-    cram = (
-        f"; if they are right, this relay may not manage CRAM-MD5: set {p.setting('auth', other.lower())}"
-        if facts.get("mechanism") == "CRAM-MD5" and other
+    instead = (
+        f"; if they are right, this relay may not manage {tried}: set {p.setting('auth', other.lower())}"
+        if tried in MECHANISMS_IN_CLEAR and other
         else ""
     )
     return (
         f"The relay refused this user name and password: check {p.setting('username')} and {p.setting('password')}; "
-        f"one login was tried{cram}."
+        f"one login was tried{instead}."
     )
+
+
+def _another_mechanism(p: Profile, facts: Facts) -> str:
+    """Return the line that pins the strongest other mechanism on offer, "" where there is none."""
+    offered, tried = facts.get("offered", "").split(), facts.get("mechanism")
+    other = next((m for m in MECHANISMS if m in offered and m != tried), None)
+    return p.setting("auth", other.lower()) if other else ""
 
 
 def _auth_mechanism_unsupported(p: Profile, facts: Facts) -> str:
-    offered = facts.get("offered") or "none that we know"
-    # The one that was tried is offered and refused all the same.
-    common = [m for m in offered.split() if m in ("CRAM-MD5", "PLAIN", "LOGIN") and m != facts.get("mechanism")]
-    if common:
+    offered, tried = facts.get("offered") or "none that we know", facts.get("mechanism")
+    other = _another_mechanism(p, facts)
+    if facts.get("iterations"):
+        instead = f", or set {other}" if other else ""
+        return f"Have the relay ask for {facts['iterations']} iterations of {tried} at most{instead}."
+    if tried:
+        cure = f"set {other}" if other else "ask its operator, who offers no other that Mailchute speaks"
+        return f"The relay refused AUTH {tried} itself, not the password; it offers {offered}: {cure}."
+    if other:
         strongest = f", or {p.setting('auth', 'auto')} to take the strongest" if p.auth.is_pinned else ""
-        return f"The relay offers these mechanisms: {offered}; set {p.setting('auth', common[0].lower())}{strongest}."
+        return f"The relay offers these mechanisms: {offered}; set {other}{strongest}."
     return (
-        f"The relay offers these mechanisms: {offered}, and Mailchute speaks PLAIN, LOGIN and CRAM-MD5: have one of "
-        "them allowed there."
+        f"The relay offers these mechanisms: {offered}, and Mailchute speaks {', '.join(MECHANISMS[:-1])} and "
+        f"{MECHANISMS[-1]}: have one of them allowed there."
     )
 
 
-def _auth_required(p: Profile, _: Facts) -> str:
+def _login_derailed(p: Profile, facts: Facts) -> str:
+    other = _another_mechanism(p, facts)
+    instead = f"set {other}" if other else f"check {_host_port(p)}"
+    return f"The relay does not keep to AUTH {facts['mechanism']}: it is tried again; if it persists, {instead}."
+
+
+def _unexpected_reply(p: Profile, facts: Facts) -> str:
+    if facts.get("mechanism"):
+        return _login_derailed(p, facts)
+    return f"The relay answered out of turn: it is tried again; a proxy before {p.host} may do that."
+
+
+def _auth_server_unverified(p: Profile, _: Facts) -> str:
+    return (
+        f"What answers at {p.host} does not know this password, or cannot prove it: check {_host_port(p)}"
+        + (", and that the relay's certificate is verified" if not p.verify or not p.requires_tls else "")
+        + "; a proxy may stand between."
+    )
+
+
+def _auth_required(p: Profile, facts: Facts) -> str:
+    offered = facts.get("offered", "").split()
+    if not p.wants_login and offered and not set(offered) & set(MECHANISMS):
+        return (
+            f"The relay takes this mail only after a login, and offers only {' '.join(offered)}, which Mailchute does "
+            "not speak, so a user name will not do: have this machine's address allowed there without a login, or "
+            f"{MECHANISMS[-2]} or {MECHANISMS[-1]} enabled."
+        )
+    if not p.wants_login and facts.get("session") and not offered and p.auth is not AuthMode.NONE:
+        return _auth_required_elsewhere(p, facts)
     if p.auth is AuthMode.NONE:
         return (
             f"The relay takes mail only after a login, and {p.setting('auth', 'none')} forbids it: set "
-            f"{p.setting('auth', 'auto')} with {p.setting('username')} and {p.setting('password')}."
+            f"{p.setting('auth', 'auto')}{_under_tls(p)} with {p.setting('username')} and {p.setting('password')}."
         )
     return (
-        f"The relay takes mail only after a login: set {p.setting('username')} and {p.setting('password')}."
+        f"The relay takes mail only after a login: set {p.setting('username')} and {p.setting('password')}"
+        f"{',' if _under_tls(p) else ''}{_under_tls(p)}."
         if not p.wants_login
         else f"The relay wants a login that it accepts: check {p.setting('username')} and {p.setting('password')}."
     )
+
+
+def _under_tls(p: Profile) -> str:
+    """A login is refused with a TLS mode that was set and may send it in clear."""
+    if not p.tls_set_by or p.requires_tls or (p.tls is TlsMode.NONE and is_loopback(p.host)):
+        return ""
+    return f" and {p.setting('tls', 'starttls')}"
+
+
+def _auth_required_elsewhere(p: Profile, facts: Facts) -> str:
+    """The relay wants a login and offers none here."""
+    credentials = f"{p.setting('username')} and {p.setting('password')}"
+    if facts.get("starttls"):
+        return (
+            "The relay takes mail only after a login, which it may offer after STARTTLS: set "
+            f"{p.setting('tls', 'starttls')}, {credentials}."
+        )
+    return (
+        f"The relay takes mail only after a login, and offers none on port {p.port}: set {credentials}, and "
+        f"{p.setting('port')} to one with AUTH (587 or 465), or have this machine's address allowed there."
+    )
+
+
+def _auth_needs_tls(p: Profile, facts: Facts) -> str:
+    what = "logins" if p.wants_login else "mail"
+    if facts.get("tls_error"):
+        return (
+            f"The relay takes {what} only under TLS, and TLS failed with it: have that repaired there, or use another "
+            f"port ({p.setting('port', 465)} and {p.setting('tls', 'implicit')}, where it has that)."
+        )
+    return f"The relay takes {what} only under TLS: set {p.setting('tls', 'starttls')}."
+
+
+def _greeting_refused(_: Profile, facts: Facts) -> str:
+    if facts.get("for_now"):
+        return "The relay takes no connections for now: nothing to change here; it is tried again."
+    return "The relay turns this machine away: ask its operator whether our address is allowed."
 
 
 def _relay_denied(_: Profile, facts: Facts) -> str:
@@ -272,9 +323,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.HOST_NOT_FOUND: _with_host("The name {name} does not exist: check {host}."),
     Reason.DNS_FAILURE: _with_host("The name {name} could not be looked up now: check this machine's DNS servers."),
     Reason.CONNECT_TIMEOUT: _connect_timeout,
-    Reason.GREETING_REFUSED: _fixed(
-        "The relay turns this machine away: ask its operator whether our address is allowed."
-    ),
+    Reason.GREETING_REFUSED: _greeting_refused,
     Reason.GREETING_TIMEOUT: _greeting_timeout,
     Reason.SERVICE_UNAVAILABLE: _fixed(
         "The relay is closing or overloaded: nothing to change here; it is tried again."
@@ -291,21 +340,18 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.TLS_UNAVAILABLE: _fixed(
         "The relay cannot do TLS for the moment: nothing to change here; it is tried again."
     ),
-    Reason.TLS_CERT_UNTRUSTED: _tls_cert_untrusted,
-    Reason.TLS_CERT_EXPIRED: _tls_cert_expired,
-    Reason.TLS_HOSTNAME_MISMATCH: _tls_hostname_mismatch,
+    Reason.TLS_CERT_UNTRUSTED: tls_hints.cert_untrusted,
+    Reason.TLS_CERT_EXPIRED: tls_hints.cert_expired,
+    Reason.TLS_HOSTNAME_MISMATCH: tls_hints.hostname_mismatch,
     Reason.TLS_TIMEOUT: _with_host(
         "The TLS handshake did not end: check that {host_port} is a TLS port, and firewalls."
     ),
     Reason.TLS_CONNECTION_LOST: _with_host("The relay cut the TLS handshake: check that {host_port} is a TLS port."),
-    Reason.TLS_VERSION_UNSUPPORTED: _tls_version_unsupported,
-    Reason.TLS_PIN_MISMATCH: _tls_pin_mismatch,
-    Reason.TLS_CLIENT_CERT_REQUIRED: lambda p, _: (
-        "The relay wants a certificate of ours that it knows: set "
-        f"{p.setting('client_cert', '/path/to/client.pem')} (and {p.setting('client_key')})."
-    ),
-    Reason.TLS_HANDSHAKE_FAILED: _fixed("The TLS handshake failed: the relay's words say why; check its TLS set-up."),
-    Reason.TLS_MODE_MISMATCH: _tls_mode_mismatch,
+    Reason.TLS_VERSION_UNSUPPORTED: tls_hints.version_unsupported,
+    Reason.TLS_PIN_MISMATCH: tls_hints.pin_mismatch,
+    Reason.TLS_CLIENT_CERT_REQUIRED: tls_hints.client_cert_required,
+    Reason.TLS_HANDSHAKE_FAILED: tls_hints.handshake_failed,
+    Reason.TLS_MODE_MISMATCH: tls_hints.mode_mismatch,
     Reason.AUTH_NOT_OFFERED: _auth_not_offered,
     Reason.AUTH_REJECTED: _auth_rejected,
     Reason.AUTH_MECHANISM_REFUSED: lambda p, _: (
@@ -316,9 +362,8 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.AUTH_UNAVAILABLE: _fixed(
         "The relay cannot check logins for the moment: nothing to change; it is tried again."
     ),
-    Reason.AUTH_NEEDS_TLS: lambda p, _: (
-        f"The relay takes {'logins' if p.wants_login else 'mail'} only under TLS: set {p.setting('tls', 'starttls')}."
-    ),
+    Reason.AUTH_NEEDS_TLS: _auth_needs_tls,
+    Reason.AUTH_SERVER_UNVERIFIED: _auth_server_unverified,
     Reason.AUTH_REQUIRED: _auth_required,
     Reason.SENDER_REFUSED: _fixed("The relay does not take mail from this sender: use a From address it allows."),
     Reason.SENDER_DEFERRED: _fixed(
@@ -344,9 +389,7 @@ _HINTS: Mapping[Reason, _Hint] = {
     Reason.OUTCOME_UNKNOWN: _outcome_unknown,
     Reason.REPLY_TIMEOUT: _reply_timeout,
     Reason.MALFORMED_REPLY: _malformed_reply,
-    Reason.UNEXPECTED_REPLY: _with_host(
-        "The relay answered out of turn: it is tried again; a proxy before {name} may do that."
-    ),
+    Reason.UNEXPECTED_REPLY: _unexpected_reply,
     Reason.SMTPUTF8_NOT_OFFERED: _fixed("The relay takes only ASCII addresses: use an ASCII form of this address."),
     Reason.PROFILE_UNKNOWN: _profile_unknown,
     Reason.FILE_UNREADABLE: _file_unreadable,

@@ -20,6 +20,8 @@ from app.mail.address import Address
 from app.mail.codes import ErrorCode
 from app.mail.outcome import Failure, MessageState, RecipientState
 
+NULL_SENDER = "<>"  # how people write the reverse-path that is "" (RFC 5321 §4.5.5)
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -37,6 +39,14 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class Calendar:
+    """An invitation, or what became of one (RFC 5546): the method, in upper case, and an iCalendar object as text."""
+
+    method: str
+    content: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """What a caller asked for. `expires_in` is in seconds, from `send_at` on; None = the default."""
 
@@ -48,6 +58,7 @@ class Draft:
     subject: str = ""
     text: str | None = None
     html: str | None = None
+    calendar: Calendar | None = None
     headers: tuple[tuple[str, str], ...] = ()
     attachments: tuple[Attachment, ...] = ()
     profile: str | None = None
@@ -68,7 +79,10 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """Reverse-path and forward-paths, as bare `local@domain`; `smtputf8` where one of them is not ASCII."""
+    """Reverse-path and forward-paths, as bare `local@domain`; `smtputf8` where one of them is not ASCII.
+
+    `sender` "" = the null sender.
+    """
 
     sender: str
     recipients: tuple[str, ...]

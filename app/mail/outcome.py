@@ -7,7 +7,7 @@ whose turn it is, the relay's own words and a hint. RFC 5321 §4.2.1 (first digi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -45,7 +45,8 @@ class Failure:
     """Why something was not sent.
 
     `message` is one sentence with the relay's words in it. `hint` names the setting that cures it, in the dialect
-    that the profile was set in.
+    that the profile was set in. `message_id` is the id of the message whose attempt failed, where an open circuit
+    applies that failure to other messages; None = the attempt was the message's own, or a probe.
     """
 
     code: ErrorCode
@@ -57,6 +58,8 @@ class Failure:
     smtp_code: int | None = None
     enhanced_code: str | None = None
     reply: str | None = None  # the relay's own words, code included
+    by_name: bool = False  # the relay refused this very recipient, or ended the session at it
+    message_id: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ except to loopback or where that was said; `starttls` and `implicit` verify and 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from app.mail.errors import ConfigError
 from app.mail.schedule import Rate
 
 Value: TypeAlias = str | int | bool | None
+HOST_NAME = r"^[A-Za-z0-9._:-]{1,255}$"
 
 SANDBOX_PROFILE = "sandbox"  # the built-in profile that keeps and never sends
 SANDBOX_EAUTH = "sandbox-eauth"  # these three fail, as their names say
@@ -45,11 +47,22 @@ class AuthMode(StrEnum):
     PLAIN = "plain"
     LOGIN = "login"
     CRAM_MD5 = "cram-md5"
+    SCRAM_SHA_1 = "scram-sha-1"
+    SCRAM_SHA_256 = "scram-sha-256"
 
     @property
     def is_pinned(self) -> bool:
         """Whether it names the one mechanism to use."""
-        return self in (AuthMode.PLAIN, AuthMode.LOGIN, AuthMode.CRAM_MD5)
+        return self.value.upper() in MECHANISMS
+
+    @property
+    def shows_password(self) -> bool:
+        """Whether it may send the password itself, readable for whoever listens where there is no TLS."""
+        return self.value.upper() not in MECHANISMS_IN_CLEAR
+
+
+MECHANISMS_IN_CLEAR = ("SCRAM-SHA-256", "SCRAM-SHA-1", "CRAM-MD5")  # these never send the password
+MECHANISMS = (*MECHANISMS_IN_CLEAR, "PLAIN", "LOGIN")  # all that Mailchute speaks, strongest first
 
 
 class TlsVersion(StrEnum):
@@ -118,9 +131,10 @@ class Profile:
     client_cert: str | None = None  # PEM file with our certificate; None = we show none
     client_key: str | None = None  # PEM file with its key; None = it is in client_cert
     min_tls: TlsVersion = TlsVersion.V1_2
+    tls_security_level: int | None = None  # OpenSSL's, 0 to 5; None = Python's ciphers at this machine's level
     allow_cleartext_auth: bool = False
     from_address: Address | None = None  # used where the request names none
-    envelope_from: str | None = None  # MAIL FROM; None = the address of From
+    envelope_from: str | None = None  # MAIL FROM; None = the address of From, "" = the null sender
     helo_name: str | None = None  # None = this host's FQDN, or its address literal
     max_connections: int = 10
     max_messages_per_connection: int | None = None  # 0 = no bound; None = by the relay (smtp.session)
@@ -132,6 +146,8 @@ class Profile:
     timeouts: Timeouts = Timeouts()
     dialect: Dialect = Dialect.FILE
     sandbox: bool = False  # keeps, never sends
+    # The setting that names `tls`: "tls" or one of Typebot's switches; "" = it follows from the others.
+    tls_set_by: str = field(default="", compare=False, repr=False)
 
     @property
     def wants_login(self) -> bool:
@@ -145,12 +161,25 @@ class Profile:
         """Whether no mail and no password goes over without TLS, whatever the relay offers."""
         return self.tls in (TlsMode.STARTTLS, TlsMode.IMPLICIT)
 
+    def sends_like(self, other: Profile) -> bool:
+        """Whether a message would fare the same through both: they differ at most in how many go at once."""
+        return self == replace(other, **{key: getattr(self, key) for key in _OF_FLOW})
+
     def setting(self, key: str, value: Value = None) -> str:
         """Write a setting in the words in which this profile was set: `SMTP_AUTH=none` or `auth = "none"`."""
         return setting(self.dialect, self.name, key, value)
 
 
-_ENVIRONMENT_NAMES = frozenset({"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "from"})
+# What only a relay that must speak TLS can be asked for.
+_ONLY_OF_TLS = ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "tls_security_level", "verify")
+# What changes no message's fate: how many go at once, and whom to name as sender of those to come.
+_OF_FLOW = (
+    *("max_connections", "max_messages_per_connection", "idle_timeout", "rate"),
+    *("max_message_bytes", "from_address", "envelope_from", "in_doubt", "dialect"),
+)
+_ENVIRONMENT_NAMES = frozenset(
+    {"host", "port", "username", "password", "tls", "auth", "ca_file", "verify", "tls_security_level", "from"}
+)
 
 
 def setting(dialect: Dialect, profile: str, key: str, value: Value = None) -> str:
@@ -176,6 +205,7 @@ class ProfileFacts:
     host: str | None = None
     port: int | None = None
     tls: TlsMode | None = None
+    tls_set_by: str = ""
     auth: AuthMode | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -187,6 +217,7 @@ class ProfileFacts:
     client_cert: str | None = None
     client_key: str | None = None
     min_tls: TlsVersion | None = None
+    tls_security_level: int | None = None
     allow_cleartext_auth: bool = False
     from_address: Address | None = None
     envelope_from: str | None = None
@@ -230,6 +261,7 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         host=said.host,
         port=port,
         tls=tls,
+        tls_set_by=said.tls_set_by or ("tls" if said.tls is not None else ""),
         auth=auth,
         username=(said.username or "") if logs_in else "",
         password=(said.password or "") if logs_in else "",
@@ -241,6 +273,7 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         client_cert=said.client_cert or None,
         client_key=said.client_key or None,
         min_tls=said.min_tls or TlsVersion.V1_2,
+        tls_security_level=said.tls_security_level,
         allow_cleartext_auth=said.allow_cleartext_auth,
         from_address=said.from_address,
         envelope_from=said.envelope_from,
@@ -257,16 +290,35 @@ def resolve_profile(said: ProfileFacts) -> tuple[Profile, list[str]]:
         sandbox=said.sandbox,
     )
     _refuse_contradictions(said, profile)
+    profile, more = _without_what_has_no_effect(said, profile)
+    warnings.extend(more)
     if profile.requires_tls and not profile.verify:
         warnings.append(
             f"profile {said.name}: the relay's certificate is not verified ({_name(said, 'verify', False)})"
         )
-    if profile.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
-        warnings.append(
-            f"profile {said.name}: TLS {profile.min_tls} is broken (RFC 8996); have the relay upgraded, then remove "
-            f"{_name(said, 'min_tls')}"
-        )
+    warnings += _of_weak_tls(said, profile)
     return profile, warnings
+
+
+def is_host_name(text: str) -> bool:
+    """Whether it can be written where a setting wants a host name."""
+    return re.fullmatch(HOST_NAME, text) is not None
+
+
+def _of_weak_tls(said: ProfileFacts, profile: Profile) -> list[str]:
+    warnings, level = [], profile.tls_security_level
+    if profile.min_tls in (TlsVersion.V1_0, TlsVersion.V1_1):
+        too_high = "" if level == 0 else f" (OpenSSL 3 does it only with {_name(said, 'tls_security_level', 0)})"
+        warnings.append(
+            f"profile {said.name}: TLS {profile.min_tls} is broken (RFC 8996){too_high}; have the relay upgraded, then "
+            f"remove {_name(said, 'min_tls')}"
+        )
+    if level is not None and level < 2:
+        warnings.append(
+            f"profile {said.name}: {_name(said, 'tls_security_level', level)} accepts short keys and old ciphers; have "
+            "the relay upgraded, then remove it"
+        )
+    return warnings
 
 
 @lru_cache(maxsize=64)
@@ -313,7 +365,12 @@ def _port_and_tls(said: ProfileFacts, *, logs_in: bool) -> tuple[int, TlsMode]:
         return port, tls
     if port == 465:
         return port, TlsMode.IMPLICIT
-    return port, TlsMode.STARTTLS if logs_in else TlsMode.OPPORTUNISTIC
+    return port, TlsMode.STARTTLS if logs_in or _asks_for_tls(said) else TlsMode.OPPORTUNISTIC
+
+
+def _asks_for_tls(said: ProfileFacts) -> bool:
+    """Whether something is set that only required TLS can honour: who names a CA wants it to vouch for the relay."""
+    return any(getattr(said, key) for key in _ONLY_OF_TLS)
 
 
 def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
@@ -323,36 +380,46 @@ def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:
             f"{where}{_name(said, 'tls', 'opportunistic')} could send the password in clear; "
             f"set {_name(said, 'tls', 'starttls')}, or remove the credentials"
         )
-    in_clear = profile.wants_login and profile.tls is TlsMode.NONE and profile.auth is not AuthMode.CRAM_MD5
+    in_clear = profile.wants_login and profile.tls is TlsMode.NONE and profile.auth.shows_password
     if in_clear and not (profile.allow_cleartext_auth or is_loopback(profile.host)):
         raise ConfigError(
             f"{where}{_name(said, 'tls', 'none')} would send the password in clear; set "
             f"{_name(said, 'tls', 'starttls')}, or say that you want that: "
             f"{_name(said, 'allow_cleartext_auth', True)}"
         )
-    ways = [key for key in ("ca_file", "cert_sha256") if getattr(said, key)]
-    if ways and said.verify is False:
+    if said.cert_sha256 and said.verify is False and profile.requires_tls:
         raise ConfigError(
-            f"{where}{_name(said, ways[0])} and {_name(said, 'verify', False)} contradict each other; remove one"
-        )
-    if len(ways) > 1:
-        raise ConfigError(
-            f"{where}{_name(said, 'cert_sha256')} trusts one certificate, whoever signed it, so "
-            f"{_name(said, 'ca_file')} has no effect; remove one"
+            f"{where}{_name(said, 'cert_sha256')} and {_name(said, 'verify', False)} contradict each other; remove one"
         )
     if said.client_key and not said.client_cert:
         raise ConfigError(
             f"{where}{_name(said, 'client_key')} is the key of no certificate; set {_name(said, 'client_cert')} too"
         )
+
+
+def _without_what_has_no_effect(said: ProfileFacts, profile: Profile) -> tuple[Profile, list[str]]:
+    """Drop settings that another one leaves without effect, with a warning for each.
+
+    A hint may have advised that other one, and must not lead to settings that are refused.
+    """
     if not profile.requires_tls:
-        _refuse_what_only_tls_has(said, profile)
+        mode = f"{_name(said, 'tls', profile.tls.value)}, which asks for no valid certificate"
+        idle = {key: mode for key in _ONLY_OF_TLS if _is_written(getattr(said, key))}
+    elif said.verify is False and said.ca_file:
+        idle = {"ca_file": _name(said, "verify", False)}
+    elif said.cert_sha256 and said.ca_file:
+        idle = {"ca_file": f"{_name(said, 'cert_sha256')}, which trusts one certificate, whoever signed it"}
+    else:
+        return profile, []
+    warnings = [
+        f"profile {said.name}: {_name(said, key)} has no effect beside {by}; remove it" for key, by in idle.items()
+    ]
+    if profile.requires_tls:
+        return replace(profile, ca_file=None), warnings
+    plain = replace(profile, ca_file=None, cert_sha256=None, server_name=None, min_tls=TlsVersion.V1_2)
+    return replace(plain, client_cert=None, client_key=None, tls_security_level=None), warnings
 
 
-def _refuse_what_only_tls_has(said: ProfileFacts, profile: Profile) -> None:
-    for key in ("ca_file", "cert_sha256", "server_name", "client_cert", "min_tls", "verify"):
-        if getattr(said, key):
-            which = _name(said, key, True) if key == "verify" else _name(said, key)
-            raise ConfigError(
-                f"profile {said.name}: {which} has no effect with {_name(said, 'tls', profile.tls.value)}, which asks "
-                f"for no valid certificate; set {_name(said, 'tls', 'starttls')} to verify, or remove it"
-            )
+def _is_written(value: object) -> bool:
+    """Whether a setting asks for something; `verify = false` does not, the security level 0 does."""
+    return value is not None and value is not False and value != ""

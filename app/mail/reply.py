@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from app.mail.escaping import escape
+
 MAX_LINE = 4096  # bytes; RFC 5321 asks for 512, real EHLO lines stay under 1,000
 LONGEST_SHOWN = 1000  # characters of a reply that are kept
 MAX_REPLY = 64 * 1024  # bytes over all lines of one reply
@@ -76,11 +78,8 @@ class Reply:
 
 
 def printable(raw: bytes) -> str:
-    """Decode what a peer sent; bytes outside UTF-8 and control characters come out escaped."""
-    text = raw.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """Decode what a peer sent, as one printable line; bytes that are not UTF-8 are escaped too."""
+    return escape(raw.decode("utf-8", "backslashreplace"))
 
 
 class ReplyReader:

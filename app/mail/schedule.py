@@ -7,7 +7,7 @@ mail is impatient, so the default begins with seconds and settles at two hours.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\Z")
 _SECONDS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -77,3 +77,16 @@ class Rate:
         if not (count.isdecimal() and 1 <= int(count) <= 1_000_000 and unit in ("s", "m", "h", "d")):
             raise ValueError(f"{text!r} is not a rate; write how many in a second, minute, hour or day, such as 30/m")
         return cls(int(count), _SECONDS[unit])
+
+    def __str__(self) -> str:
+        """As it is written in the settings; by the second where no unit fits."""
+        unit = next((unit for unit in "smhd" if _SECONDS[unit] == self.seconds), None)
+        return f"{self.count}/{unit}" if unit else f"{self.count} in {self.seconds:g} s"
+
+    @property
+    def halved(self) -> Rate | None:
+        """Half of it, at least one a day; None = there is no lower one."""
+        if self.count > 1:
+            return replace(self, count=self.count // 2)
+        longer = next((unit for unit in "mhd" if _SECONDS[unit] > self.seconds), None)
+        return None if longer is None else Rate(int(_SECONDS[longer] / self.seconds) // 2, _SECONDS[longer])

@@ -1,26 +1,28 @@
-"""What a reply, a break or an exception means, by the phase it came in: one table, no I/O.
+"""What a reply, a break or an exception means, by the phase it came in: no I/O.
 
-RFC 5321 §4.2.1: an unknown code counts by its first digit; §4.5.3.1.10: 552 at RCPT means 452. RFC 3463 for
-the enhanced codes, RFC 4954 §6 for AUTH, RFC 3207 §4 for STARTTLS. A classification comes from phase and reply
-first; an exception's type only says which phase it was. What is unknown is temporary.
+RFC 4954 §6 for AUTH (`auth_replies`), RFC 3207 §4 for STARTTLS; `transaction_replies` from MAIL on. A classification
+comes from phase and reply first; an exception's type only says which phase it was. What is unknown is temporary.
 """
 
 from __future__ import annotations
 
-import re
 import socket
-import ssl
 from dataclasses import replace
 
 from app.mail.attempt import Attempt
 from app.mail.codes import CODE_OF, Reason
 from app.mail.hints import Facts, hint
 from app.mail.outcome import Failure, FailureClass, Phase
-from app.mail.profile import Profile, TlsMode
+from app.mail.profile import MECHANISMS, Profile, TlsMode
 from app.mail.reply import Reply
-from app.smtp.limits import limit
-from app.smtp.relays import recognise
-from app.smtp.tls import Certificate, OursRefused
+from app.smtp import auth_replies, tls_errors, transaction_replies
+from app.smtp.banners import server_of
+from app.smtp.limits import counts_messages, limit
+from app.smtp.mechanisms import BrokenOff
+from app.smtp.relays import Login, recognise
+from app.smtp.scram import MOST_ITERATIONS
+from app.smtp.tls import Certificate
+from app.smtp.tls_errors import Known
 from app.smtp.wire import Breach, Malformed, TimedOut, Unexpected
 
 _P = FailureClass.PERMANENT
@@ -28,19 +30,8 @@ _T = FailureClass.TEMPORARY
 _U = FailureClass.UNKNOWN
 _C = FailureClass.CONFIGURATION
 
-# 5.7.1 is also what relays say to spam; only at MAIL and RCPT does it mean that the peer may not relay.
-_ACCESS_CODES = frozenset({454, 550, 551, 553, 554, 571})
-_ACCESS_TEXT = re.compile(
-    r"relay(ing)?\b.{0,40}\b(denied|not permitted|not allowed|prohibited|disallowed)"
-    r"|\b(unable to|not permitted to|cannot) relay|(relay|client host) rejected: access denied"
-    r"|\brelay access denied|client (was )?not authenticated|5\.7\.5[47]",
-    re.IGNORECASE,
-)
-_ENDED_ON = re.compile(r"certificate has expired|certificate is not yet valid", re.IGNORECASE)
 
-_OF_SENDER = re.compile(r"\bsender address rejected\b", re.IGNORECASE)  # Postfix says it at RCPT (smtpd_delay_reject)
 _CLOSING = (Reason.SERVICE_UNAVAILABLE, _T, "The relay is closing the connection")  # 421, RFC 5321 §3.8
-_TLS_FIRST = re.compile(r"\b(START)?TLS\b|\bencrypt", re.IGNORECASE)
 
 
 def failure(
@@ -76,21 +67,31 @@ def _refusal(
     limited = limit(phase, reply)
     if limited is not None:
         reason, cls = limited, _T
-    known = recognise(profile, reply)
+        facts = {**facts, "limited": "messages" if counts_messages(phase, reply) else ""}
+    known = recognise(profile, reply, login=_login(facts), helo_name=facts.get("helo_name", ""))
     if known is not None and known.reason is not None:
         reason, cls = known.reason
     found = failure(profile, phase, reason, cls, said, reply=reply, facts=facts)
-    own_hint = known.hint_for(profile) if known is not None else ""
+    own_hint = known.hint_for(profile, offered=facts.get("offered", "")) if known is not None else ""
     return replace(found, hint=own_hint) if own_hint else found
+
+
+def _login(facts: Facts) -> Login:
+    if facts.get("login"):
+        return Login.DONE
+    speaks = set(facts.get("offered", "").split()) & set(MECHANISMS)
+    return Login.POSSIBLE if speaks else Login.IMPOSSIBLE
 
 
 # --- replies in the opening phases -----------------------------------------------------------------------
 
 
-def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", mechanism: str = "") -> Failure:
+def opening(
+    profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", mechanism: str = "", helo_name: str = ""
+) -> Failure:
     """Read a refusal at the greeting, EHLO, STARTTLS or AUTH.
 
-    `offered` are the mechanisms of EHLO, `mechanism` the one that was tried.
+    `offered` are the mechanisms of EHLO, `mechanism` the one that was tried, `helo_name` the name that we greeted with.
     """
     if reply.code < 400:
         return _out_of_turn(profile, phase, reply)
@@ -103,23 +104,15 @@ def opening(profile: Profile, phase: Phase, reply: Reply, *, offered: str = "", 
             reason, cls = (Reason.TLS_NOT_OFFERED, _C) if reply.is_permanent else (Reason.TLS_UNAVAILABLE, _T)
             said = "The relay refused STARTTLS"
         case Phase.AUTH:
-            reason, cls, said = (*_at_auth(reply), "The relay refused the login")
+            reason, cls = auth_replies.read(reply)
+            command = reason is Reason.AUTH_MECHANISM_UNSUPPORTED
+            said = f"The relay refused AUTH {mechanism} itself" if command else "The relay refused the login"
         case _:
             reason, cls, said = Reason.HELO_REFUSED, _T if reply.is_transient else _C, "The relay refused EHLO"
-    return _refusal(profile, phase, reply, (reason, cls), said, {"offered": offered, "mechanism": mechanism})
-
-
-def _at_auth(reply: Reply) -> tuple[Reason, FailureClass]:
-    """RFC 4954 §6."""
+    facts = {"offered": offered, "mechanism": mechanism, "helo_name": helo_name, "login": "yes" if mechanism else ""}
     if reply.is_transient:
-        return Reason.AUTH_UNAVAILABLE, _T
-    by_code = {
-        504: Reason.AUTH_MECHANISM_UNSUPPORTED,
-        530: Reason.AUTH_NEEDS_TLS,
-        534: Reason.AUTH_MECHANISM_REFUSED,
-        538: Reason.AUTH_NEEDS_TLS,
-    }
-    return by_code.get(reply.code, Reason.AUTH_REJECTED), _C
+        facts["for_now"] = "yes"
+    return _refusal(profile, phase, reply, (reason, cls), said, facts)
 
 
 # --- replies in the transaction --------------------------------------------------------------------------
@@ -135,69 +128,27 @@ def transaction(
     """
     if reply.code < 400:
         return _out_of_turn(profile, phase, reply)
-    cls = _P if reply.is_permanent else _T
-    match phase:
-        case _ if reply.code == 421 and phase is not Phase.CONTENT:
-            reason, cls, said = _CLOSING
-        case Phase.MAIL | Phase.RCPT if reply.code == 530 and not attempt.tls and _TLS_FIRST.search(reply.text):
-            reason, cls, said = Reason.AUTH_NEEDS_TLS, _C, "The relay wants TLS first"  # RFC 3207 §4
-        case Phase.MAIL | Phase.RCPT if reply.code == 530 or _wants_login(attempt, reply):
-            reason, cls, said = Reason.AUTH_REQUIRED, _C, "The relay wants a login"
-        case Phase.RCPT if is_access_refusal(reply):
-            reason, cls, said = Reason.RELAY_DENIED, _C if alone else cls, "The relay does not relay for us"
-        case Phase.MAIL | Phase.RCPT if phase is Phase.MAIL or _OF_SENDER.search(reply.text):
-            reason, cls, said = _at_mail(reply, cls)
-        case Phase.RCPT:
-            reason, cls = _at_rcpt(reply)
-            said = "The relay refused the recipient"
-        case Phase.DATA:
-            reason = Reason.DATA_REFUSED if reply.is_permanent else Reason.DATA_DEFERRED
-            said = "The relay refused DATA"
-        case _:
-            reason, said = _at_content(reply)
-    return _refusal(profile, phase, reply, (reason, cls), said, {"our_address": our_address})
+    session = transaction_replies.Session(
+        is_encrypted=attempt.tls,
+        is_logged_in=attempt.auth is not None,
+        offers_auth=any(line.upper().startswith("AUTH") for line in attempt.extensions),
+    )
+    found = transaction_replies.read(phase, reply, session, alone=alone)
+    facts = {"our_address": our_address, **_of_session(attempt)}
+    return _refusal(profile, phase, reply, (found.reason, found.cls), found.said, facts)
 
 
-def _at_mail(reply: Reply, cls: FailureClass) -> tuple[Reason, FailureClass, str]:
-    if _is_too_large(reply):
-        return Reason.MESSAGE_TOO_LARGE, _P, "The message is too large for the relay"
-    if reply.code == 503:
-        return Reason.BAD_SEQUENCE, _T, "The relay lost its place"
-    return Reason.SENDER_REFUSED if cls is _P else Reason.SENDER_DEFERRED, cls, "The relay refused the sender"
-
-
-def _at_rcpt(reply: Reply) -> tuple[Reason, FailureClass]:
-    if reply.is_transient or reply.code == 552:  # RFC 5321 §4.5.3.1.10: 552 at RCPT means 452
-        return Reason.RECIPIENT_DEFERRED, _T
-    subject = (reply.enhanced or "5.1.1")[2:]  # RFC 3463 §3.2: x.1.z is about the address
-    if reply.code in (550, 551, 553) and subject in ("1.1", "1.2", "1.3", "1.10"):
-        return Reason.MAILBOX_UNKNOWN, _P
-    return Reason.RECIPIENT_REFUSED, _P
-
-
-def _at_content(reply: Reply) -> tuple[Reason, str]:
-    if _is_too_large(reply):
-        return Reason.MESSAGE_TOO_LARGE, "The message is too large for the relay"
-    reason = Reason.CONTENT_REJECTED if reply.is_permanent else Reason.CONTENT_DEFERRED
-    return reason, "The relay did not take the message"
-
-
-def _is_too_large(reply: Reply) -> bool:
-    """RFC 5321 §4.2.3: 552; RFC 3463 §3.3, §3.4: too big for the system, too long for the mailbox."""
-    return reply.code == 552 or reply.enhanced in ("5.3.4", "5.2.3")
-
-
-def is_access_refusal(reply: Reply) -> bool:
-    """Whether this reply at MAIL or RCPT says that we, not the mailbox, are unwelcome."""
-    if reply.code not in _ACCESS_CODES:
-        return False
-    return (reply.enhanced or "")[1:] == ".7.1" or bool(_ACCESS_TEXT.search(reply.text))
-
-
-def _wants_login(attempt: Attempt, reply: Reply) -> bool:
-    """Whether the relay says that we may not, offers AUTH, and we did not use it."""
-    offers_auth = any(line.upper().startswith("AUTH") for line in attempt.extensions)
-    return attempt.auth is None and offers_auth and is_access_refusal(reply)
+def _of_session(attempt: Attempt) -> dict[str, str]:
+    """Return what a hint must know of the session: whether there was a login, and what is on offer."""
+    offers = [line.upper() for line in attempt.extensions]
+    mechanisms = " ".join(line[5:] for line in offers if line.startswith(("AUTH ", "AUTH=")))
+    return {
+        "session": "known" if offers else "",
+        "login": "yes" if attempt.auth else "",
+        "offered": mechanisms,
+        "starttls": "offered" if "STARTTLS" in offers and not (attempt.tls or attempt.tls_error) else "",
+        "tls_error": "" if attempt.tls else attempt.tls_error or "",
+    }
 
 
 def _out_of_turn(profile: Profile, phase: Phase, reply: Reply) -> Failure:
@@ -236,6 +187,15 @@ def auth_mechanism_unsupported(profile: Profile, offered: str) -> Failure:
     return failure(profile, Phase.AUTH, Reason.AUTH_MECHANISM_UNSUPPORTED, _C, said, facts={"offered": offered})
 
 
+def broken_off(profile: Profile, broken: BrokenOff, facts: Facts) -> Failure:
+    """Read a login that was broken off because the relay does not keep to the mechanism."""
+    cls = _C if broken.reason in (Reason.AUTH_SERVER_UNVERIFIED, Reason.AUTH_MECHANISM_UNSUPPORTED) else _T
+    if broken.reason is Reason.AUTH_MECHANISM_UNSUPPORTED:
+        facts = {**facts, "iterations": str(MOST_ITERATIONS)}
+    said = f"AUTH {facts['mechanism']} failed: {broken.why}"
+    return failure(profile, Phase.AUTH, broken.reason, cls, said, reply=broken.reply, facts=facts)
+
+
 def auth_needs_tls(profile: Profile) -> Failure:
     said = "The connection is not encrypted, and a password is not sent in clear"
     return failure(profile, Phase.AUTH, Reason.AUTH_NEEDS_TLS, _C, said)
@@ -250,7 +210,9 @@ def unreadable(profile: Profile, phase: Phase, key: str, why: str) -> Failure:
 # --- breaks and exceptions -------------------------------------------------------------------------------
 
 
-def breach(profile: Profile, phase: Phase, cause: Breach, *, handed_over: bool = False) -> Failure:
+def breach(
+    profile: Profile, phase: Phase, cause: Breach, *, handed_over: bool = False, facts: Facts | None = None
+) -> Failure:
     """Read a break of the wire. `handed_over`: the content's end had been written (RFC 1047)."""
     match cause:
         case Malformed():
@@ -264,15 +226,22 @@ def breach(profile: Profile, phase: Phase, cause: Breach, *, handed_over: bool =
             reason, said = Reason.REPLY_TIMEOUT, f"No answer in phase {phase}: {cause}"
         case _:
             reason, said = Reason.CONNECTION_LOST, f"In phase {phase}, {cause}"
-    return failure(profile, phase, reason, _U if handed_over else _T, said, facts={"phase": phase.value})
+    known = {"phase": phase.value, **(facts or {})}
+    return failure(profile, phase, reason, _U if handed_over else _T, said, facts=known)
+
+
+def not_smtp(profile: Profile, phase: Phase, server: str, line: str) -> Failure:
+    """Another kind of server answers there; `line` is what it said."""
+    said = f"{profile.host}:{profile.port} is {server}, not a mail relay: it said {line[:80]!r}"
+    return failure(profile, phase, Reason.NOT_SMTP, _C, said, facts={"server": server})
 
 
 def malformed(profile: Profile, phase: Phase, line: str) -> Failure:
     """Read a line that is no reply, in the opening phases."""
     said = line.strip()[:200]
-    if said.upper().startswith(("HTTP/", "SSH-", "<HTML", "<!DOCTYPE")):
-        text = f"{profile.host}:{profile.port} is not a mail server: it said {said[:80]!r}"
-        return failure(profile, phase, Reason.NOT_SMTP, _C, text)
+    server = server_of(said)
+    if server:
+        return not_smtp(profile, phase, server, said)
     return failure(profile, phase, Reason.MALFORMED_REPLY, _T, f"The relay's answer is not SMTP: {said!r}")
 
 
@@ -325,55 +294,24 @@ def greeting_timeout(profile: Profile) -> Failure:
     return failure(profile, Phase.GREETING, Reason.GREETING_TIMEOUT, _T, said)
 
 
-def tls(profile: Profile, error: BaseException, *, certificate: Certificate | None = None) -> Failure:
-    """Read what a TLS handshake raised; `certificate` is the one that was refused."""
-    reason, cls = _tls_reason(error)
+def tls(profile: Profile, error: BaseException, known: Known | None = None) -> Failure:
+    """Read what a TLS handshake raised."""
+    known = known or Known()
+    reason, cls = tls_errors.read(profile, error, known)
     why = getattr(error, "verify_message", None) or getattr(error, "reason", None) or str(error) or "cut"
     said = f"The TLS handshake with {profile.host}:{profile.port} failed: {why}"
-    return failure(profile, _phase_of_tls(profile), reason, cls, said, facts=_facts_of(certificate))
+    return failure(profile, _phase_of_tls(profile), reason, cls, said, facts=tls_errors.facts_of(profile, known))
 
 
 def pin_mismatch(profile: Profile, certificate: Certificate | None) -> Failure:
     """The relay shows another certificate than the one that `cert_sha256` names."""
     said = f"{profile.host}:{profile.port} shows another certificate than the pinned one"
-    facts = _facts_of(certificate)
+    facts = tls_errors.facts_of(profile, Known(certificate=certificate))
     return failure(profile, _phase_of_tls(profile), Reason.TLS_PIN_MISMATCH, _C, said, facts=facts)
 
 
 def _phase_of_tls(profile: Profile) -> Phase:
     return Phase.TLS if profile.tls is TlsMode.IMPLICIT else Phase.STARTTLS
-
-
-def _facts_of(certificate: Certificate | None) -> Facts | None:
-    if certificate is None:
-        return None
-    return {
-        "names": ", ".join(certificate.names[:5]),
-        "not_after": certificate.not_after,
-        "issuer": certificate.issuer,
-        "sha256": certificate.sha256,
-    }
-
-
-def _tls_reason(error: BaseException) -> tuple[Reason, FailureClass]:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if getattr(error, "verify_code", 0) == 62 or "mismatch" in str(error).lower():  # X509_V_ERR_HOSTNAME_MISMATCH
-            return Reason.TLS_HOSTNAME_MISMATCH, _C
-        if _ENDED_ON.search(getattr(error, "verify_message", None) or ""):
-            return Reason.TLS_CERT_EXPIRED, _C
-        return Reason.TLS_CERT_UNTRUSTED, _C
-    if isinstance(error, TimeoutError):
-        return Reason.TLS_TIMEOUT, _T
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
-        return Reason.TLS_CONNECTION_LOST, _T
-    if isinstance(error, OursRefused):
-        return Reason.TLS_CLIENT_CERT_REQUIRED, _C
-    reason = getattr(error, "reason", None)
-    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"):
-        return Reason.TLS_MODE_MISMATCH, _C  # OpenSSL: the peer's first bytes are no TLS record at all
-    if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE"):
-        return Reason.TLS_VERSION_UNSUPPORTED, _C
-    return Reason.TLS_HANDSHAKE_FAILED, _C if reason else _T  # OpenSSL names what is about settings
 
 
 def stopping(profile: Profile) -> Failure:

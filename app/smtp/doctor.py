@@ -9,10 +9,8 @@ nothing answers as it should, the relay's other usual ports are tried, so that t
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from math import ceil, inf
@@ -20,14 +18,13 @@ from typing import TypeAlias
 
 from app.mail.address import Address
 from app.mail.attempt import Attempt
-from app.mail.codes import Reason
 from app.mail.errors import RateLimited, TransactionError
-from app.mail.hints import hint
 from app.mail.outcome import Failure, Phase
 from app.mail.profile import Profile, TlsMode
 from app.mail.reply import Reply
 from app.smtp import classify
-from app.smtp.network import Resolve, connect_to_any
+from app.smtp.network import Resolve
+from app.smtp.ports import PATIENCE, USUAL_PORTS, Ports
 from app.smtp.session import Session
 from app.smtp.wire import Breach
 
@@ -45,16 +42,7 @@ STAGES = (
     Phase.RCPT,
 )
 BETWEEN_LOGINS = 60.0  # seconds
-USUAL_PORTS = (587, 465, 25, 2525)
-_PORT_SECONDS = 2.0  # that another port has to answer
-# What another port may cure.
-_WRONG_PORT = (
-    Reason.CONNECTION_REFUSED,
-    Reason.CONNECT_TIMEOUT,
-    Reason.GREETING_TIMEOUT,
-    Reason.NOT_SMTP,
-    Reason.MALFORMED_REPLY,
-)
+_PORT_SECONDS = PATIENCE
 
 
 class StageState(StrEnum):
@@ -100,7 +88,7 @@ class Doctor:
         default_from: Address | None = None,
     ) -> None:
         self._open_session = open_session
-        self._resolve = resolve
+        self._ports = Ports(resolve=resolve, clock=clock, patience=_PORT_SECONDS)
         self._now = now
         self._clock = clock
         self.default_from = default_from
@@ -110,15 +98,17 @@ class Doctor:
         """Walk through the stages.
 
         `sender` None = whom the settings name, and where they name nobody, the last two stages are skipped;
-        `recipient` None = the sender.
+        `recipient` None = the sender, and for the null sender whom the settings name.
 
         Raises:
             RateLimited: this profile logged in for a diagnosis less than a minute ago.
         """
         self._refuse_a_login_too_many(profile)
         default = profile.from_address or self.default_from
-        sender = sender or profile.envelope_from or (default.addr_spec if default else None)
-        recipient = recipient or sender
+        named = default.addr_spec if default else None
+        if sender is None:
+            sender = named if profile.envelope_from is None else profile.envelope_from
+        recipient = recipient or sender or named
         attempt = Attempt(1, profile.name, self._now(), self._clock)
         if profile.wants_login:
             self._logged_in[profile.name] = inf  # until it is known: two at once are one login too many
@@ -136,8 +126,8 @@ class Doctor:
             if attempt.auth is not None:
                 self._logged_in[profile.name] = self._clock()
         attempt.end()
-        if failure is not None and failure.reason in _WRONG_PORT:
-            failure = await self._with_a_port_that_answers(profile, failure)
+        if failure is not None:
+            failure = await self._ports.explained(profile, failure, anew=True, usual_ports=USUAL_PORTS)
         attempt.failure = failure
         return Diagnosis(profile, attempt, stages(profile, attempt, failure), failure)
 
@@ -152,31 +142,6 @@ class Doctor:
                 f"often, so once a minute is enough: try again in {ceil(wait)} s",
                 wait,
             )
-
-    async def _with_a_port_that_answers(self, profile: Profile, failure: Failure) -> Failure:
-        with suppress(OSError, UnicodeError):
-            async with asyncio.timeout(profile.timeouts.resolve):
-                addresses = await self._resolve(profile.host, profile.port)
-            found = await asyncio.gather(
-                *(_answers(addresses, port) for port in USUAL_PORTS if port != profile.port), return_exceptions=True
-            )
-            ports = [port for port in found if isinstance(port, int)]
-            if ports:
-                return replace(failure, hint=hint(failure.reason, profile, {"answers": " ".join(map(str, ports))}))
-        return failure
-
-
-async def _answers(addresses: Sequence[tuple[object, tuple[object, ...]]], port: int) -> int:
-    """Give `port` where something takes connections that greets as a relay, or waits for TLS as 465 does."""
-    there = [(family, (address[0], port, *address[2:])) for family, address in addresses]
-    sock, _ = await connect_to_any(there, within=_PORT_SECONDS)  # type: ignore[arg-type]
-    with sock:
-        if port != 465:
-            async with asyncio.timeout(_PORT_SECONDS):
-                greeting = await asyncio.get_running_loop().sock_recv(sock, 512)
-            if not greeting.startswith(b"220"):
-                raise ConnectionError("it does not greet")
-    return port
 
 
 async def _try_envelope(

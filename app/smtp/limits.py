@@ -41,7 +41,14 @@ _COME_BACK = re.compile(
     r"(m(?:in|ins|inutes?)?\b|h(?:ours?|rs?)?\b)?)",
     re.IGNORECASE,
 )
+_WORN_OUT = re.compile(
+    r"\btoo many (?:(?:syntax|protocol|smtp|syntax or protocol) )?errors\b"
+    r"|\btoo many (?:bad|failed|invalid|non-?existent|rejected|unknown|unrecogni[sz]ed|non-?mail) "
+    r"(?:commands?|recipients?|rcpts?|users?|addresses|mailboxes)\b",
+    re.IGNORECASE,
+)
 _TOO_MANY_RECIPIENTS = re.compile(r"\btoo many recipients\b", re.IGNORECASE)
+_IN_TRANSACTION = (Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT)
 LONGEST_WAIT = 3600.0  # seconds; whoever asks for more is tried after an hour all the same
 _RATE_LIMITED = re.compile(
     r"too many (?:(?:concurrent|open|new|simultaneous) )?(?:smtp |tls )?(?:connections|sessions)\b"
@@ -66,6 +73,7 @@ _RATE_LIMITED = re.compile(
     r"|please wait to send more",
     re.IGNORECASE,
 )
+_OF_CONNECTIONS = re.compile(r"\b(?:connect\w*|connexions?|sessions?|concurrent|threads?|tls)\b", re.IGNORECASE)
 # 5xx: only what certainly speaks of our own rate.
 _RATE_LIMITED_FOR_GOOD = re.compile(
     r"daily (?:user sending|smtp relay) (?:limit|quota) exceeded|too many emails per second"
@@ -80,6 +88,12 @@ def words_of(reply: Reply) -> str:
     return " ".join(_ADDRESS.sub(" ", " ".join(lines)).split())
 
 
+_OF_MESSAGES = re.compile(
+    r"\b(e?mails?|messages?|submissions?|sending|daily|hourly|per (second|minute|hour|day)|quota|volume|recipients?)\b",
+    re.IGNORECASE,
+)
+
+
 def limit(phase: Phase, reply: Reply) -> Reason | None:
     """Give RATE_LIMITED or GREYLISTED where a refusal is one, else None."""
     words = words_of(reply)
@@ -87,8 +101,7 @@ def limit(phase: Phase, reply: Reply) -> Reason | None:
         return None
     if reply.is_permanent:
         return Reason.RATE_LIMITED if _RATE_LIMITED_FOR_GOOD.search(words) else None
-    in_transaction = phase in (Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT)
-    if in_transaction and _GREYLISTED.search(words):
+    if phase in _IN_TRANSACTION and _GREYLISTED.search(words):
         return Reason.GREYLISTED
     if reply.code == 432 or _RATE_LIMITED.search(words):
         return Reason.RATE_LIMITED
@@ -98,10 +111,23 @@ def limit(phase: Phase, reply: Reply) -> Reason | None:
     return None
 
 
+def counts_messages(phase: Phase, reply: Reply) -> bool:
+    """Whether a rate limit is on messages, and not on connections or logins: by its words, else by its phase."""
+    words = words_of(reply)
+    if _OF_MESSAGES.search(words):
+        return True
+    return phase in _IN_TRANSACTION and _OF_CONNECTIONS.search(words) is None
+
+
 def is_too_many_recipients(reply: Reply) -> bool:
     """Whether another transaction may carry the recipient that was refused (RFC 5321 §4.5.3.1.10, RFC 3463 §3.6)."""
     is_meant = (reply.enhanced or "")[1:] == ".5.3" or _TOO_MANY_RECIPIENTS.search(words_of(reply)) is not None
     return is_meant and limit(Phase.RCPT, reply) is None
+
+
+def is_worn_out(reply: Reply) -> bool:
+    """Whether a refusal is about the errors that came before it in this session, and not about what it answers."""
+    return _WORN_OUT.search(words_of(reply)) is not None
 
 
 def wait_asked_for(words: str) -> float:

@@ -1,364 +1,109 @@
-"""Opening a session: resolve, connect, tls, greeting, ehlo, starttls, ehlo, auth, in this order.
+"""Opening a session: resolve the relay's name, then try its addresses until one serves us.
 
-Implicit TLS comes before the greeting. We resolve and connect ourselves, so that phases are true; aiosmtplib
-greets, upgrades and authenticates, one command at a time; then the `Wire` takes the transport over. Traps of
-aiosmtplib that are kept out here: its `login()` would try three mechanisms on one wrong password, its default is
-an opportunistic STARTTLS, an empty user name would send AUTH, and `getfqdn` would run per connection.
-
-RFC 5321 §3.1–3.2, RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 7435 (opportunistic), RFC 8314 (implicit TLS).
+One address after the other within the attempt (RFC 5321 §5.1), until a login was tried: a second one could lock the
+account. `phases.py` walks through one connection; what is decided here is which address comes next, whether
+opportunistic TLS goes on in clear (RFC 7435), and what a failed handshake was about.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from contextlib import suppress
-from typing import cast
-
-import aiosmtplib
+from dataclasses import replace
 
 from app.mail.attempt import Attempt
+from app.mail.codes import Reason
 from app.mail.errors import TransactionError
+from app.mail.hints import hint
 from app.mail.outcome import Failure, Phase
-from app.mail.profile import Profile, TlsMode, is_loopback
-from app.mail.reply import Reply, printable
-from app.smtp import classify
-from app.smtp.login import Credentials, choose_mechanism, credentials_of, log_in
-from app.smtp.network import OwnName, Resolve, SocketAddress, connect_to_any
+from app.mail.profile import Profile, TlsMode
+from app.smtp import classify, tls_errors
+from app.smtp.handshake import OursRefused
+from app.smtp.network import OwnName, Resolve, SocketAddress
+from app.smtp.phases import ClosedBehindHandshake, HandshakeFailed, Opening
 from app.smtp.session import Session
-from app.smtp.tls import Connection, OursRefused, certificate_of, context_for, read_certificate
-from app.smtp.wire import Unexpected, Wire
+from app.smtp.tls import read_certificate, weakest
+from app.smtp.tls_errors import Known
+
+MOST_ADDRESSES = 5  # that one attempt goes to
+ADDRESSES_WITHIN = 120.0  # seconds after which no further address is tried
+_ORDER = {phase: number for number, phase in enumerate(Phase)}
 
 
 async def open_session(profile: Profile, attempt: Attempt, *, resolve: Resolve, own_name: OwnName) -> Session:
-    """Open a session, noting in `attempt` how far it got and what was said.
+    """Open a session; note in `attempt` how far it got and what was said.
 
     Raises:
         TransactionError: it did not come about; nothing was sent.
     """
     attempt.host, attempt.port = profile.host, profile.port
-    opening = _Opening(profile, attempt, resolve, own_name)
+    addresses = await _look_up(profile, attempt, resolve)
+    ends = attempt.clock() + ADDRESSES_WITHIN
+    told: TransactionError | None = None  # the failure that got furthest stands for all
+    for _ in range(MOST_ADDRESSES):
+        opening = Opening(profile, attempt, addresses, own_name)
+        try:
+            return await _through(opening, profile, attempt, own_name)
+        except TransactionError as error:
+            if told is None or _ORDER[error.failure.phase] > _ORDER[told.failure.phase]:
+                told, ip = error, attempt.ip
+            addresses = [address for address in addresses if address != opening.address]
+            may_go_on = bool(addresses) and opening.address is not None and attempt.clock() < ends
+            if not may_go_on or attempt.auth is not None or error.failure.reason is Reason.FILE_UNREADABLE:
+                break
+            attempt.turn_to_next_address(error.failure)
+    assert told is not None  # noqa: S101 (there was at least one address)
+    attempt.ip, attempt.phase = ip, told.failure.phase
+    raise told
+
+
+async def _look_up(profile: Profile, attempt: Attempt, resolve: Resolve) -> list[SocketAddress]:
+    attempt.enter(Phase.RESOLVE)
+    try:
+        async with asyncio.timeout(profile.timeouts.resolve):
+            found = await resolve(profile.host, profile.port)
+    except (OSError, UnicodeError) as error:  # TimeoutError and gaierror are OSErrors
+        raise TransactionError(classify.lookup(profile, error)) from error
+    if not found:
+        raise TransactionError(classify.lookup(profile, socket.gaierror(socket.EAI_NONAME, "no address")))
+    return list(dict.fromkeys(found))
+
+
+async def _through(opening: Opening, profile: Profile, attempt: Attempt, own_name: OwnName) -> Session:
     try:
         return await opening.run()
-    except _HandshakeFailed as error:
-        if profile.tls is not TlsMode.OPPORTUNISTIC:
-            raise TransactionError(await opening.handshake_failure(error.cause)) from error.cause
-        cause = error.cause
-        known = cause.failure if isinstance(cause, TransactionError) else classify.tls(profile, cause)
-        attempt.tls_error = known.message
+    except HandshakeFailed as error:
+        failure, is_tls = await _explained(error.cause, opening, profile)
+        attempt.phase = failure.phase
+        if is_tls:
+            attempt.tls_error = failure.message
+        if not is_tls or profile.tls is not TlsMode.OPPORTUNISTIC:
+            raise TransactionError(failure) from error.cause
         attempt.forget_tls()
+    except TransactionError as error:
+        if error.failure.reason is not Reason.TLS_CLIENT_CERT_REQUIRED:
+            raise
+        facts = tls_errors.facts_of_request(opening.seen)
+        raise TransactionError(replace(error.failure, hint=hint(error.failure.reason, profile, facts))) from error
     # RFC 7435: opportunistic goes on in clear, over a fresh connection since this one may be in any state.
-    return await _Opening(profile, attempt, resolve, own_name, in_clear=True).run()
+    there = [opening.address] if opening.address is not None else []
+    return await Opening(profile, attempt, there, own_name, in_clear=True).run()
 
 
-class _Client(aiosmtplib.SMTP):
-    """aiosmtplib's client, but it does not wait for a close_notify that a dead peer owes us for 30 s."""
-
-    def close(self) -> None:
-        transport = self.transport
-        super().close()
-        if transport is not None:
-            cast("asyncio.Transport", transport).abort()
-
-
-class _HandshakeFailed(Exception):
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-class _Opening:
-    """One walk through the opening phases; holds the half-open connection."""
-
-    def __init__(
-        self,
-        profile: Profile,
-        attempt: Attempt,
-        resolve: Resolve,
-        own_name: OwnName,
-        *,
-        in_clear: bool = False,
-    ) -> None:
-        self._profile = profile
-        self._attempt = attempt
-        self._resolve = resolve
-        self._own_name = own_name
-        self._in_clear = in_clear or profile.tls is TlsMode.NONE
-        self._address: SocketAddress | None = None
-        self._client: _Client | None = None
-        self._tls: Connection | None = None
-        self._credentials: Credentials | None = None
-        self._greeting = ""
-
-    async def run(self) -> Session:
-        try:
-            return await self._walk()
-        except BaseException:
-            if self._client is not None:
-                self._client.close()
-            raise
-
-    async def _walk(self) -> Session:
-        sock = await self._connect(await self._look_up())
-        client = await self._greet(sock)
-        await self._note_tls(client)
-        await self._ehlo(client)
-        if self._profile.tls in (TlsMode.STARTTLS, TlsMode.OPPORTUNISTIC) and not self._in_clear:
-            await self._upgrade(client)
-        if not client.is_connected:
-            raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
-        extensions = {key.upper(): value for key, value in client.esmtp_extensions.items()}
-        if self._profile.wants_login:
-            await self._log_in(client, extensions)
-        # uvloop's transports are no subclass of asyncio's, but they are transports.
-        transport = cast("asyncio.Transport | None", client.transport)
-        if transport is None or transport.is_closing():
-            raise TransactionError(classify.opening_broke(self._profile, self._attempt.phase, is_timeout=False))
-        return Session(self._profile, Wire(transport), self._attempt, extensions, greeting=self._greeting)
-
-    @property
-    def _server_name(self) -> str:
-        return self._profile.server_name or self._profile.host
-
-    async def _look_up(self) -> list[SocketAddress]:
-        self._attempt.enter(Phase.RESOLVE)
-        try:
-            async with asyncio.timeout(self._profile.timeouts.resolve):
-                found = await self._resolve(self._profile.host, self._profile.port)
-        except (OSError, UnicodeError) as error:  # TimeoutError and gaierror are OSErrors
-            raise TransactionError(classify.lookup(self._profile, error)) from error
-        if not found:
-            raise TransactionError(classify.lookup(self._profile, socket.gaierror(socket.EAI_NONAME, "no address")))
-        return found
-
-    async def _connect(self, addresses: list[SocketAddress]) -> socket.socket:
-        self._attempt.enter(Phase.CONNECT)
-        try:
-            sock, self._address = await connect_to_any(addresses, within=self._profile.timeouts.connect)
-        except OSError as error:
-            raise TransactionError(classify.connecting(self._profile, error)) from error
-        self._attempt.ip = self._address[1][0]
-        return sock
-
-    async def _greet(self, sock: socket.socket) -> _Client:
-        implicit = self._profile.tls is TlsMode.IMPLICIT
-        timeouts = self._profile.timeouts
-        self._attempt.enter(Phase.TLS if implicit else Phase.GREETING)
-        try:
-            client = self._client = _Client(
-                hostname=self._server_name,
-                local_hostname=await self._helo_name(sock),
-                use_tls=implicit,
-                start_tls=False,
-                tls_context=self._context() if implicit else None,
-                # aiosmtplib has one bound for the handshake and again for the greeting.
-                timeout=max(timeouts.tls, timeouts.greeting) if implicit else timeouts.greeting,
-                sock=sock,
-            )
-        except BaseException:
-            sock.close()
-            raise
-        try:
-            greeting = await client.connect()
-        except aiosmtplib.SMTPConnectResponseError as error:
-            raise self._refused(Phase.GREETING, error) from error
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise self._greeting_failed(error, implicit=implicit) from error
-        self._attempt.enter(Phase.GREETING)
-        self._greeting = greeting.message
-        self._attempt.hear(_reply(greeting.code, greeting.message))
-        self._refuse_surplus(client)
-        return client
-
-    def _greeting_failed(self, error: Exception, *, implicit: bool) -> Exception:
-        """Tell a failed handshake from a missing greeting: aiosmtplib does both in one call."""
-        if isinstance(error, aiosmtplib.SMTPResponseException):
-            return self._refused(Phase.GREETING, error)
-        cause = error.__cause__
-        if cause is not None and isinstance(cause.__cause__, OursRefused):
-            return _HandshakeFailed(cause.__cause__)
-        greets = isinstance(cause, aiosmtplib.SMTPReadTimeoutError | aiosmtplib.SMTPServerDisconnected)
-        if implicit and not greets:
-            return _HandshakeFailed(_handshake_cause(error))
-        self._attempt.enter(Phase.GREETING)
-        if _is_timeout(error):
-            return TransactionError(classify.greeting_timeout(self._profile))
-        return TransactionError(classify.no_greeting(self._profile))
-
-    async def _helo_name(self, sock: socket.socket) -> str:
-        """RFC 5321 §4.1.3: the FQDN, or the address literal where there is none."""
-        name = self._profile.helo_name or await self._own_name()
-        if name:
-            return name
-        ip = sock.getsockname()[0]
-        return f"[IPv6:{ip}]" if ":" in ip else f"[{ip}]"
-
-    async def _ehlo(self, client: _Client) -> None:
-        self._attempt.enter(Phase.EHLO)
-        self._attempt.say(f"EHLO {client.local_hostname}")
-        timeout = self._profile.timeouts.ehlo
-        try:
-            reply = await client.ehlo(timeout=timeout)
-            self._attempt.hear(_reply(reply.code, reply.message))
-            self._refuse_surplus(client)
-            self._attempt.extensions = [f"{k.upper()} {v}".rstrip() for k, v in client.esmtp_extensions.items()]
-            return
-        except aiosmtplib.SMTPHeloError as error:
-            if not 500 <= error.code < 600:
-                raise self._refused(Phase.EHLO, error) from error
-            self._attempt.hear(_reply(error.code, error.message))
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise self._refused(Phase.EHLO, error) from error
-        self._attempt.extensions = []
-        self._attempt.say(f"HELO {client.local_hostname}")  # RFC 5321 §3.2
-        try:
-            reply = await client.helo(timeout=timeout)
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise self._refused(Phase.EHLO, error) from error
-        self._attempt.hear(_reply(reply.code, reply.message))
-
-    def _refuse_surplus(self, client: _Client) -> None:
-        """Close where the relay said more than it was asked: aiosmtplib would take it for the next reply.
-
-        It has no public way to ask; without the attribute (another version) the surplus is only not seen here.
-        """
-        surplus = bytes(getattr(client.protocol, "_buffer", b""))
-        if surplus:
-            raise TransactionError(
-                classify.breach(self._profile, self._attempt.phase, Unexpected(printable(surplus[:200])))
-            )
-
-    async def _upgrade(self, client: _Client) -> None:
-        optional = self._profile.tls is TlsMode.OPPORTUNISTIC
-        if not client.supports_extension("STARTTLS"):
-            if optional:
-                return
-            self._attempt.enter(Phase.STARTTLS)
-            offered = client.esmtp_extensions.get("auth", "")
-            raise TransactionError(classify.tls_not_offered(self._profile, auth_offered=offered))
-        self._attempt.enter(Phase.STARTTLS)
-        context = self._context()
-        self._attempt.say("STARTTLS")
-        timeouts = self._profile.timeouts
-        try:
-            reply = await client.starttls(
-                server_hostname=self._server_name,
-                tls_context=context,
-                timeout=max(timeouts.starttls, timeouts.tls),
-            )
-        except aiosmtplib.SMTPResponseException as error:
-            refusal = self._refused(Phase.STARTTLS, error)
-            if optional:
-                raise _HandshakeFailed(refusal) from error
-            raise refusal from error
-        except (aiosmtplib.SMTPException, OSError) as error:
-            in_handshake = "upgrading" in str(error) or isinstance(error, ssl.SSLError)
-            if not in_handshake and not optional:
-                raise self._refused(Phase.STARTTLS, error) from error
-            raise _HandshakeFailed(_handshake_cause(error)) from error
-        self._attempt.hear(_reply(reply.code, reply.message))
-        await self._note_tls(client)
-        # RFC 3207 §4.2: what was learned before is forgotten; aiosmtplib has emptied its buffer.
-        await self._ehlo(client)
-
-    async def _log_in(self, client: _Client, extensions: dict[str, str]) -> None:
-        profile = self._profile
-        self._attempt.enter(Phase.AUTH)
-        in_clear = not (self._attempt.tls or profile.allow_cleartext_auth or is_loopback(self._attempt.ip or ""))
-        if "AUTH" not in extensions:
-            before_starttls = "STARTTLS" in extensions and not self._attempt.tls
-            raise TransactionError(classify.auth_not_offered(profile, before_starttls=before_starttls))
-        offered = extensions["AUTH"].upper()
-        mechanism = choose_mechanism(profile.auth, offered.split(), in_clear=in_clear)
-        # Under TLS what is offered would do, or more may be offered.
-        tls_would_do = choose_mechanism(profile.auth, offered.split()) is not None or "STARTTLS" in extensions
-        if mechanism is None and in_clear and tls_would_do:
-            raise TransactionError(classify.auth_needs_tls(profile))
-        if mechanism is None:
-            raise TransactionError(classify.auth_mechanism_unsupported(profile, offered))
-        self._credentials = await credentials_of(profile)
-        self._attempt.auth = mechanism
-        self._attempt.say(f"AUTH {mechanism} ***")
-        try:
-            reply = await log_in(client, mechanism, self._credentials, timeout=profile.timeouts.auth)
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise self._refused(Phase.AUTH, error) from error
-        self._attempt.hear(_reply(reply.code, self._credentials.mask(reply.message)))
-        self._refuse_surplus(client)
-
-    def _context(self) -> ssl.SSLContext:
-        try:
-            return context_for(self._profile)
-        except OSError as error:
-            files = {key: getattr(self._profile, key) for key in ("ca_file", "client_cert", "client_key")}
-            key = next((key for key, path in files.items() if path and path == error.filename), "ca_file")
-            why = error.strerror or str(error)
-            raise TransactionError(classify.unreadable(self._profile, self._attempt.phase, key, why)) from error
-
-    async def _note_tls(self, client: _Client) -> None:
-        """Keep what TLS came to, and refuse another certificate than the pinned one."""
-        if not client.is_connected:
-            return  # which the next command finds
-        tls = self._tls = client.get_transport_info("ssl_object")
-        if tls is None:
-            return
-        attempt, pin = self._attempt, self._profile.cert_sha256
-        attempt.tls = True
-        attempt.tls_version = tls.version()
-        attempt.tls_cipher = tls.cipher()[0]
-        certificate = await certificate_of(tls)
-        if certificate is not None:
-            attempt.tls_names = certificate.names
-            attempt.tls_not_after = certificate.not_after or None
-            attempt.tls_sha256 = certificate.sha256
-        if pin and (certificate is None or certificate.sha256 != pin):
-            failure = classify.pin_mismatch(self._profile, certificate)
-            attempt.phase, attempt.tls_error = failure.phase, failure.message
-            raise TransactionError(failure)
-        attempt.tls_verified = bool(pin) or self._context().verify_mode is ssl.CERT_REQUIRED
-
-    async def handshake_failure(self, cause: BaseException) -> Failure:
-        """Read a failed handshake; ask for the certificate's names and dates where it was refused."""
-        certificate = None
-        if isinstance(cause, ssl.SSLCertVerificationError) and self._address is not None:
-            with suppress(Exception):  # a hint's detail: whatever hinders it, the failure itself is known
-                certificate = await read_certificate(self._profile, self._address)
-        failure = classify.tls(self._profile, cause, certificate=certificate)
-        self._attempt.phase, self._attempt.tls_error = failure.phase, failure.message
-        return failure
-
-    def _refused(self, phase: Phase, error: Exception) -> Exception:
-        """Map what aiosmtplib raised in an opening phase."""
-        if self._attempt.phase is not phase:
-            self._attempt.enter(phase)
-        profile = self._profile
-        if isinstance(error, aiosmtplib.SMTPResponseException):
-            message = self._credentials.mask(error.message) if self._credentials else error.message
-            if error.code < 200:
-                return TransactionError(classify.malformed(profile, phase, message.partition(": ")[2]))
-            if error.code > 599:
-                return TransactionError(classify.malformed(profile, phase, f"{error.code} {message}"))
-            said = _reply(error.code, message)
-            self._attempt.hear(said)
-            offered = client.esmtp_extensions.get("auth", "") if (client := self._client) else ""
-            return TransactionError(
-                classify.opening(profile, phase, said, offered=offered, mechanism=self._attempt.auth or "")
-            )
-        if self._tls is not None and self._tls.refusal is not None:
-            return _HandshakeFailed(self._tls.refusal)
-        return TransactionError(classify.opening_broke(profile, phase, is_timeout=_is_timeout(error)))
-
-
-def _reply(code: int, message: str) -> Reply:
-    return Reply(code, tuple(printable(line.encode("utf-8", "surrogateescape")) for line in message.split("\n")))
-
-
-def _is_timeout(error: BaseException) -> bool:
-    return isinstance(error, TimeoutError)
-
-
-def _handshake_cause(error: Exception) -> BaseException:
-    """What really ended the handshake; asyncio reports its own time-out as an aborted connection."""
-    cause = error if isinstance(error, ssl.SSLError) else error.__cause__ or error
-    return TimeoutError() if isinstance(cause, TimeoutError | ConnectionAbortedError) else cause
+async def _explained(cause: BaseException, opening: Opening, profile: Profile) -> tuple[Failure, bool]:
+    """Say what a failed handshake was about, and whether it was about TLS at all."""
+    if isinstance(cause, TransactionError):  # STARTTLS itself was refused
+        return cause.failure, True
+    seen = opening.seen
+    if isinstance(cause, ClosedBehindHandshake):
+        if not seen.asks_for_ours:
+            return cause.failure, False
+        cause = OursRefused(0, "the relay asked for a certificate of ours and closed")
+    certificate = await read_certificate(seen.chain[0]) if seen.chain else None
+    top = await read_certificate(seen.chain[-1]) if seen.chain else None
+    weaker = None
+    if profile.requires_tls and opening.address is not None and tls_errors.may_be_too_weak(cause, seen):
+        with suppress(Exception):  # a hint's detail: whatever hinders it, the failure itself is known
+            weaker = await weakest(profile, opening.address, opening.local_name)
+    return classify.tls(profile, cause, Known(seen, certificate, top, weaker)), True

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from app.mail.codes import Reason
 from app.mail.outcome import FailureClass
 from app.mail.profile import Profile
 from app.mail.reply import Reply
 from app.smtp.limits import words_of
+from app.smtp.network import is_odd_name
 
 _C = FailureClass.CONFIGURATION
 _P = FailureClass.PERMANENT
+
+
+class Login(Enum):
+    """Whether this session logged in, and if not, whether the relay offers a mechanism that we speak."""
+
+    DONE = auto()
+    POSSIBLE = auto()
+    IMPOSSIBLE = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +38,66 @@ class Known:
     hint: str
     host: re.Pattern[str] | None = None
     reason: tuple[Reason, FailureClass] | None = None
+    login: Login | None = None  # None = whatever it was
+    odd_name: bool = False  # only where we greet with a name that means nothing to others
 
-    def hint_for(self, profile: Profile) -> str:
-        """Write the hint in the dialect the profile was set in."""
-        return self.hint.format_map({key: profile.setting(key) for key in _SETTINGS}) if self.hint else ""
+    def hint_for(self, profile: Profile, *, offered: str = "") -> str:
+        """Write the hint in the dialect the profile was set in; `offered` are the relay's mechanisms."""
+        names = {key: profile.setting(key) for key in _SETTINGS}
+        return self.hint.format_map({**names, "offered": offered or "none"}) if self.hint else ""
 
 
-def recognise(profile: Profile, reply: Reply) -> Known | None:
-    """Find the rule for a refusal, None where it is not one that we know."""
+def recognise(profile: Profile, reply: Reply, *, login: Login = Login.IMPOSSIBLE, helo_name: str = "") -> Known | None:
+    """Return the rule for a refusal, None where it is not one that we know."""
     text = f"{reply.code} {reply.enhanced or ''} {words_of(reply)}"
     return next(
-        (k for k in _KNOWN if k.says.search(text) and (k.host is None or k.host.search(profile.host))),
+        (
+            known
+            for known in _KNOWN
+            if known.says.search(text)
+            and (known.host is None or known.host.search(profile.host))
+            and known.login in (None, login)
+            and (not known.odd_name or is_odd_name(helo_name))
+        ),
         None,
     )
 
 
-_SETTINGS = ("host", "port", "username", "password", "tls", "auth", "helo_name", "max_connections", "idle_timeout")
+_SETTINGS = (
+    *("host", "port", "username", "password", "tls", "auth", "helo_name"),
+    *("max_connections", "idle_timeout", "max_messages_per_connection"),
+)
 
 
-def _known(says: str, hint: str = "", *, host: str = "", reason: tuple[Reason, FailureClass] | None = None) -> Known:
-    return Known(re.compile(says, re.IGNORECASE), hint, re.compile(host, re.IGNORECASE) if host else None, reason)
+def _known(
+    says: str,
+    hint: str = "",
+    *,
+    host: str = "",
+    reason: tuple[Reason, FailureClass] | None = None,
+    login: Login | None = None,
+    odd_name: bool = False,
+) -> Known:
+    pattern = re.compile(host, re.IGNORECASE) if host else None
+    return Known(re.compile(says, re.IGNORECASE), hint, pattern, reason, login, odd_name)
 
 
 _AUTH_REQUIRED = (Reason.AUTH_REQUIRED, _C)
 _SENDER_REFUSED = (Reason.SENDER_REFUSED, _P)
+_SEND_AS = r"5\.7\.60|sendasdenied|5\.2\.252|not have permissions to send as this sender"
 _OWN_ADDRESS = "The account of {username} may send only as itself: send from its own address or one of its aliases."
 
+_HELO_REFUSED = (Reason.HELO_REFUSED, _C)
+
 _KNOWN = (
+    # Any relay under TLS. Postfix: smtpd_tls_req_ccert
+    _known(
+        r"\bno (client |peer )?certificate\b"
+        r"|\b(client|peer|your) certificate\b.{0,30}"
+        r"\b(not|un(trusted|verified)|required|rejected|refused|invalid|unknown|missing|expired|revoked|fail)"
+        r"|\b(requires?|need|provide|present|want)s?\b.{0,20}\b(client|peer|tls|ssl) certificate",
+        reason=(Reason.TLS_CLIENT_CERT_REQUIRED, _C),
+    ),
     # Google: support.google.com/a/answer/3726730
     _known(
         r"534 5\.7\.9 application-specific password",
@@ -91,6 +134,13 @@ _KNOWN = (
     _known(
         r"5\.7\.26",
         "The sender's domain has neither SPF nor DKIM for the relay that sends: publish both in that domain's DNS.",
+    ),
+    # smtp-relay.gmail.com, to a name such as [127.0.0.1] or localhost
+    _known(
+        r"try again later, closing connection\. \(EHLO\)",
+        "Google's relay does not take the name that we greet with: set {helo_name} to this machine's full public name.",
+        reason=_HELO_REFUSED,
+        odd_name=True,
     ),
     _known(
         r"is not authorized to send email directly to our servers",
@@ -135,7 +185,21 @@ _KNOWN = (
         "mail.protection.outlook.com on port 25).",
     ),
     _known(
-        r"5\.7\.60|sendasdenied|5\.2\.252|not have permissions to send as this sender",
+        _SEND_AS,
+        "The relay does not let this machine send as this sender without a login: set {username} and {password} of an "
+        "account that has Send As on that mailbox, or have this machine's address allowed on a receive connector that "
+        "accepts any sender.",
+        login=Login.POSSIBLE,
+    ),
+    _known(
+        _SEND_AS,
+        "The relay does not let this machine send as this sender, and offers no login that Mailchute speaks "
+        "({offered}), so a user name will not do: have this machine's address allowed on a receive connector that "
+        "accepts any sender, or use a port with AUTH PLAIN or LOGIN and an account that has Send As on that mailbox.",
+        login=Login.IMPOSSIBLE,
+    ),
+    _known(
+        _SEND_AS,
         "The account of {username} may not send as this sender: send from its own address, or give it Send As on that "
         "mailbox (Exchange admin center, Mailboxes, Delegation).",
     ),
@@ -253,6 +317,12 @@ _KNOWN = (
         reason=(Reason.AUTH_NOT_OFFERED, _C),
     ),
     _known(r"encryption required for requested authentication", reason=(Reason.AUTH_NEEDS_TLS, _C)),
+    # RFC 4954 §6: the account has nothing stored for the mechanism, until it has logged in with its password once
+    _known(
+        r"432 (4\.7\.12|.*password transition)",
+        "The relay must see the password itself once, before {username} can log in this way: set {auth} to plain.",
+        reason=(Reason.AUTH_MECHANISM_REFUSED, _C),
+    ),
     _known(
         r"sender address rejected: not logged in",
         "The relay lets this sender send only after its login: set {username} and {password}.",
@@ -263,12 +333,52 @@ _KNOWN = (
         r"helo command rejected",
         "The relay does not accept the name that we greet with: set {helo_name} to this machine's full name, one that "
         "the DNS knows.",
-        reason=(Reason.HELO_REFUSED, _C),
+        reason=_HELO_REFUSED,
     ),
     _known(
         r"cannot find your (reverse )?hostname",
         "This machine's address has no matching name in the DNS: have a PTR record set, or use the relay's port for "
         "logins with {username} and {password}.",
+    ),
+    # Replies whose code says something else than their words
+    _known(
+        r"(max(imum)? |too many )messages? (per|in this|sent|on this)|too many messages sent",
+        "The relay takes only so many messages on one connection: it is tried again; set {max_messages_per_connection} "
+        "to fewer.",
+    ),
+    _known(
+        r"bad dns ptr|\bptr (resource )?record|\breverse dns\b|\brdns\b",
+        "This machine's address has no matching name in the DNS: have a PTR record set, or use the relay's port for "
+        "logins with {username} and {password}.",
+    ),
+    _known(
+        r"that ip address is not allowed to send|traffic not accepted from this ip",
+        "The relay takes no mail from this machine's address: have it allowed there, or use another relay.",
+    ),
+    _known(
+        r"invalid dns mx or a/aaaa",
+        "The sender's domain has neither an MX nor an address record: publish one, or send from another domain.",
+    ),
+    _known(
+        r"unconfigured sending domain|sender domain not verified",
+        "The relay sends only for domains that were verified there: verify the sender's domain, or send from one that "
+        "is.",
+    ),
+    _known(
+        r"storedrv\.submission\.exception:quotaexceeded",
+        "The mailbox of the account that sends is full: have its sent mail emptied, or its quota raised.",
+    ),
+    _known(
+        r"from/sender name is not valid",
+        "The relay does not take the sender's name or address: use a From address it allows.",
+    ),
+    _known(
+        r"not have access rights to this service",
+        "The password is right, but {username} may not send by SMTP: have that enabled for the account.",
+    ),
+    _known(
+        r"turn on smtp authentication",
+        "The relay takes this mail only after a login: set {username} and {password}.",
     ),
     # Exim, GMX and IONOS, Titan, QQ
     _known(

@@ -21,12 +21,15 @@ from app.mail.message import Envelope
 from app.mail.outcome import Failure, Phase
 from app.mail.reply import Reply
 from app.smtp import classify
+from app.smtp.downgrade import without_smtputf8
 from app.smtp.limits import limit
 from app.smtp.session import Session
+from app.smtp.transaction_replies import lost_its_place
 from app.smtp.wire import BLOCK, Breach, Lost, TimedOut, Unexpected
 
 BeforeHandover: TypeAlias = Callable[[], Awaitable[None]]
 
+LARGE = 1024 * 1024  # bytes of content that is made ready in a thread
 _ANY_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -39,10 +42,15 @@ class Report:
     """What the relay said. Every recipient is in `verdicts`, or shares `failure`.
 
     `verdicts` maps a recipient to the phase and the reply that decide for it; a positive reply is the content's.
+    `accepted` are those whose RCPT was accepted. `ended_at` is the recipient whose RCPT the relay answered by ending
+    the session (421, a close, silence).
     """
 
     verdicts: dict[str, tuple[Phase, Reply]] = field(default_factory=dict)
     failure: Failure | None = None
+    accepted: list[str] = field(default_factory=list)
+    ended_at: str | None = None
+    refused: dict[str, Failure] = field(default_factory=dict)  # who was not asked for, since the relay cannot take them
 
 
 async def deliver(
@@ -63,10 +71,18 @@ async def deliver(
     if refusal is not None:
         attempt.phase = Phase.MAIL
         return Report(failure=refusal)
+    refused: dict[str, Failure] = {}
+    if envelope.smtputf8 and "SMTPUTF8" not in session.extensions:
+        asked, content = without_smtputf8(envelope, content)
+        failure = classify.smtputf8_not_offered(session.profile)
+        refused = dict.fromkeys(set(envelope.recipients) - set(asked.recipients), failure)
+        envelope = asked
     session.wire.heard = attempt.hear
     transaction = _Transaction(session, envelope, content, attempt, before_handover)
     try:
-        return await transaction.run()
+        report = await transaction.run()
+        report.refused = refused
+        return report
     except BaseException:
         session.wire.close()
         raise
@@ -80,13 +96,13 @@ def _known_refusal(session: Session, envelope: Envelope, size: int) -> Failure |
     limit = session.extensions.get("SIZE", "")
     if limit.isdecimal() and len(limit) <= 20 and 0 < int(limit) < size:  # RFC 1870 §4: 0 or nothing = no limit
         return classify.too_large(session.profile, size, int(limit))
-    if envelope.smtputf8 and "SMTPUTF8" not in session.extensions:
+    if envelope.smtputf8 and "SMTPUTF8" not in session.extensions and not without_smtputf8(envelope, b"")[0].recipients:
         return classify.smtputf8_not_offered(session.profile)
     return None
 
 
-def stuffed(content: bytes) -> bytes:
-    """Make content ready for DATA: CRLF line ends only, dots doubled, the final dot behind it.
+def stuffed(content: bytes) -> tuple[bytes, bytes]:
+    """Make content ready for DATA: CRLF line ends only, dots doubled; and what ends it, the final dot.
 
     RFC 5321 §4.5.2, §2.3.8: a bare CR or LF must not be sent; relays differ in what they take for a line end,
     which is how one mail becomes two (SMTP smuggling).
@@ -98,7 +114,7 @@ def stuffed(content: bytes) -> bytes:
         content = content.replace(b"\r\n.", b"\r\n..")
     if content.startswith(b"."):
         content = b"." + content
-    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
+    return content, b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n"
 
 
 class _Transaction:
@@ -121,7 +137,7 @@ class _Transaction:
         self._before_handover = before_handover
         self._mark: Awaitable[None] | None = None
         self._report = Report()
-        self._accepted: list[str] = []
+        self._accepted = self._report.accepted
         self._heard_anything = False
 
     async def run(self) -> Report:
@@ -149,6 +165,7 @@ class _Transaction:
         profile, attempt = self._session.profile, self._attempt
         if isinstance(breach, Unexpected) and not attempt.handover:
             self._report.verdicts.clear()  # whose they were is not sure any more
+            self._report.ended_at = None
         self._report.failure = classify.breach(profile, attempt.phase, breach, handed_over=attempt.handover)
 
     # envelope
@@ -170,13 +187,17 @@ class _Transaction:
         if not mail.is_positive:
             # Already now: many relays close behind it, and that takes nothing back.
             self._report.verdicts = dict.fromkeys(self._envelope.recipients, (Phase.MAIL, mail))
-        self._attempt.enter(Phase.RCPT)
+        # What came with a refused command is answered too, and no phase that was reached.
+        if mail.is_positive:
+            self._attempt.enter(Phase.RCPT)
         for address in self._envelope.recipients:
+            self._report.ended_at = address if mail.is_positive else None
             reply = await self._reply(self._timeouts.rcpt)
-            if self._closes(reply, Phase.RCPT):
+            if self._closes(reply, self._attempt.phase):
                 return
             self._note_recipient(address, mail, reply)
-        self._attempt.enter(Phase.DATA)
+        if self._accepted:
+            self._attempt.enter(Phase.DATA)
         await self._after_data(await self._reply(self._timeouts.data))
 
     async def _step_by_step(self) -> None:
@@ -189,6 +210,7 @@ class _Transaction:
         for address in self._envelope.recipients:
             reply = mail
             if mail.is_positive:
+                self._report.ended_at = address
                 reply = await self._ask(f"RCPT TO:<{address}>", self._timeouts.rcpt)
                 if self._closes(reply, Phase.RCPT):
                     return
@@ -202,7 +224,8 @@ class _Transaction:
 
     def _not_used_up(self, mail: Reply) -> Reply:
         """Take a warm session for used up where MAIL is refused for now: a new one may do (docs/quirks.md)."""
-        if mail.is_transient and self._session.is_warm and limit(Phase.MAIL, mail) is None:
+        is_of_session = mail.is_transient or lost_its_place(Phase.MAIL, mail)
+        if is_of_session and self._session.is_warm and limit(Phase.MAIL, mail) is None:
             raise StaleSession(str(mail))
         return mail
 
@@ -220,6 +243,7 @@ class _Transaction:
     def _note_recipient(self, address: str, mail: Reply, reply: Reply) -> None:
         if 354 in (mail.code, reply.code):
             raise Unexpected(f"354 before DATA: {reply}")
+        self._report.ended_at = None
         if not mail.is_positive:
             self._report.verdicts[address] = (Phase.MAIL, mail)
         elif reply.is_positive:
@@ -239,7 +263,7 @@ class _Transaction:
     # content
 
     async def _after_data(self, data: Reply) -> None:
-        if self._closes(data, Phase.DATA):
+        if self._closes(data, self._attempt.phase):
             return
         if data.code != 354:
             if self._accepted and data.code < 400:
@@ -267,12 +291,14 @@ class _Transaction:
             await mark
         self._attempt.enter(Phase.CONTENT)
         self._attempt.say(f"({len(self._content)} bytes of content)")
-        content = stuffed(self._content)
+        # Tens of megabytes of short lines take 100 ms; the event loop goes on meanwhile.
+        is_large = len(self._content) >= LARGE
+        content, end = await asyncio.to_thread(stuffed, self._content) if is_large else stuffed(self._content)
         if len(content) > BLOCK:
-            body, content = content[:-5], content[-5:]
-            if not await self._wire.send_content(body, timeout=self._timeouts.block):
+            if not await self._wire.send_content(content, timeout=self._timeouts.block):
                 await self._early_verdict()
                 return
+            content = b""
         if self._wire.is_content_refused:
             await self._early_verdict()
             return
@@ -280,7 +306,7 @@ class _Transaction:
             await self._reply(self._timeouts.content)  # raises what broke it, nothing was let go
         self._attempt.handover = True
         self._attempt.say(".")
-        self._wire.send(content, replies=1)
+        self._wire.send(content + end, replies=1)
         verdict = await self._reply(self._timeouts.content)
         if verdict.code == 421:
             self._wire.close()

@@ -83,7 +83,7 @@ class Acts:
 
     def _count(self, done: Sequence[_Done]) -> None:
         for was, then in done:
-            self._census.move(was, then.state)
+            self._census.move(then.profile, was, then.state)
 
 
 def _do(act: Act, message_id: UUID, now: datetime, until: datetime) -> Operation[_Done]:

@@ -5,6 +5,7 @@ An operation for the journal. RFC 5321 §4.2.5 (responsibility begins with the a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, delete, insert, select
@@ -27,6 +28,7 @@ from app.store.records import (
 )
 from app.store.values import to_ms
 
+LARGE = PART_BYTES  # bytes; a larger content is read back when it is sent, so that what waits for that holds no memory
 KEY_LIFE = timedelta(hours=24)  # of an idempotency key
 
 _INSERT_MESSAGE = insert(messages).values(
@@ -131,13 +133,7 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
     if message.tags:
         yield (_INSERT_TAG, [{"tag": tag, "message_id": id_} for tag in message.tags])
     content = message.content
-    yield (
-        _INSERT_BODY,
-        [
-            {"message_id": id_, "part": part, "bytes": content[at : at + PART_BYTES]}
-            for part, at in enumerate(range(0, len(content), PART_BYTES))
-        ],
-    )
+    yield (_INSERT_BODY, [{"message_id": id_, "part": part, "bytes": piece} for part, piece in _parts_of(content)])
     if lease is not None:
         yield (
             INSERT_ATTEMPT,
@@ -162,4 +158,14 @@ def _append(message: Message, lease: Lease | None, now: datetime) -> Operation[R
         metadata=message.metadata,
         warnings=message.warnings,
     )
-    return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, content))
+    carried = content if len(content) <= LARGE else None
+    return Receipt(taken, None if lease is None else Claim(taken, lease, envelope.smtputf8, carried))
+
+
+def _parts_of(content: bytes) -> Iterator[tuple[int, bytes | memoryview]]:
+    if len(content) <= PART_BYTES:
+        yield 0, content
+        return
+    whole = memoryview(content)  # parts of a large content are not copied
+    for part, at in enumerate(range(0, len(content), PART_BYTES)):
+        yield part, whole[at : at + PART_BYTES]

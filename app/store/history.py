@@ -56,6 +56,8 @@ _STATES_OF_THE_QUEUE = ("queued", "sending")
 class Filter:
     """Which messages; None = any. `since` is inclusive, `until` is not; both look at when it was accepted."""
 
+    id: UUID | None = None
+    message_id: str | None = None  # the whole header value, with its <>
     state: str | None = None
     error_code: str | None = None
     profile: str | None = None
@@ -80,7 +82,7 @@ def newest_matching(names: frozenset[str], state: str | None) -> Select[Any]:
         page = page.where(text("messages.state NOT IN ('queued', 'sending', 'sent')"))
     if state in _STATES_OF_THE_QUEUE:
         page = page.where(messages.c.due_at.is_not(None))
-    for name in ("error_code", "profile", "sender"):
+    for name in ("id", "message_id", "error_code", "profile", "sender"):
         if name in names:
             page = page.where(messages.c[name] == bindparam(f"of_{name}"))
     for name, column in (("recipient", recipients.c.address), ("tag", tags.c.tag)):
@@ -142,7 +144,11 @@ _ATTEMPT_COLUMNS = (
 _ATTEMPTS_OF = (
     select(*_ATTEMPT_COLUMNS).where(attempts.c.message_id == bindparam("of_message")).order_by(attempts.c.number)
 )
-_WAITING = select(messages.c.state, func.count()).where(messages.c.due_at.is_not(None)).group_by(messages.c.state)
+_WAITING = (
+    select(messages.c.profile, messages.c.state, func.count())
+    .where(messages.c.due_at.is_not(None))
+    .group_by(messages.c.profile, messages.c.state)
+)
 _OLDEST_DEFERRED = (
     select(messages.c.created_at)
     .where(text("messages.state = 'deferred' AND messages.state NOT IN ('queued', 'sending', 'sent')"))
@@ -160,7 +166,7 @@ _FIRST_DUE = (
     .order_by(messages.c.due_at)
     .limit(1)
 )
-_IN_DOUBT = select(func.count()).where(messages.c.state == "in_doubt").select_from(messages)
+_IN_DOUBT = select(messages.c.profile, func.count()).where(messages.c.state == "in_doubt").group_by(messages.c.profile)
 _FAILURES = (
     select(failure_counts.c.reason, func.sum(failure_counts.c.count))
     .where(failure_counts.c.period >= bindparam("since"))
@@ -225,6 +231,8 @@ class History:
             await self._search.catch_up()
         said = {name: value for name in _BY_VALUE if (value := getattr(which, name)) is not None}
         params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
+        if which.id is not None:
+            params["of_id"] = which.id.bytes
         params |= {"at_most": at_most, **_between(which.since, which.until, before)}
         rows = await self._rows(newest_matching(frozenset(said), which.state), params)
         return [await self._snapshot(row) for row in rows]
@@ -236,6 +244,7 @@ class History:
         error_code: str | None = None,
         profile: str | None = None,
         since: datetime | None = None,
+        until: datetime | None = None,
         before: tuple[UUID, int] | None = None,
     ) -> Sequence[tuple[UUID, AttemptRecord]]:
         """Give attempts, of the newest message first; `before` continues behind the last one seen."""
@@ -243,7 +252,9 @@ class History:
         said = {name: value for name, value in said.items() if value is not None}
         last, number = before or (_AFTER_ALL, 0)
         params: dict[str, Any] = {f"of_{name}": value for name, value in said.items()}
-        params |= {"at_most": at_most, **_between(since, None, last), "before_number": number}
+        bounds = _between(since, until, last)
+        # Attempts are numbered from 1: below `until` no attempt of a message with that very id is left over.
+        params |= {"at_most": at_most, **bounds, "before_number": number if bounds["before"] == last.bytes else 0}
         rows = await self._rows(attempts_matching(frozenset(said)), params)
         return [(UUID(bytes=message_id), _attempt(*rest)) for message_id, *rest in rows]
 
@@ -254,12 +265,12 @@ class History:
 
     async def census(self) -> Census:
         """Count what is not over, once: this reads all that waits."""
-        rows = await self._reader.rows(_WAITING)
-        (in_doubt,) = (await self._reader.rows(_IN_DOUBT))[0]
-        census = Census({MessageState.IN_DOUBT: in_doubt})
-        for stored, count in rows:
+        census = Census({})
+        for profile, stored, count in await self._reader.rows(_WAITING):
             if (state := counted_state(stored, 0)) is not MessageState.IN_DOUBT:
-                census.move(None, state, count)
+                census.move(text_from(profile), None, state, count)
+        for profile, count in await self._reader.rows(_IN_DOUBT):
+            census.move(text_from(profile), None, MessageState.IN_DOUBT, count)
         return census
 
     async def oldest_waiting(self, profiles: Iterable[str], *, now: datetime) -> datetime | None:
@@ -313,7 +324,7 @@ class History:
         return snapshot(row, (recipient_from(*r) for r in whom))
 
 
-_BY_VALUE = ("error_code", "profile", "sender", "recipient", "tag", "q")
+_BY_VALUE = ("id", "message_id", "error_code", "profile", "sender", "recipient", "tag", "q")
 
 
 def _between(since: datetime | None, until: datetime | None, before: UUID | None) -> dict[str, bytes]:

@@ -77,12 +77,12 @@ DROP_BODY = delete(bodies).where(
 _DELETE = (
     delete(messages)
     .where(messages.c.id == bindparam("of_message"), messages.c.due_at.is_(None))
-    .returning(messages.c.seq, messages.c.state)
+    .returning(messages.c.seq, messages.c.state, messages.c.profile)
 )
 _DELETE_WORDS = delete(message_search).where(message_search.c.rowid == bindparam("of_seq"))
 
 
-_Dropped: TypeAlias = tuple[int, int]  # how many, and how many of them were messages in doubt
+_Dropped: TypeAlias = tuple[int, list[str]]  # how many, and the profile of each that was a message in doubt
 
 
 @dataclass(slots=True)
@@ -138,7 +138,8 @@ class Keeping:
                 return
 
     def _dropped(self, dropped: _Dropped) -> None:
-        self._census.move(MessageState.IN_DOUBT, None, dropped[1])
+        for profile in dropped[1]:
+            self._census.move(profile, MessageState.IN_DOUBT, None)
 
 
 def _drop_bodies(ids: Sequence[bytes]) -> Operation[_Dropped]:
@@ -146,15 +147,16 @@ def _drop_bodies(ids: Sequence[bytes]) -> Operation[_Dropped]:
     for id_ in ids:
         dropped = yield (DROP_BODY, {"of_message": id_})
         count += dropped.count > 0
-    return count, 0
+    return count, []
 
 
 def _delete(ids: Sequence[bytes]) -> Operation[_Dropped]:
-    count = in_doubt = 0
+    count, in_doubt = 0, []
     for id_ in ids:
         deleted = yield (_DELETE, {"of_message": id_})
-        for seq, state in deleted.rows:
+        for seq, state, profile in deleted.rows:
             yield (_DELETE_WORDS, {"of_seq": seq})
             count += 1
-            in_doubt += state == MessageState.IN_DOUBT
+            if state == MessageState.IN_DOUBT:
+                in_doubt.append(profile)
     return count, in_doubt

@@ -12,10 +12,11 @@ RFC 5321 §4.2.5 (responsibility begins with the answer), RFC 1047 (the mark).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from io import BytesIO
 from itertools import takewhile
 from typing import TypeAlias
 from uuid import UUID
@@ -33,6 +34,7 @@ from app.store.census import Census
 from app.store.database import (
     COUNT_PERIOD,
     COUNTS_KEPT,
+    PART_BYTES,
     SCHEMA,
     attempts,
     bodies,
@@ -162,8 +164,8 @@ _CRASHES = (
     .order_by(attempts.c.number.desc())
     .limit(bindparam("at_most"))
 )
-_CONTENT = (
-    select(bodies.c.part, bodies.c.bytes).where(bodies.c.message_id == bindparam("of_message")).order_by(bodies.c.part)
+_PART = select(bodies.c.bytes).where(
+    bodies.c.message_id == bindparam("of_message"), bodies.c.part == bindparam("number")
 )
 
 
@@ -222,7 +224,9 @@ class Outbox:
 
         Also gives when the next message of this profile is due, None where none waits.
         """
-        claims, due, _ = await self._journal.commit(partial(_claim, profile, lease, at_most, now), self._claimed)
+        claims, due, _ = await self._journal.commit(
+            partial(_claim, profile, lease, at_most, now), partial(self._claimed, profile)
+        )
         return claims, due
 
     def bring_forward(self, profile: str, *, now: datetime, latest: datetime) -> asyncio.Future[int]:
@@ -308,22 +312,34 @@ class Outbox:
 
     async def content(self, message_id: UUID, *, within: float | None = None) -> bytes | None:
         """Read a message's bytes; None where they are not kept any more, or a part of them is lost."""
-        parts = await self._reader.rows(_CONTENT, {"of_message": message_id.bytes}, within=within)
-        is_whole = all(isinstance(piece, bytes) and part == at for at, (part, piece) in enumerate(parts))
-        return b"".join(piece for _, piece in parts) if parts and is_whole else None
+        content = BytesIO()  # part by part, so that a large one is held once
+        async for part in self.parts(message_id, within=within):
+            content.write(part)
+        return content.getvalue() or None
+
+    async def parts(self, message_id: UUID, *, within: float | None = None) -> AsyncIterator[bytes]:
+        """Read a message's bytes part by part, `PART_BYTES` each but the last; none where they are not kept."""
+        part, number = b"", 0
+        while number == 0 or len(part) == PART_BYTES:
+            which = {"of_message": message_id.bytes, "number": number}
+            rows = await self._reader.rows(_PART, which, within=within)
+            if not rows or not isinstance(rows[0][0], bytes):
+                return
+            part, number = rows[0][0], number + 1
+            yield part
 
     def _appended(self, receipt: Receipt) -> None:
         if not receipt.is_replay:
-            self._census.move(None, receipt.snapshot.state)
+            self._census.move(receipt.snapshot.profile, None, receipt.snapshot.state)
         elif receipt.is_revived:
-            self._census.move(MessageState.FAILED, receipt.snapshot.state)
+            self._census.move(receipt.snapshot.profile, MessageState.FAILED, receipt.snapshot.state)
 
-    def _claimed(self, found: _Claimed) -> None:
+    def _claimed(self, profile: str, found: _Claimed) -> None:
         for state, count in found[2]:
-            self._census.move(state, MessageState.SENDING, count)
+            self._census.move(profile, state, MessageState.SENDING, count)
 
     def _recorded(self, snapshot: Snapshot) -> None:
-        self._census.move(MessageState.SENDING, snapshot.state)
+        self._census.move(snapshot.profile, MessageState.SENDING, snapshot.state)
 
 
 def _claim(profile: str, lease: Lease, at_most: int, now: datetime) -> Operation[_Claimed]:
@@ -420,7 +436,9 @@ def _keep_part(claim: Claim, after: tuple[Recipient, ...]) -> Operation[Claim]:
     said = claim.snapshot
     unmarked = yield (_UNMARK, {"of_message": said.id.bytes, "token": claim.lease.token})
     _fence(unmarked, said)
-    yield (WRITE_RECIPIENT, changed_recipients(said, after))
+    changed = changed_recipients(said, after)
+    if changed:
+        yield (WRITE_RECIPIENT, changed)
     return replace(claim, snapshot=replace(said, recipients=after))
 
 

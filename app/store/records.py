@@ -167,6 +167,8 @@ def _failure(said: Mapping[str, Any], *, is_doubtful: bool) -> Failure:
         smtp_code=number(said.get("smtp_code")),
         enhanced_code=string(said.get("enhanced_code")),
         reply=string(said.get("reply")),
+        by_name=said.get("by_name") is True,  # older rows have neither
+        message_id=string(said.get("message_id")),
     )
 
 

@@ -196,6 +196,28 @@ async def test_all_that_match_are_sent_again_but_not_what_is_in_doubt(service: A
     assert (await service.settled(doubtful))["state"] == "sent"
 
 
+@pytest.mark.parametrize("act", ["cancel", "retry"])
+async def test_a_dry_run_counts_what_an_act_would_be_done_to_and_does_nothing(service: Application, act: str) -> None:
+    await in_doubt(service)
+    assert (await service.send(tags=["night"])).json()["state"] == "sent"
+    ids = [await deferred(service, tags=["night"]) for _ in range(3)]
+    for query, count in (
+        ("tag=night", 3),
+        ("since=1h", 3),
+        ("state=sent", 0),
+        ("state=in_doubt", int(act == "retry")),
+        ("tag=none", 0),
+    ):
+        dry = await post(service, f"/messages/{act}?{query}&dry_run=true")
+        assert (dry.status_code, dry.json()) == (200, {"count": count, "has_more": False, "next_cursor": None})
+        some = await post(service, f"/messages/{act}?{query}&dry_run=true&limit=100")
+        assert some.json()["count"] == count
+    for id_ in ids:
+        assert (await service.look_up(id_))["state"] == "deferred"
+    problem(await post(service, f"/messages/{act}?tag=night&dry_run=perhaps"), status=422)
+    assert (await post(service, f"/messages/{act}?tag=night&dry_run=false")).json()["count"] == 3
+
+
 async def test_all_that_match_are_cancelled(service: Application) -> None:
     ids = [await deferred(service) for _ in range(3)]
     sent = flat(await service.send(), status=200)["id"]

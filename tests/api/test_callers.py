@@ -1,5 +1,6 @@
 """Who is served: without a key this machine alone and directly, with a key whoever has it."""
 
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -137,6 +138,7 @@ async def test_a_stranger_learns_nothing_of_what_is_wrong_with_the_request(servi
         {"X-API-Key": KEY},
         {"X-API-Key": f" {KEY} "},
         {"X-API-Key": KEY, "Authorization": "Basic Ym90OnNlY3JldA=="},
+        {"Authorization": f"Basic {b64encode(f'webhook:{KEY}'.encode()).decode()}"},
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ The paces are shortened, since nobody waits half a minute; how long they are is 
 
 import asyncio
 import os
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,12 +19,14 @@ from unittest.mock import patch
 import pytest
 
 from app.mail.outcome import MessageState
+from app.mail.schedule import Rate
 from tests.api.shapes import flat
 from tests.support.app import PATIENCE, Application, falling_back_to, running
 from tests.support.factories import refused_port
 from tests.support.relay import Close, Relay, Wait
 
 LOGIN = {"MAILCHUTE_PROFILES__RELAY__USERNAME": "bot", "MAILCHUTE_PROFILES__RELAY__PASSWORD": "wrong"}
+ASK_USER = f"334 {b64encode(b'Username:').decode()}"
 BACKLOG = int(os.environ.get("MAILCHUTE_BACKLOG", "120"))
 LATER = timedelta(hours=3)  # what no test waits for
 SOON = timedelta(milliseconds=30)
@@ -95,6 +98,63 @@ async def test_five_waiting_mails_with_a_wrong_password_make_one_login(tmp_path:
             assert "will be sent once the profile works, until" in one["message"]
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "script", "reason"),
+    [
+        pytest.param(mechanism, script, reason, id=id_)
+        for id_, mechanism, script, reason in [
+            (
+                "the user name is asked for twice",
+                "LOGIN",
+                [("AUTH", ASK_USER), ("AUTH2", ASK_USER)],
+                "unexpected_reply",
+            ),
+            ("three prompts", "LOGIN", [("AUTH", "334 "), ("AUTH2", "334 ")], "unexpected_reply"),
+            ("the argument is asked for again", "PLAIN", [("AUTH", ASK_USER)], "unexpected_reply"),
+            ("501 to the command", "LOGIN", [("AUTH", "501 5.5.2 Syntax error")], "auth_mechanism_unsupported"),
+            ("501 to the password", "LOGIN", [("AUTH2", "501 5.5.4 What?")], "auth_mechanism_unsupported"),
+            ("250 to the password", "PLAIN", [("AUTH", "250 Ok")], "unexpected_reply"),
+            ("garbage for a challenge", "CRAM-MD5", [("AUTH", "334 !!!")], "malformed_reply"),
+            ("garbage for a verdict", "PLAIN", [("AUTH", b"rubbish\r\n")], "malformed_reply"),
+            ("two verdicts", "PLAIN", [("AUTH", "235 in\n535 out")], "unexpected_reply"),
+            ("hung up on", "LOGIN", [("AUTH2", Close())], "connection_lost"),
+            ("hung up on at once", "CRAM-MD5", [("AUTH", Close())], "connection_lost"),
+            ("421", "PLAIN", [("AUTH", ("421 4.7.0 Too many errors", Close()))], "service_unavailable"),
+            ("454", "PLAIN", [("AUTH", "454 4.7.0 Temporary authentication failure")], "auth_unavailable"),
+            ("too many logins", "PLAIN", [("AUTH", "454 4.7.0 Too many login attempts")], "rate_limited"),
+            ("not the relay", "SCRAM-SHA-1", [("AUTH2", "235 in")], "auth_server_unverified"),
+        ]
+    ],
+)
+async def test_whatever_goes_wrong_in_a_login_it_is_one_login_however_often_it_could_be_tried(
+    mechanism: str, script: list[tuple[str, Any]], reason: str, tmp_path: Path
+) -> None:
+    environ = {**LOGIN, "MAILCHUTE_RETRY__SCHEDULE": "10ms"}
+    async with service(tmp_path, Relay(auth=[mechanism]), environ=environ) as found:
+        for verb, answer in script:
+            found.relay.on(verb, answer)
+        ids = await waiting(found, 3)
+        await go(found)
+        for id_ in ids:
+            assert (await until(found, id_, "deferred"))["reason"] == reason
+        last = flat(await found.send(), status=202)
+        assert (last["reason"], last["attempts"]) == (reason, 0)
+        assert (await circuit(found))["reason"] == reason
+        assert logins(found.relay) == found.relay.connections == 1
+
+
+async def test_a_relay_that_takes_no_more_logins_is_asked_once_more_where_they_worked_before(tmp_path: Path) -> None:
+    """It may mean how many at once; the second time in a row it means that there were too many."""
+    relay = Relay(auth=["PLAIN"], users={"bot": "wrong"})
+    async with service(tmp_path, relay, environ={**LOGIN, "MAILCHUTE_PROFILES__RELAY__IDLE_TIMEOUT": "0"}) as found:
+        assert flat(await found.send(), status=200)["state"] == "sent"
+        relay.on("AUTH", "454 4.7.0 Too many login attempts")
+        tried = [flat(await found.send(to=f"r{n}@theirs.test"), status=202) for n in range(4)]
+        assert [one["attempts"] for one in tried] == [1, 1, 0, 0]
+        assert (await circuit(found))["reason"] == "rate_limited"
+        assert logins(relay) == 3
+
+
 async def test_new_mail_is_told_at_once_without_an_attempt_or_a_login(tmp_path: Path) -> None:
     async with service(tmp_path, wants_login(), environ=LOGIN) as found:
         first = flat(await found.send(), status=202)
@@ -104,6 +164,26 @@ async def test_new_mail_is_told_at_once_without_an_attempt_or_a_login(tmp_path: 
             assert second[name] == first[name], name
         assert (await found.look_up(second["id"]))["attempts"] == []
         assert logins(found.relay) == 1
+
+
+async def test_a_message_that_is_held_back_names_the_one_whose_attempt_failed(tmp_path: Path) -> None:
+    async with wants_login() as relay:
+        environ = {**LOGIN, "MAILCHUTE_PROFILES__RELAY__PORT": str(relay.port)}
+        async with service(tmp_path, environ=environ) as found:
+            first = flat(await found.send(), status=202)
+            held = flat(await found.send(), status=202)
+            details = await found.look_up(held["id"])
+            assert (details["attempts"], details["blocked_by"]) == ([], first["id"])
+            assert f"the attempt of message {first['id']} failed: " in details["message"]
+            assert (await found.look_up(first["id"]))["blocked_by"] is None
+            assert first["id"] not in first["message"]
+            assert (await circuit(found))["message_id"] == first["id"]
+        async with service(tmp_path, environ=environ, keep=True) as found:
+            assert (await circuit(found))["message_id"] == first["id"]
+            later = flat(await found.send(), status=202)
+            assert (await found.look_up(later["id"]))["blocked_by"] == first["id"]
+            await found.client.post(f"/messages/{held['id']}/cancel")
+            assert (await found.look_up(held["id"]))["blocked_by"] is None
 
 
 async def test_an_open_circuit_shows_to_whoever_runs_the_service(tmp_path: Path) -> None:
@@ -493,3 +573,21 @@ async def test_a_rate_counts_what_began_before_a_restart_however_much_waits(tmp_
         await found.relay.mail()
         assert found.runtime.worker.meters()["relay"].free == 0
         assert found.relay.subjects == ["no. 3"]
+
+
+async def test_a_rate_that_is_set_after_a_restart_counts_what_began_before_it(tmp_path: Path) -> None:
+    async with service(tmp_path) as found:
+        for _ in range(3):
+            flat(await found.send(), status=200)
+    async with service(tmp_path, keep=True) as found:
+        settings, relay = found.runtime.settings, found.runtime.settings.profiles["relay"]
+        flat(await found.send(), status=200)
+        for count, place in ((4, 0), (6, 1), (4, 0)):
+            limited = replace(relay, rate=Rate(count, 3600.0))
+            found.runtime.reload(replace(settings, profiles={"relay": limited}))
+            await found.runtime._remembering  # type: ignore[misc]
+            meter = found.runtime.worker.meters()["relay"]
+            async with asyncio.timeout(PATIENCE):
+                while place and not meter.free:
+                    await asyncio.sleep(min(meter.next_free_in, 1.0))
+            assert meter.free == place

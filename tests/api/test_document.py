@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx2
 import pytest
 
-from tests.support.app import MESSAGE, Application
+from tests.support.app import MESSAGE, Application, running
 from tests.support.relay import Close
 
 KEY = "a-key-of-the-tests-0123456789"
@@ -86,11 +88,49 @@ async def test_a_key_can_be_said_where_one_is_needed(service: Application) -> No
     schemes = whole["components"].get("securitySchemes", {})
     assert {(scheme["type"], scheme.get("scheme"), scheme.get("name")) for scheme in schemes.values()} == {
         ("http", "bearer", None),
+        ("http", "basic", None),
         ("apiKey", None, "X-API-Key"),
     }
     for path, _, operation in operations(whole):
         said = {name for way in operation.get("security", whole.get("security", [])) for name in way}
         assert said == (set() if path in ("/livez", "/readyz") else set(schemes)), path
+
+
+@pytest.mark.parametrize("key", ["", KEY], ids=["no key", "key"])
+async def test_a_key_is_optional_only_where_the_service_has_none(key: str, tmp_path: Path) -> None:
+    async with running(tmp_path, environ={"MAILCHUTE_API_KEY": key}) as service:
+        for path, _, operation in operations(await document(service)):
+            is_open = path in ("/livez", "/readyz")
+            assert operation["security"] == [] if is_open else ({} in operation["security"]) is (not key), path
+
+
+async def test_the_servers_url_is_relative_to_the_document(service: Application) -> None:
+    whole = await document(service)
+    for base in ("http://127.0.0.1:8587", "https://example.org/mail", "https://example.org/a/b"):
+        (server,) = whole["servers"]
+        assert urljoin(f"{base}/openapi.json", server["url"]).rstrip("/") == base
+    assert whole["info"]["license"] == {"name": "MIT", "identifier": "MIT"}
+
+
+async def test_addresses_have_one_name_and_every_form_is_sent(service: Application) -> None:
+    schemas = (await document(service))["components"]["schemas"]
+    named = {f"#/components/schemas/{name}" for name in ("Addresses", "Address")}
+    for name in ("to", "cc", "bcc", "reply_to", "from"):
+        assert schemas["SendRequest"]["properties"][name]["$ref"] in named
+    bare, mailbox = "ann@theirs.test", {"email": "ann@theirs.test"}
+    for at, form in enumerate((bare, mailbox, [bare], [mailbox])):
+        fits = [not list(wrong(form, way, schemas, "$")) for way in schemas["Addresses"]["oneOf"]]
+        assert fits == [other == at for other in range(4)]
+        assert (await service.send(to=form)).json()["accepted"] == [bare]
+
+
+async def test_an_example_stands_only_where_its_shape_is_documented(service: Application) -> None:
+    whole = await document(service)
+    for _, _, operation in operations(whole):
+        for media in (media for answer in operation["responses"].values() for media in answer["content"].values()):
+            for example in media.get("examples", {}).values():
+                value = whole["components"]["examples"][example["$ref"].rpartition("/")[2]]["value"]
+                assert not list(wrong(value, media["schema"], whole["components"]["schemas"], "$"))
 
 
 async def test_every_operation_says_what_it_does(service: Application) -> None:
@@ -158,8 +198,8 @@ def wrong(value: Any, schema: dict[str, Any], schemas: dict[str, Any], at: str) 
     """Say where a value is not as its schema says; stricter than JSON Schema: a key must be known."""
     if "$ref" in schema:
         schema = schemas[schema["$ref"].rpartition("/")[2]]
-    if "anyOf" in schema:
-        attempts = [list(wrong(value, way, schemas, at)) for way in schema["anyOf"]]
+    if ways := schema.get("anyOf") or schema.get("oneOf"):
+        attempts = [list(wrong(value, way, schemas, at)) for way in ways]
         yield from min(attempts, key=len)
         return
     kind = schema.get("type")

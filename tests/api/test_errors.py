@@ -149,7 +149,9 @@ async def test_the_type_of_a_bug_leads_there_too(service: Application) -> None:
         raise ZeroDivisionError
 
     with capture_logs() as logged:
-        visitor = service.visitor(app=Gate(stumble, max_body=1, metrics=service.runtime.metrics))
+        visitor = service.visitor(
+            app=Gate(stumble, max_body=1, in_flight=service.runtime.in_flight, metrics=service.runtime.metrics)
+        )
         refused = await visitor.get("/messages")
     assert [line["event"] for line in logged] == ["http.unexpected"]
     await leads_to_its_explanation(service, refused, "unavailable", 503)

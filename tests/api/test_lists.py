@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -47,6 +48,9 @@ async def sent(service: Application) -> dict[str, str]:
         ("since=2099-01-01", []),
         ("until=2099-01-01T00:00:00%2B02:00", ["two", "waiting", "refused", "tagged", "plain"]),
         ("until=2020-01-01T00:00:00Z", []),
+        ("since=0001-01-01T00:00:00Z&until=9999-12-31T23:59:59Z", ["two", "waiting", "refused", "tagged", "plain"]),
+        ("since=9999-12-31T23:59:59Z", []),
+        ("until=0001-01-01", []),
         ("q=order", ["two", "waiting", "refused", "tagged", "plain"]),
         ("q=ord", ["two", "waiting", "refused", "tagged", "plain"]),
         ("q=rder", []),
@@ -95,6 +99,10 @@ async def test_pages_hold_everything_once(service: Application, sent: dict[str, 
         ("colour=red", "'colour' is not a parameter"),
         ("q=---", "q has no word in it"),
         ("q=" + 201 * "x", "q has 201 characters"),
+        ("since=0001-01-01T00:00:00%2B01:00", "outside of the years 1 to 9999 in UTC"),
+        ("until=9999-12-31T23:59:59-23:59", "outside of the years 1 to 9999 in UTC"),
+        ("since=999999d", "is before the year 1"),
+        (f"since={'9' * 400}w", "is before the year 1"),
         ("limit=0", "limit is a number"),
         ("cursor=x", "cursor"),
     ],
@@ -114,6 +122,32 @@ async def test_attempts_are_listed_with_their_messages(service: Application, sen
     assert (await service.client.get("/attempts?since=2099-01-01")).json()["data"] == []
     details = await service.look_up(sent["refused"])
     assert found[1] == {"id": sent["refused"], **details["attempts"][0]}
+
+
+async def test_a_list_tells_messages_apart_by_subject_and_the_first_recipients(service: Application) -> None:
+    many = [f"r{n}@theirs.test" for n in range(5)]
+    await service.send(subject="To many", to=many)
+    (entry,) = (await service.client.get("/messages?limit=1")).json()["data"]
+    assert (entry["subject"], entry["to"], entry["recipient_count"]) == ("To many", many[:3], 5)
+
+
+async def test_attempts_are_bounded_by_time_on_both_sides_and_across_pages(
+    service: Application, sent: dict[str, str]
+) -> None:
+    everything = (await service.client.get("/attempts")).json()["data"]
+    made = {id_: (await service.look_up(id_))["created_at"] for id_ in {one["id"] for one in everything}}
+    for bound in sorted(made.values()):
+        before: list[str] = []
+        query = {"until": bound, "limit": "1"}
+        while True:
+            page = (await service.client.get("/attempts", params=query)).json()
+            before += [one["id"] for one in page["data"]]
+            if page["next_cursor"] is None:
+                break
+            query["cursor"] = page["next_cursor"]
+        assert before == [one["id"] for one in everything if made[one["id"]] < bound]
+        since = (await service.client.get("/attempts", params={"since": bound})).json()["data"]
+        assert [one["id"] for one in since] == [one["id"] for one in everything if made[one["id"]] >= bound]
 
 
 async def test_attempts_come_in_pages(service: Application, sent: dict[str, str]) -> None:
@@ -153,3 +187,44 @@ async def test_all_that_a_search_finds_are_acted_on(service: Application, sent: 
     answer = await service.client.post("/messages/cancel?q=later")
     assert answer.json()["count"] == 1
     assert (await service.look_up(sent["waiting"]))["state"] == "cancelled"
+
+
+FORMS = ["{id}", "{message_id}", "{bare}", " {bare} ", "<{bare}", "{shouted}"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_message_is_found_by_its_message_id_in_any_form(form: str, service: Application) -> None:
+    sent, _ = (await service.send()).json(), await service.send()
+    bare = sent["message_id"].strip("<>")
+    text = form.format(id=sent["id"], message_id=sent["message_id"], bare=bare, shouted=sent["message_id"].upper())
+    for path in (f"/messages/{quote(text)}", f"/messages/{quote(text, safe='')}"):
+        assert (await service.client.get(path)).json()["id"] == sent["id"]
+    listed = (await service.client.get("/messages", params={"message_id": text})).json()
+    assert [found["id"] for found in listed["data"]] == [sent["id"]]
+    source = await service.client.get(f"/messages/{quote(text)}/raw")
+    assert f"Message-ID: {sent['message_id']}" in source.text
+    assert (await service.client.post(f"/messages/{quote(text)}/cancel")).status_code == 409
+    counted = await service.client.post("/messages/cancel", params={"message_id": text})
+    assert counted.json()["count"] == 0
+
+
+@pytest.mark.parametrize("form", ["{id}@theirs.test", "<{id}@theirs.test>", "<x@ours.test>", "x", "@", "<>"])
+async def test_a_message_id_that_is_not_ours_finds_nothing(form: str, service: Application) -> None:
+    text = form.format(id=(await service.send()).json()["id"])
+    assert (await service.client.get("/messages", params={"message_id": text})).json()["data"] == []
+    for method, path in (("GET", ""), ("GET", "/raw"), ("POST", "/retry"), ("POST", "/cancel")):
+        answer = await service.client.request(method, f"/messages/{quote(text)}{path}")
+        problem(answer, status=404)
+
+
+async def test_a_message_id_narrows_what_else_is_asked_for(service: Application) -> None:
+    sent = (await service.send(tags=["a"])).json()
+    for more, found in (
+        ("tag=a", 1),
+        ("tag=b", 0),
+        ("q=order", 1),
+        ("recipient=ann@theirs.test", 1),
+        ("state=failed", 0),
+    ):
+        listed = await service.client.get(f"/messages?{more}&message_id={quote(sent['message_id'])}")
+        assert len(listed.json()["data"]) == found

@@ -1,13 +1,17 @@
 """For whoever runs it: alive, ready, healthy, the figures; and what every answer has in common."""
 
 import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__
+from app.mail.codes import CODE_OF
 from tests.api.shapes import JSON, PROBLEM_JSON, problem
 from tests.support.app import MESSAGE, Application, running
 from tests.support.relay import Close, Relay, Stall
@@ -16,7 +20,7 @@ from tests.support.tls import certificates
 METRICS = {
     "mailchute_messages_total": {"profile", "state"},
     "mailchute_attempts_total": {"profile", "error_code", "reason"},
-    "mailchute_queue_messages": {"state"},
+    "mailchute_queue_messages": {"profile", "state"},
     "mailchute_queue_oldest_seconds": set(),
     "mailchute_circuit_open": {"profile", "reason"},
     "mailchute_smtp_phase_seconds": {"profile", "phase"},
@@ -24,6 +28,13 @@ METRICS = {
     "mailchute_http_request_seconds": {"route", "status"},
     "mailchute_build_info": {"version"},
 }
+PROCESS = (
+    "process_start_time_seconds",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_open_fds",
+    "process_max_fds",
+)
 
 # --- alive, ready, healthy -------------------------------------------------------------------------------------
 
@@ -109,7 +120,7 @@ async def test_every_figure_is_there_with_its_labels(service: Application) -> No
     for name, labels in METRICS.items():
         assert name in told  # behind # TYPE, as the contract spells it
         samples = families[name]
-        assert samples or name == "mailchute_circuit_open"
+        assert samples
         assert all(set(of) - {"le"} == labels for of, _ in samples)
 
 
@@ -123,12 +134,43 @@ async def test_figures_count_what_happened(service: Application) -> None:
     assert value(families, "mailchute_attempts_total", profile="relay", error_code="", reason="") == 1
     refused = {"profile": "relay", "error_code": "EENVELOPE", "reason": "mailbox_unknown"}
     assert value(families, "mailchute_attempts_total", **refused) == 1
-    assert value(families, "mailchute_queue_messages", state="deferred") == 1
-    assert value(families, "mailchute_queue_messages", state="sending") == 1
-    assert value(families, "mailchute_queue_messages", state="queued") == 0
+    assert value(families, "mailchute_queue_messages", profile="relay", state="deferred") == 1
+    assert value(families, "mailchute_queue_messages", profile="relay", state="sending") == 1
+    assert value(families, "mailchute_queue_messages", profile="relay", state="queued") == 0
     assert 0 < value(families, "mailchute_queue_oldest_seconds") < 60
     assert value(families, "mailchute_in_doubt") == 1
     assert value(families, "mailchute_build_info", version=__version__) == 1
+
+
+async def test_every_series_of_a_profile_is_there_from_the_start_at_0(service: Application) -> None:
+    before = await figures(service)
+    series = {name: {tuple(sorted(of.items())) for of, _ in samples} for name, samples in before.items()}
+    assert all(n == 0 for name in ("mailchute_attempts_total", "mailchute_messages_total") for _, n in before[name])
+    for reason, code in CODE_OF.items():
+        assert value(before, "mailchute_attempts_total", profile="relay", error_code=code, reason=reason) == 0
+    await some_of_everything(service)
+    after = await figures(service)
+    for name in METRICS:
+        if name != "mailchute_http_request_seconds":  # whose labels are no profile's
+            assert {tuple(sorted(of.items())) for of, _ in after[name]} == series[name], name
+
+
+async def test_a_profile_that_comes_with_a_reload_has_its_series_too(service: Application) -> None:
+    settings = service.runtime.settings
+    other = replace(settings.profiles["relay"], name="other")
+    service.runtime.reload(replace(settings, profiles={**settings.profiles, "other": other}))
+    families = await figures(service)
+    eauth = {"profile": "other", "error_code": "EAUTH", "reason": "auth_rejected"}
+    assert value(families, "mailchute_attempts_total", **eauth) == 0
+    assert value(families, "mailchute_queue_messages", profile="other", state="queued") == 0
+
+
+async def test_the_process_is_measured(service: Application) -> None:
+    families = await figures(service)
+    began = datetime.fromtimestamp(value(families, "process_start_time_seconds"), UTC)
+    assert timedelta(0) <= datetime.now(UTC) - began < timedelta(days=1)
+    for name in PROCESS:
+        assert value(families, name) > 0
 
 
 async def test_an_empty_queue_has_no_age(service: Application) -> None:
@@ -152,7 +194,8 @@ async def test_routes_are_counted_by_their_pattern(service: Application) -> None
     sent = (await service.send()).json()
     for path in (f"/messages/{sent['id']}", f"/messages/{sent['id']}/raw", "/messages", "/nowhere", "/elsewhere"):
         await service.client.get(path)
-    routes = {of["route"]: of["status"] for of, _ in (await figures(service))["mailchute_http_request_seconds"]}
+    samples = (await figures(service))["mailchute_http_request_seconds"]
+    routes = {of["route"]: of["status"] for of, count in samples if count}
     assert routes == {
         "/send": "200",
         "/messages": "200",
@@ -166,7 +209,7 @@ async def test_routes_are_counted_by_their_pattern(service: Application) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/send/", "/messages/", "/docs/", "/livez/", "//send", "/Send", "/favicon.ico"]
+    "path", ["/", "/nowhere", "/send/", "/messages/", "/docs/", "/livez/", "//send", "/Send", "/favicon.ico"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_unknown_path_is_404_as_a_problem_and_never_redirected(
@@ -256,7 +299,8 @@ async def test_head_of_a_verify_tries_nothing(service: Application) -> None:
 
 async def test_head_is_counted_by_its_route(service: Application) -> None:
     await service.client.head("/messages/x")
-    routes = {of["route"]: of["status"] for of, _ in (await figures(service))["mailchute_http_request_seconds"]}
+    samples = (await figures(service))["mailchute_http_request_seconds"]
+    routes = {of["route"]: of["status"] for of, count in samples if count}
     assert routes == {"/messages/{id}": "404"}
 
 
@@ -331,9 +375,9 @@ async def test_the_openapi_document_names_every_route_and_loads_nothing_else(ser
         html = (await service.client.get(page)).text
         links = re.findall(r'(?:src|href)="([^"]*)"', html)
         assert links
-        assert all(link.startswith("/") and not link.startswith("//") for link in links)
         for link in links:
-            assert (await service.client.get(link)).status_code == 200, link
+            assert not re.match(r"/|[a-z]+:", link), "it leads elsewhere, or not behind a prefix"
+            assert (await service.client.get(urljoin(page, link))).status_code == 200, link
 
 
 async def test_docs_can_be_closed(tmp_path: Path) -> None:
@@ -379,10 +423,10 @@ async def figures(service: Application) -> dict[str, Samples]:
     answer = await service.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    families: dict[str, Samples] = {name: [] for name in METRICS}
+    families: dict[str, Samples] = {name: [] for name in (*METRICS, *PROCESS)}
     for family in text_string_to_metric_families(answer.text):
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        if name in METRICS:
+        if name in families:
             families[name] = [(s.labels, s.value) for s in family.samples if not s.name.endswith("_created")]
     return families
 
@@ -390,3 +434,46 @@ async def figures(service: Application) -> dict[str, Samples]:
 def value(families: dict[str, Samples], name: str, **labels: str) -> float:
     (found,) = (number for of, number in families[name] if of == labels)
     return found
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "environ", "leads_to"),
+    [
+        pytest.param(True, {}, "sandbox", id="sandbox"),
+        pytest.param(False, {}, "docs", id="relay"),
+        pytest.param(True, {"MAILCHUTE_DOCS": "false"}, "sandbox", id="sandbox without docs"),
+        pytest.param(False, {"MAILCHUTE_DOCS": "false"}, None, id="relay without docs"),
+        pytest.param(True, {"MAILCHUTE_API_KEY": "k" * 16}, "sandbox", id="sandbox with a key"),
+    ],
+)
+async def test_the_root_leads_a_browser_on_and_is_404_to_all_others(
+    sandbox: bool, environ: dict[str, str], leads_to: str | None, tmp_path: Path
+) -> None:
+    async with running(tmp_path, sandbox=sandbox, environ=environ) as found:
+        for method in ("GET", "HEAD"):
+            answer = await found.client.request(method, "/", headers=BROWSER)
+            assert (answer.status_code, answer.headers.get("location")) == (302 if leads_to else 404, leads_to)
+            assert leads_to is None or (answer.content, answer.headers["vary"]) == (b"", "Accept")
+            for accept in ("*/*", "application/json", ""):
+                other = await found.client.request(method, "/", headers={"Accept": accept})
+                assert (other.status_code, other.headers["content-type"].partition("+")[0][:16]) == (
+                    404,
+                    "application/prob" if accept != "application/json" else "application/json",
+                )
+        assert (await found.client.post("/", headers=BROWSER)).status_code == 404
+        assert (await found.client.get("/nowhere", headers=BROWSER)).status_code == 404
+
+
+async def test_without_docs_no_page_of_the_sandbox_links_there(tmp_path: Path) -> None:
+    async with running(tmp_path, sandbox=True, environ={"MAILCHUTE_DOCS": "false"}) as found:
+        empty = (await found.client.get("/sandbox")).text
+        id_ = (await found.send()).json()["id"]
+        for page in (
+            empty,
+            (await found.client.get("/sandbox")).text,
+            (await found.client.get(f"/sandbox/{id_}")).text,
+        ):
+            assert "docs" not in page.partition("<pre>")[0]

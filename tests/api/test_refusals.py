@@ -36,7 +36,7 @@ BODY_LIMIT = LIMIT * 9 // 4 + 64 * 1024
         ({"attachments": {"filename": "a", "content": "", "disposition": False}}, "/attachments/disposition", "inline"),
         ({"to": ["ann@theirs.test", "bob@"]}, "/to/1", "'bob@'"),
         ({"to": [["ann@theirs.test"]]}, "/to/0", "an array"),
-        ({"to": ["ann@theirs.test", None]}, "/to/1", "null"),
+        ({"to": ["ann@theirs.test", 0]}, "/to/1", "a number"),
         ({"cc": "Müller, Hans <h@theirs.test>"}, "/cc", "quote"),
         ({"cc": '"ann b"@theirs.test'}, "/cc", "quoted local parts"),
         ({"cc": "ann@[127.0.0.1]"}, "/cc", "address literal"),
@@ -44,7 +44,7 @@ BODY_LIMIT = LIMIT * 9 // 4 + 64 * 1024
         ({"cc": "ann@bob@theirs.test"}, "/cc", "more than one @"),
         ({"cc": "ann@theirs.test bob@theirs.test"}, "/cc", "comma"),
         ({"bcc": "ann..b@theirs.test"}, "/bcc", "dot"),
-        ({"bcc": "a" * 65 + "@theirs.test"}, "/bcc", "64"),
+        ({"bcc": "a" * 255 + "@theirs.test"}, "/bcc", "254"),
         ({"bcc": "a" * 2000}, "/bcc", "1000"),
         ({"bcc": {"email": "ann@theirs.test", "name": "a\nb"}}, "/bcc", "line breaks"),
         ({"reply_to": "desk@ours.test\x00"}, "/reply_to", ""),
@@ -74,6 +74,11 @@ BODY_LIMIT = LIMIT * 9 // 4 + 64 * 1024
         ({"headers": {"bcc": "b@theirs.test"}}, "/headers/bcc", "'bcc'"),
         ({"headers": {"Date": "today"}}, "/headers/Date", "Date is written by the service"),
         ({"headers": {"MESSAGE-ID": "<a@b>"}}, "/headers/MESSAGE-ID", "written by the service"),
+        ({"headers": {"Sender": "ann@ours.test"}}, "/headers/Sender", "'from'"),
+        ({"headers": {"Return-Path": "<a@b>"}}, "/headers/Return-Path", "envelope_from"),
+        ({"headers": {"References": "<a@b>", "references": "<c@d>"}}, "/headers/references", "twice"),
+        ({"headers": {"In-Reply-To": "<jörg@ours.test>"}}, "/headers/In-Reply-To", "ASCII"),
+        ({"calendar": {"method": "REQUEST", "content": "Lunch?"}}, "/calendar/content", "BEGIN:VCALENDAR"),
         ({"headers": {"Received": "from a"}}, "/headers/Received", "written by the service"),
         ({"headers": {"DKIM-Signature": "v=1"}}, "/headers/DKIM-Signature", "written by the service"),
         ({"headers": {"Content-Type": "text/html"}}, "/headers/Content-Type", "written by the service"),
@@ -111,7 +116,7 @@ async def test_every_fault_is_told_at_once(service: Application) -> None:
     body = {"to": ["ann", "bob@theirs.test", "carl"], "from": "bot", "subject": 1, "expires_in": "soon"}
     said = problem(await post(service, body), status=422)
     assert pointers(said) == ["/to/0", "/to/2", "/from", "/subject", "/expires_in"]
-    assert said["detail"] == said["errors"][0]["detail"]
+    assert said["detail"] == f"{said['errors'][0]['detail']} (4 more in errors)"
 
 
 async def test_at_most_twenty_faults_are_told(service: Application) -> None:
@@ -258,7 +263,6 @@ async def test_a_body_that_is_no_object_says_what_is_wanted(body: bytes, service
     "body",
     [
         b"\xff\xfe" + '{"to": "ann@theirs.test"}'.encode("utf-16-le"),
-        b'\xef\xbb\xbf{"to": "ann@theirs.test", "text": "x"}',
         b'{"to": "ann@theirs.test", "text": "\xe9"}',
         b'{"to": "ann@theirs.test", "text": "\\ud800"}',
         b'{"to": ' + b"[" * 10_000,
@@ -269,7 +273,6 @@ async def test_a_body_that_is_no_object_says_what_is_wanted(body: bytes, service
     ],
     ids=[
         "UTF-16",
-        "byte order mark",
         "Latin-1",
         "lone surrogate",
         "deep and open",

@@ -53,7 +53,7 @@ async def test_a_deferred_message_is_202_and_says_when_it_is_tried_again(service
     assert said["hint"]
     assert "450 4.2.0 Mailbox busy" in said["message"]
     assert (said["accepted"], said["rejected"]) == ([], [])
-    assert answer.headers["location"] == f"/messages/{said['id']}"
+    assert answer.headers["location"] == f"messages/{said['id']}"
     wait = datetime.fromisoformat(said["next_attempt_at"]) - asked
     assert timedelta(seconds=26) < wait < timedelta(seconds=36)  # 30 s, jitter 10 %
     assert abs(int(answer.headers["retry-after"]) - wait.total_seconds()) < 3
@@ -158,7 +158,7 @@ async def test_a_lost_verdict_is_202_in_doubt_and_not_ok(service: Application) -
     assert (said["accepted"], said["rejected"], said["next_attempt_at"]) == ([], [], None)
     since = (await service.look_up(said["id"]))["attempts"][0]["started_at"][:19]
     assert f"look for {said['message_id']} in the log of 127.0.0.1 from {since}Z on before you send" in said["hint"]
-    assert answer.headers["location"] == f"/messages/{said['id']}"
+    assert answer.headers["location"] == f"messages/{said['id']}"
     assert "retry-after" not in answer.headers
 
 
@@ -283,3 +283,39 @@ def body(mail: EmailMessage, kind: str) -> list[str]:
     part = mail.get_body((kind,))
     assert part is not None
     return str(part.get_content()).splitlines()
+
+
+async def test_the_null_sender_is_mail_from_with_nothing_in_its_brackets(tmp_path: Path) -> None:
+    environ = {"MAILCHUTE_PROFILES__RELAY__ENVELOPE_FROM": "<>"}
+    async with running(tmp_path, Relay(), environ=environ) as service:
+        said = flat(await service.send(), status=200)
+        found = (await service.client.get(f"/messages/{said['id']}")).json()
+        dry = (await service.send(dry_run=True)).json()
+        [listed] = (await service.client.get("/messages", params={"sender": "<>"})).json()["data"]
+        profile = (await service.client.get("/profiles/relay")).json()
+    [mail] = service.relay.mails
+    assert mail.mail_from == ""
+    assert found["sender"] == dry["envelope"]["from"] == profile["envelope_from"] == "<>"
+    assert listed["id"] == said["id"]
+    assert b"From: Bot <bot@ours.test>\r\n" in mail.content
+
+
+async def test_verify_asks_the_null_senders_profile_for_whom_the_settings_name(tmp_path: Path) -> None:
+    environ = {
+        "MAILCHUTE_PROFILES__RELAY__ENVELOPE_FROM": "<>",
+        "MAILCHUTE_PROFILES__RELAY__FROM": "Bot <bot@ours.test>",
+    }
+    async with running(tmp_path, Relay(), environ=environ) as service:
+        answer = (await service.client.post("/profiles/relay/verify")).json()
+        commands = [line for session in service.relay.sessions for line in session.commands]
+    assert answer["ok"], answer
+    assert "MAIL FROM:<>" in commands
+    assert "RCPT TO:<bot@ours.test>" in commands
+
+
+async def test_an_attachment_or_an_invitation_alone_is_sent(service: Application) -> None:
+    file = {"filename": "a.pdf", "content": "QUJD"}
+    invitation = {"method": "REQUEST", "content": "BEGIN:VCALENDAR\nMETHOD:REQUEST\nEND:VCALENDAR\n"}
+    for fields in ({"attachments": [file]}, {"calendar": invitation}):
+        flat(await service.send(text=None, **fields), status=200)
+    assert len(service.relay.mails) == 2

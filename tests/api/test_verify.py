@@ -97,7 +97,8 @@ async def test_a_verify_is_counted_neither_as_an_attempt_nor_as_an_error(service
     service.relay.on("MAIL", "550 5.7.1 not as him")
     diagnosis(await service.client.post(VERIFY, json={"from": "bot@ours.test"}))
     assert (await service.client.get("/errors/EENVELOPE")).json()["count_24h"] == 0
-    assert "mailchute_attempts_total{" not in (await service.client.get("/metrics")).text
+    figures = (await service.client.get("/metrics")).text
+    assert not re.search(r"^mailchute_attempts_total\{.* [^0]", figures, re.MULTILINE)
 
 
 async def test_what_tls_came_to_is_told(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ async def test_the_operator_socket_needs_no_key(tmp_path: Path) -> None:
     async with running(tmp_path, environ={"MAILCHUTE_API_KEY": KEY}) as service:
 
         async def through_the_socket(scope: Scope, receive: Receive, send: Send) -> None:
-            await service.app({**scope, "server": ("mailchute.sock", None), "client": None}, receive, send)
+            await service.app({**scope, "server": ("mailchute.db.sock", None), "client": None}, receive, send)
 
         operator = service.visitor(app=through_the_socket)
         assert diagnosis(await operator.post(VERIFY, json={"from": None, "to": None}))["ok"]
@@ -292,7 +293,7 @@ async def test_without_a_login_it_may_be_asked_as_often_as_one_likes(service: Ap
 # --- secrets ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-256"])
 @pytest.mark.parametrize("known", [True, False], ids=["right", "wrong"])
 async def test_no_secret_comes_out(mechanism: str, known: bool, tmp_path: Path) -> None:
     relay = Relay(auth=[mechanism], users={"bot": PASSWORD if known else "another"})
@@ -302,10 +303,11 @@ async def test_no_secret_comes_out(mechanism: str, known: bool, tmp_path: Path) 
             answer = await service.client.post(VERIFY)
             again = await service.client.post(VERIFY)
     assert diagnosis(answer)["ok"] is known
-    assert f"AUTH {mechanism} ***" in answer.text
+    assert f'"AUTH {mechanism}' in answer.text
+    assert '"***"' in answer.text or mechanism == "PLAIN"
     for text in (answer.text, again.text, repr(logged)):
         assert [form for form in forms_of(PASSWORD) if form in text] == []
-    responses = [command for command in relay.commands if not command.startswith(("EHLO", "AUTH", "QUIT"))]
+    responses = [line for line in relay.commands if line and not line.startswith(("EHLO", "AUTH", "QUIT"))]
     assert not [response for response in responses if response in answer.text]
 
 

@@ -20,7 +20,7 @@ async def test_who_does_not_wait_is_told_that_it_is_being_sent(prefer: str, serv
     said = flat(answer, status=202)
     assert (said["state"], said["ok"], said["final"], said["will_retry"]) == ("sending", True, False, False)
     assert (said["error_code"], said["accepted"], said["attempts"]) == (None, [], 1)
-    assert answer.headers["location"] == f"/messages/{said['id']}"
+    assert answer.headers["location"] == f"messages/{said['id']}"
     assert "retry-after" not in answer.headers
     assert answer.headers["preference-applied"] == ("wait=0" if "wait" in prefer.lower() else "respond-async")
     await service.relay.mail()
@@ -36,7 +36,7 @@ async def test_a_message_beyond_what_the_worker_takes_at_once_is_queued(tmp_path
         said = flat(answer, status=202)
         assert (said["state"], said["ok"], said["attempts"]) == ("queued", True, 0)
         assert said["message"] == "accepted, waiting to be sent"
-        assert answer.headers["location"] == f"/messages/{said['id']}"
+        assert answer.headers["location"] == f"messages/{said['id']}"
         gate.set()
         assert (await service.settled(said["id"]))["state"] == "sent"
 

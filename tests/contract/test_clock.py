@@ -15,6 +15,7 @@ import pytest
 
 from app.delivery.carrier import LONGEST_JITTER
 from app.delivery.circuits import Circuits
+from app.delivery.contents import Contents
 from app.delivery.worker import Worker
 from app.mail.acts import Act
 from app.mail.message import Lease, Snapshot
@@ -112,6 +113,7 @@ async def working(store: Store, relay: Relay, clock: Clock) -> AsyncIterator[tup
             profiles={"relay": profile},
             schedule=Schedule.parse("30s"),
             outbox=store.outbox,
+            contents=Contents(store.outbox.content, most=1 << 30),
             pool=deliveries.pool,
             circuits=circuits,
             verdicts=verdicts,

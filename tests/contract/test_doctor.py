@@ -335,7 +335,7 @@ TABLE = [
         "++!------",
         "ETLS/tls_mode_mismatch C",
         settings={"tls": IMPLICIT},
-        hint=['tls = "starttls"'],
+        hint=['tls = "none"'],
     ),
     row(
         "implicit-tls-stalls",
@@ -862,7 +862,8 @@ async def test_a_port_that_answers_is_named(fault: str, dialect: Dialect, monkey
         assert found.attempt.failure is found.failure
         await good.closed()
         assert good.commands == [], "it was greeted, and nothing more"
-        assert bad.connections == (0 if greeting is None else 1), "its own port was tried before"
+        assert bad.connections >= (0 if greeting is None else 1)
+        assert bad.commands in ([], ["HEAD / HTTP/1.0", ""]), "no more than what a silent port is asked"
 
 
 async def test_the_first_of_those_that_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

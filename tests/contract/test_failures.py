@@ -61,19 +61,13 @@ AIOSMTPLIB = [error for cls in family(aiosmtplib.SMTPException) for error in mad
 SYSTEM = [error for cls in family(OSError) if cls not in family(aiosmtplib.SMTPException) for error in made(cls)]
 TLS = [error for error in SYSTEM if isinstance(error, ssl.SSLError)]
 BREACHES: list[type[Breach]] = [Breach, *Breach.__subclasses__()]
-CALLS = ("connect", "ehlo", "helo", "starttls", "auth_crammd5", "auth_plain", "auth_login")
+CALLS = ("connect", "ehlo", "helo", "starttls")
 
 
-def raising(error: Exception, *, at: bytes | None = None) -> Callable[..., Awaitable[object]]:
-    """Give a method that raises; a client's socket is closed, as aiosmtplib does when it cannot connect.
+def raising(error: Exception) -> Callable[..., Awaitable[object]]:
+    """Return a method that raises; a client's socket is closed, as aiosmtplib does when it cannot connect."""
 
-    With `at` it is a client's `execute_command`, and raises at this command only.
-    """
-    execute = aiosmtplib.SMTP.execute_command
-
-    async def call(*args: Any, **said: Any) -> object:
-        if at is not None and at not in args:
-            return await execute(*args, **said)
+    async def call(*args: Any, **_: Any) -> object:
         if args and isinstance(args[0], aiosmtplib.SMTP) and args[0].sock is not None and not args[0].is_connected:
             args[0].sock.close()
         raise error
@@ -115,15 +109,11 @@ async def test_what_a_call_of_the_opening_raises_is_a_failure_with_a_hint(
     call: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: Settings = {**LOGGING_IN, "tls": TlsMode.STARTTLS}
-    mechanism = {"auth_login": "LOGIN", "auth_crammd5": "CRAM-MD5"}.get(call, "PLAIN")
-    async with Relay(tls=certificates().server(), auth=(mechanism,)) as relay:
+    async with Relay(tls=certificates().server(), auth=("PLAIN",)) as relay:
         if call == "helo":
             relay.on("EHLO", "502 5.5.1 what?")
             said = {}
-        if call == "auth_crammd5":  # whose commands are ours
-            monkeypatch.setattr(aiosmtplib.SMTP, "execute_command", raising(error, at=b"AUTH"))
-        else:
-            monkeypatch.setattr(aiosmtplib.SMTP, call, raising(error))
+        monkeypatch.setattr(aiosmtplib.SMTP, call, raising(error))
         tried = await attempt(relay, **said)
         monkeypatch.undo()
         failure = the_failure(tried)
@@ -255,12 +245,22 @@ def test_every_code_of_the_opening_is_a_failure_and_never_final_for_a_message(ph
 
 @pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT])
 def test_every_code_of_a_transaction_is_read_by_its_first_digit_unless_it_is_known(phase: Phase) -> None:
+    """The whole table is in tests/unit/smtp/test_transaction_replies.py."""
     profile = make_profile()
     known = {
-        (Phase.MAIL, 503): FailureClass.TEMPORARY,
+        (phase, 503): FailureClass.TEMPORARY,
         (Phase.RCPT, 552): FailureClass.TEMPORARY,  # RFC 5321 §4.5.3.1.10
-        (Phase.MAIL, 530): FailureClass.CONFIGURATION,
-        (Phase.RCPT, 530): FailureClass.CONFIGURATION,
+        (Phase.DATA, 501): FailureClass.TEMPORARY,
+        (Phase.DATA, 504): FailureClass.TEMPORARY,
+        **{
+            (before, code): cls
+            for before in (Phase.MAIL, Phase.RCPT, Phase.DATA)
+            for code, cls in {
+                500: FailureClass.TEMPORARY,
+                502: FailureClass.TEMPORARY,
+                530: FailureClass.CONFIGURATION,
+            }.items()
+        },
     }
     for code in range(300, 600):
         failure = classify.transaction(profile, make_attempt(profile), phase, Reply(code, ("odd",)))

@@ -746,6 +746,16 @@ class TestCensus:
         assert kept == expected
         assert all(afresh.of(state) == expected.get(state.value, 0) for state in (*WAITING, MessageState.IN_DOUBT))
         assert store.census.waiting == sum(expected.values()) - expected.get("in_doubt", 0)
+        of_profiles = [
+            {
+                (name, state): n
+                for name in one.profiles
+                for state in (*WAITING, MessageState.IN_DOUBT)
+                if (n := one.of_profile(name, state))
+            }
+            for one in (store.census, afresh)
+        ]
+        assert of_profiles[0] == of_profiles[1]
 
 
 class TestFailureCounts:
@@ -900,7 +910,7 @@ class TestPlans:
         self.assert_searches(store, "FROM messages", "(id=?)")
         self.assert_searches(store, "FROM recipients", "(message_id=?)")
         self.assert_searches(store, "FROM attempts", "(message_id=?)")
-        self.assert_searches(store, "FROM bodies", "(message_id=?)")
+        self.assert_searches(store, "FROM bodies", "(message_id=? AND part=?)")
 
     @pytest.mark.parametrize("before", [None, 40], ids=["first page", "further page"])
     async def test_the_newest_page_is_read_off_the_key(self, store: Store, before: int | None) -> None:
@@ -965,7 +975,7 @@ class TestPlans:
         await store.history.census()
         await store.history.profiles_waiting()
         for word, index in (
-            ("GROUP BY", "messages_due"),
+            ("messages.state, count", "messages_due"),
             ("'in_doubt'", "messages_doubt"),
             ("DISTINCT", "messages_due"),
         ):

@@ -10,13 +10,12 @@ Classes: P permanent, T temporary, U unknown, C configuration.
 import asyncio
 import base64
 import hmac
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +25,16 @@ from app.delivery.plan import Done, RetryAt, ending, next_step
 from app.mail.address import parse_address
 from app.mail.message import Claim
 from app.mail.outcome import Deferred, Failure, InDoubt, MessageState, Phase, RecipientState, Rejected, Sent
-from app.mail.profile import AuthMode, Dialect, ProfileFacts, Timeouts, TlsMode, TlsVersion, resolve_profile
+from app.mail.profile import (
+    MECHANISMS_IN_CLEAR,
+    AuthMode,
+    Dialect,
+    ProfileFacts,
+    Timeouts,
+    TlsMode,
+    TlsVersion,
+    resolve_profile,
+)
 from app.mail.schedule import DEFAULT_SCHEDULE, Schedule
 from app.smtp.network import Resolve, SocketAddress
 from tests.support.factories import (
@@ -38,6 +46,7 @@ from tests.support.factories import (
     SHORT,
     Settings,
     Tried,
+    as_hinted,
     attempt,
     in_words,
     leading_to,
@@ -61,6 +70,7 @@ from tests.support.relay import (
     StopReading,
     Wait,
 )
+from tests.support.scram import ScramServer
 from tests.support.tls import Answer, ServerContext, Step, certificates
 
 ALICE, BOB, EVE = "alice@theirs.test", RECIPIENT, "eve@theirs.test"
@@ -79,7 +89,7 @@ HURRIED: Settings = {"timeouts": timeouts(**dict.fromkeys(("tls", "starttls", "g
 LOGGING_IN: Settings = {"username": "bot", "password": "secret"}
 MISTAKEN: Settings = {"username": "bot", "password": "wrong"}
 AUTH_PLAIN_WRONG = b"AUTH PLAIN " + base64.b64encode(b"\0bot\0wrong") + b"\r\n"
-AUTH_LOGIN_WRONG = b"AUTH LOGIN " + base64.b64encode(b"bot") + b"\r\n" + base64.b64encode(b"wrong") + b"\r\n"
+AUTH_LOGIN_WRONG = b"AUTH LOGIN\r\n" + base64.b64encode(b"bot") + b"\r\n" + base64.b64encode(b"wrong") + b"\r\n"
 
 
 def digest(password: str) -> str:
@@ -170,6 +180,19 @@ def over_tls(mode: TlsMode, certificate: str = "server", **said: Any) -> Callabl
 
 def with_auth(*mechanisms: str, **said: Any) -> Callable[[], Relay]:
     return lambda: Relay(auth=mechanisms or ("PLAIN", "LOGIN"), **said)
+
+
+def over_old_tls(
+    mode: TlsMode, certificate: str, *, closes_without_alert: bool = False, **said: Any
+) -> Callable[[], Relay]:
+    """Give a relay like `over_tls`, which may close where a handshake fails, and say nothing."""
+
+    def relay() -> Relay:
+        context = getattr(certificates(), certificate)()
+        context.closes_without_alert = closes_without_alert
+        return Relay(tls=context, implicit=mode is IMPLICIT, **said)
+
+    return relay
 
 
 def pinning(said: Settings) -> SettingsFor:
@@ -306,6 +329,15 @@ def hints_at_no_mechanism(seen: Seen) -> None:
     assert all("auth =" not in failure.hint for failure in seen.failures)
 
 
+def hints_without(*words: str) -> Callable[[Seen], None]:
+    """Check that no hint has these words."""
+
+    def check(seen: Seen) -> None:
+        assert [word for failure in seen.failures for word in words if word in failure.hint] == []
+
+    return check
+
+
 def has_no_words_of_ours(*words: str) -> Callable[[Seen], None]:
     """Check that nobody's words are in the relay's mouth."""
 
@@ -365,7 +397,10 @@ WAYS: Mapping[str, tuple[TlsMode, Settings, Place | None]] = {
     "in-clear-and-allowed": (NONE, Settings(host="mail.test", allow_cleartext_auth=True), elsewhere),
 }
 CHOICES: Mapping[str, tuple[Sequence[str], AuthMode, str]] = {
-    "all": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.AUTO, "CRAM-MD5"),
+    "all": (("LOGIN", "PLAIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256"), AuthMode.AUTO, "SCRAM-SHA-256"),
+    "all-but-scram": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.AUTO, "CRAM-MD5"),
+    "scram-alone": (("SCRAM-SHA-1",), AuthMode.AUTO, "SCRAM-SHA-1"),
+    "scram-with-channel-binding": (("SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"), AuthMode.REQUIRED, "SCRAM-SHA-256"),
     "all-and-required": (("PLAIN", "CRAM-MD5", "LOGIN"), AuthMode.REQUIRED, "CRAM-MD5"),
     "plain-and-login": (("XOAUTH2", "LOGIN", "PLAIN"), AuthMode.AUTO, "PLAIN"),
     "cram-md5-and-login": (("LOGIN", "CRAM-MD5"), AuthMode.AUTO, "CRAM-MD5"),
@@ -373,6 +408,7 @@ CHOICES: Mapping[str, tuple[Sequence[str], AuthMode, str]] = {
     "pinned-plain": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.PLAIN, "PLAIN"),
     "pinned-login": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.LOGIN, "LOGIN"),
     "pinned-cram-md5": (("LOGIN", "PLAIN", "CRAM-MD5"), AuthMode.CRAM_MD5, "CRAM-MD5"),
+    "pinned-scram": (("SCRAM-SHA-1", "PLAIN", "SCRAM-SHA-256"), AuthMode.SCRAM_SHA_1, "SCRAM-SHA-1"),
 }
 NO_CHALLENGES: Mapping[str, Answer] = {
     "nothing": "334 ",
@@ -394,12 +430,12 @@ LOGINS = [
             else with_auth(*offered, auth_required=True),
             place=place,
             settings={"tls": mode, "auth": auth, **more, **LOGGING_IN},
-            never=PASSWORD_ON_THE_WIRE if mechanism == "CRAM-MD5" else [],
+            never=PASSWORD_ON_THE_WIRE if mechanism in MECHANISMS_IN_CLEAR else [],
             check=shows(auth=mechanism, tls=mode in (STARTTLS, IMPLICIT)),
         )
         for choice, (offered, auth, mechanism) in CHOICES.items()
         for way, (mode, more, place) in WAYS.items()
-        if way != "in-clear" or mechanism == "CRAM-MD5"
+        if way != "in-clear" or mechanism in MECHANISMS_IN_CLEAR
     ),
     *(
         row(
@@ -414,7 +450,7 @@ LOGINS = [
             check=shows(auth=None),
         )
         for choice, (offered, auth, mechanism) in CHOICES.items()
-        if mechanism != "CRAM-MD5"
+        if mechanism not in MECHANISMS_IN_CLEAR
     ),
     row(
         "27b-cram-md5-to-another-machine-in-clear",
@@ -509,7 +545,7 @@ LOGINS = [
         for code, says in [
             (235, "sent"),
             (454, "EAUTH/auth_unavailable T"),
-            (500, "EAUTH/auth_rejected C"),
+            (500, "EAUTH/auth_mechanism_unsupported C"),
             (535, "EAUTH/auth_rejected C"),
         ]
         for what, said, kept in [
@@ -535,7 +571,7 @@ LOGINS = [
             (235, "EPROTOCOL/unexpected_reply T", []),
             (421, "ECONNECTION/service_unavailable T", []),
             (454, "EAUTH/auth_unavailable T", []),
-            (500, "EAUTH/auth_rejected C", ['auth = "plain"']),
+            (500, "EAUTH/auth_mechanism_unsupported C", ['set auth = "plain".']),
             (504, "EAUTH/auth_mechanism_unsupported C", ['set auth = "plain".']),
             (535, "EAUTH/auth_rejected C", ['auth = "plain"']),
             (538, "EAUTH/auth_needs_tls C", ['tls = "starttls"']),
@@ -567,7 +603,7 @@ LOGINS = [
             relay=with_auth("CRAM-MD5", "PLAIN"),
             settings=LOGGING_IN,
             phase=Phase.AUTH,
-            wire=EHLO + b"AUTH CRAM-MD5\r\n",
+            wire=EHLO + b"AUTH CRAM-MD5\r\n*\r\n",
             check=has_no_words_of_ours("challenge"),
         )
         for what, said in NO_CHALLENGES.items()
@@ -595,6 +631,424 @@ LOGINS = [
             phase=Phase.AUTH,
         )
         for verb in ("AUTH", "AUTH2")
+    ),
+]
+
+# --- the table: every step of every login ----------------------------------------------------------------
+
+USER, PASSWORD = in_base64("bot"), in_base64("secret")
+ASK_USER, ASK_PASSWORD = f"334 {in_base64('Username:')}", f"334 {in_base64('Password:')}"
+AUTH_PLAIN = f"AUTH PLAIN {in_base64(chr(0) + 'bot' + chr(0) + 'secret')}\r\n".encode()
+AUTH_LOGIN = b"AUTH LOGIN\r\n"
+LONG_PASSWORD = "x" * 400
+PROMPTS: Mapping[str, tuple[Answer, Answer]] = {
+    "as-usual": (ASK_USER, ASK_PASSWORD),
+    "of-windows": (f"334 {in_base64('User Name' + chr(0))}", f"334 {in_base64('Password' + chr(0))}"),
+    "in-lower-case": (f"334 {in_base64('username:')}", f"334 {in_base64('password:')}"),
+    "after-two-spaces": (f"334  {in_base64('Username:')}", f"334  {in_base64('Password:')}"),
+    "without-padding-or-base64": ("334 Username:", "334 Password:"),
+    "that-happen-to-be-base64": ("334 Username", "334 Password"),
+    "empty": ("334 ", "334 "),
+    "that-are-a-code-alone": ("334", "334"),
+    "in-german": (f"334 {in_base64('Benutzerkennung:')}", f"334 {in_base64('Kennwort:')}"),
+    "in-french": (f"334 {in_base64('Identifiant :')}", f"334 {in_base64('Mot de passe :')}"),
+    "in-chinese": (f"334 {in_base64('用户名：')}", f"334 {in_base64('密码：')}"),
+    "without-meaning": (f"334 {in_base64('1')}", f"334 {in_base64('2')}"),
+    "about-both": (f"334 {in_base64('Login (user, then password):')}", f"334 {in_base64('Password for user bot:')}"),
+    "of-which-the-first-is-empty": ("334 ", ASK_PASSWORD),
+    "of-which-the-second-is-empty": (ASK_USER, "334 "),
+}
+ASKED_AGAIN: Mapping[str, tuple[Answer, Answer]] = {
+    "in-the-same-words": (ASK_USER, ASK_USER),
+    "in-other-words": (ASK_USER, f"334 {in_base64('Login name:')}"),
+    "in-windows-words": (ASK_USER, f"334 {in_base64('User Name' + chr(0))}"),
+    "after-an-empty-prompt": ("334 ", ASK_USER),
+    "without-base64": ("334 ", "334 Username:"),
+    "in-what-happens-to-be-base64": ("334 ", "334 Username"),
+    "in-a-foreign-language": (f"334 {in_base64('用户名：')}", f"334 {in_base64('用户名：')}"),
+}
+NO_PROMPTS: Mapping[str, tuple[Answer, str]] = {
+    "of-two-lines": (f"334-{in_base64('Welcome')}\n{ASK_USER}", "malformed_reply"),
+    "of-marks": ("334 !!!", "malformed_reply"),
+    "of-binary": (b"334 \xff\xfe\r\n", "malformed_reply"),
+    "of-base64-cut-off": ("334 VXNlcm5hbW", "malformed_reply"),
+    "without-end": (b"334 " + b"A" * 10_000 + b"\r\n", "malformed_reply"),
+    "twice-at-once": (f"{ASK_USER}\n{ASK_PASSWORD}", "unexpected_reply"),
+}
+
+# A mechanism, and each of its steps: the verb, what is in the line, and all that was said up to there.
+STEPS: Mapping[str, Sequence[tuple[str, str, bytes]]] = {
+    "PLAIN": [("AUTH", "PLAIN", AUTH_PLAIN)],
+    "LOGIN": [
+        ("AUTH", "LOGIN", AUTH_LOGIN),
+        ("AUTH2", USER, AUTH_LOGIN + f"{USER}\r\n".encode()),
+        ("AUTH2", PASSWORD, AUTH_LOGIN + f"{USER}\r\n{PASSWORD}\r\n".encode()),
+    ],
+    "CRAM-MD5": [("AUTH", "CRAM", b"AUTH CRAM-MD5\r\n"), ("AUTH2", "", AUTH_CRAM)],
+    "SCRAM-SHA-256": [("AUTH", "SCRAM", b""), ("AUTH2", in_base64("c=biws"), b"")],
+}
+# What may come at any step instead of what should, and what that makes of the attempt.
+REFUSALS: Mapping[str, tuple[Answer, str]] = {
+    "200": ("200 fine", "EPROTOCOL/unexpected_reply T"),
+    "250": ("250 2.0.0 What?", "EPROTOCOL/unexpected_reply T"),
+    "354": ("354 go ahead", "EPROTOCOL/unexpected_reply T"),
+    "399": ("399 hm", "EPROTOCOL/unexpected_reply T"),
+    "421": ("421 4.7.0 bye", "ECONNECTION/service_unavailable T"),
+    "432": ("432 4.7.12 A password transition is needed", "EAUTH/auth_mechanism_refused C"),
+    "451": ("451 4.3.0 not now", "EAUTH/auth_unavailable T"),
+    "454": ("454 4.7.0 Temporary authentication failure", "EAUTH/auth_unavailable T"),
+    "454-too-many": ("454 4.7.0 Too many login attempts", "ECONNECTION/rate_limited T"),
+    "500": ("500 5.5.2 Syntax error", "EAUTH/auth_mechanism_unsupported C"),
+    "500-too-long": ("500 5.5.6 Authentication exchange line is too long", "EAUTH/auth_mechanism_unsupported C"),
+    "501-syntax": ("501 5.5.2 Syntax error in parameters", "EAUTH/auth_mechanism_unsupported C"),
+    "501-argument": ("501 5.5.4 Invalid argument", "EAUTH/auth_mechanism_unsupported C"),
+    "501-bare": ("501 no", "EAUTH/auth_mechanism_unsupported C"),
+    "501-credentials": ("501 Authentication failed!", "EAUTH/auth_rejected C"),
+    "501-security": ("501 5.7.0 no", "EAUTH/auth_rejected C"),
+    "502": ("502 5.5.1 Not implemented", "EAUTH/auth_mechanism_unsupported C"),
+    "503": ("503 5.5.1 Bad sequence", "EAUTH/auth_mechanism_unsupported C"),
+    "504": ("504 5.5.4 Unrecognized authentication type", "EAUTH/auth_mechanism_unsupported C"),
+    "530": ("530 5.7.0 Must issue a STARTTLS command first", "EAUTH/auth_needs_tls C"),
+    "534": ("534 5.7.9 too weak", "EAUTH/auth_mechanism_refused C"),
+    "535": ("535 5.7.8 no", "EAUTH/auth_rejected C"),
+    "535-bare": ("535 no", "EAUTH/auth_rejected C"),
+    "535-protocol": ("535 5.5.4 authentication failed: bad protocol / cancel", "EAUTH/auth_rejected C"),
+    "538": ("538 5.7.11 encrypt", "EAUTH/auth_needs_tls C"),
+    "550": ("550 no", "EAUTH/auth_rejected C"),
+    "554": ("554 5.7.1 no", "EAUTH/auth_rejected C"),
+    "554-protocol": ("554 5.5.1 no", "EAUTH/auth_mechanism_unsupported C"),
+    "599": ("599 no", "EAUTH/auth_rejected C"),
+    "199": (b"199 hm\r\n", "EPROTOCOL/malformed_reply T"),
+    "garbage": (b"\x00\xff rubbish\r\n", "EPROTOCOL/malformed_reply T"),
+    "two-lines-with-two-codes": (b"334-\r\n235 in\r\n", "EPROTOCOL/malformed_reply T"),
+    "two-replies": ("535 5.7.8 no\n250 yes", "EAUTH/auth_rejected C"),
+    "close": (Close(), "ECONNECTION/connection_lost T"),
+    "reset": (Reset(), "ECONNECTION/connection_lost T"),
+    "silence": (Stall(), "ETIMEDOUT/reply_timeout T"),
+}
+
+
+BAD_SCRAM: Mapping[str, tuple[Mapping[str, Any], str, Sequence[str]]] = {
+    "the-relay-proves-nothing": ({"final": "v=AAAA"}, "EAUTH/auth_server_unverified C", ["host"]),
+    "the-relay-proves-it-with-words": ({"final": "v=!"}, "EPROTOCOL/malformed_reply T", ["AUTH SCRAM-SHA-256"]),
+    "the-relay-ends-with-words": ({"final": "welcome"}, "EPROTOCOL/malformed_reply T", []),
+    "the-relay-ends-with-an-error-and-535": (
+        {"final": "e=invalid-proof", "verdict": "535 no"},
+        "EAUTH/auth_rejected C",
+        ["password"],
+    ),
+    "the-relay-ends-with-an-error-and-235": ({"final": "e=other-error"}, "EAUTH/auth_server_unverified C", ["host"]),
+    "the-relay-begins-with-an-error-and-535": (
+        {"first": "e=unknown-user", "final": "{signature}"},
+        "EAUTH/auth_rejected C",
+        ["username"],
+    ),
+    "too-many-iterations": (
+        {"iterations": "2000001"},
+        "EAUTH/auth_mechanism_unsupported C",
+        ["2000000", "iterations of SCRAM-SHA-256"],
+    ),
+    "very-many-iterations": ({"iterations": "9" * 400}, "EAUTH/auth_mechanism_unsupported C", ["2000000"]),
+    "no-iterations": ({"iterations": "0"}, "EPROTOCOL/malformed_reply T", []),
+    "less-than-no-iterations": ({"iterations": "-4096"}, "EPROTOCOL/malformed_reply T", []),
+    "no-salt": ({"salt": b""}, "EPROTOCOL/malformed_reply T", []),
+    "bad-salt": ({"first": "r={nonce}x,s=a,i=4096"}, "EPROTOCOL/malformed_reply T", []),
+    "our-nonce-alone": ({"first": "r={nonce},s={salt},i=4096"}, "EPROTOCOL/malformed_reply T", []),
+    "another-nonce": ({"first": "r=x{nonce},s={salt},i=4096"}, "EPROTOCOL/malformed_reply T", []),
+    "an-extension-that-must-be-known": ({"first": "m=x,r={nonce}x,s={salt},i=4096"}, "EPROTOCOL/malformed_reply T", []),
+    "another-order": ({"first": "s={salt},r={nonce}x,i=4096"}, "EPROTOCOL/malformed_reply T", []),
+}
+GOOD_SCRAM: Mapping[str, Mapping[str, Any]] = {
+    "few-iterations": {"iterations": "1"},
+    "more-iterations-than-usual": {"iterations": "20000"},
+    "a-short-salt": {"salt": b"x"},
+    "extensions": {"first": "r={nonce}x,s={salt},i={iterations},x=y", "final": "v={signature},x=y"},
+}
+
+
+def asking(*prompts: Answer) -> list[Script]:
+    """Script a relay whose first prompts are these, whatever is answered."""
+    return [("AUTH", prompts[0]), *(("AUTH2", prompt, USER) for prompt in prompts[1:])]
+
+
+def scram(**said: Any) -> Callable[[], Relay]:
+    return with_auth("SCRAM-SHA-256", auth_required=True, scram=ScramServer(**said))
+
+
+def masked(*lines: str) -> Callable[[Seen], None]:
+    """Check what the transcript shows of our side of the login."""
+
+    def check(seen: Seen) -> None:
+        said = [line for _, who, line in seen.attempt.transcript if who == "C"]
+        assert said[1 : 1 + len(lines)] == list(lines)
+
+    return check
+
+
+EXCHANGES = [
+    *(
+        row(
+            f"23b-prompts-{what}",
+            "sent",
+            *asking(*prompts),
+            relay=with_auth("LOGIN", auth_required=True),
+            settings=LOGGING_IN,
+            wire=EHLO + STEPS["LOGIN"][2][2] + SENDING + QUIT,
+            check=masked("AUTH LOGIN", "***", "***"),
+        )
+        for what, prompts in PROMPTS.items()
+    ),
+    row(
+        "23b-the-password-is-asked-for-first",
+        "sent",
+        ("AUTH", ASK_PASSWORD),
+        ("AUTH2", ASK_USER, PASSWORD),
+        ("AUTH2", "235 2.7.0 in", USER),
+        relay=with_auth("LOGIN"),
+        settings=LOGGING_IN,
+        wire=EHLO + AUTH_LOGIN + f"{PASSWORD}\r\n{USER}\r\n".encode() + SENDING + QUIT,
+    ),
+    *(
+        row(
+            f"23b-the-user-name-is-asked-for-again-{how}",
+            "EPROTOCOL/unexpected_reply T",
+            *asking(*prompts),
+            relay=with_auth("LOGIN", "PLAIN"),
+            settings={"auth": AuthMode.LOGIN, **LOGGING_IN},
+            hint=["AUTH LOGIN", 'auth = "plain"'],
+            phase=Phase.AUTH,
+            wire=EHLO + STEPS["LOGIN"][1][2] + b"*\r\n",
+            check=masked("AUTH LOGIN", "***", "*"),
+        )
+        for how, prompts in ASKED_AGAIN.items()
+    ),
+    row(
+        "23b-a-third-prompt",
+        "EPROTOCOL/unexpected_reply T",
+        ("AUTH2", ASK_PASSWORD, PASSWORD),
+        relay=with_auth("LOGIN"),
+        settings=LOGGING_IN,
+        wire=EHLO + STEPS["LOGIN"][2][2] + b"*\r\n",
+        check=masked("AUTH LOGIN", "***", "***", "*"),
+    ),
+    *(
+        row(
+            f"23b-a-prompt-{what}",
+            f"EPROTOCOL/{reason} T",
+            ("AUTH", said),
+            relay=with_auth("LOGIN"),
+            settings=LOGGING_IN,
+            phase=Phase.AUTH,
+            never=[USER.encode(), PASSWORD.encode()],
+        )
+        for what, (said, reason) in NO_PROMPTS.items()
+    ),
+    *(
+        row(
+            f"23b-{what}-at-step-{number}-of-{mechanism.lower()}",
+            says,
+            (verb, answer, match),
+            relay=with_auth(mechanism),
+            settings={"timeouts": timeouts(auth=SHORT), **LOGGING_IN},
+            phase=Phase.AUTH,
+            wire=EHLO + wire if wire else None,
+            never=[b"MAIL", b"QUIT"],
+            check=shows(auth=mechanism),
+        )
+        for mechanism, steps_of_it in STEPS.items()
+        for number, (verb, match, wire) in enumerate(steps_of_it, start=1)
+        for what, (answer, says) in REFUSALS.items()
+    ),
+    *(
+        row(
+            f"23b-235-at-step-{number}-of-{mechanism.lower()}",
+            says,
+            (verb, "235 2.7.0 welcome", match),
+            relay=with_auth(mechanism),
+            settings=LOGGING_IN,
+            reply="235 2.7.0 welcome",
+            phase=Phase.AUTH,
+            never=[b"MAIL"],
+        )
+        for mechanism, number, says in [
+            ("LOGIN", 1, "EPROTOCOL/unexpected_reply T"),
+            ("LOGIN", 2, "EPROTOCOL/unexpected_reply T"),
+            ("CRAM-MD5", 1, "EPROTOCOL/unexpected_reply T"),
+            ("SCRAM-SHA-256", 1, "EAUTH/auth_server_unverified C"),
+            ("SCRAM-SHA-256", 2, "EAUTH/auth_server_unverified C"),
+        ]
+        for verb, match, _ in [STEPS[mechanism][number - 1]]
+    ),
+    *(
+        row(
+            f"23b-the-235-comes-with-{what}-by-{mechanism.lower()}",
+            says,
+            (*STEPS[mechanism][-1][:1], more, STEPS[mechanism][-1][1]),
+            relay=with_auth(mechanism),
+            settings=LOGGING_IN,
+            never=[b"MAIL"],
+        )
+        for mechanism in ("PLAIN", "LOGIN", "CRAM-MD5")
+        for what, more, says in [
+            ("another", "235 2.7.0 in\n235 2.7.0 in", "EPROTOCOL/unexpected_reply T"),
+            ("a-challenge", "235 2.7.0 in\n334 ", "EPROTOCOL/unexpected_reply T"),
+            ("a-421", "235 2.7.0 in\n421 4.3.2 out", "ECONNECTION/connection_lost T"),
+        ]
+    ),
+    row(
+        "23b-plain-is-asked-for-again",
+        "sent",
+        ("AUTH", "334 "),
+        relay=with_auth("PLAIN", auth_required=True),
+        settings=LOGGING_IN,
+        wire=EHLO + AUTH_PLAIN + AUTH_PLAIN.removeprefix(b"AUTH PLAIN ") + SENDING + QUIT,
+        check=masked("AUTH PLAIN ***", "***"),
+    ),
+    row(
+        "23b-plain-is-asked-for-a-third-time",
+        "EPROTOCOL/unexpected_reply T",
+        ("AUTH", "334 "),
+        ("AUTH2", "334 "),
+        relay=with_auth("PLAIN"),
+        settings=LOGGING_IN,
+        wire=EHLO + AUTH_PLAIN + AUTH_PLAIN.removeprefix(b"AUTH PLAIN ") + b"*\r\n",
+        check=masked("AUTH PLAIN ***", "***", "*"),
+    ),
+    *(
+        row(
+            f"23b-plain-is-asked-for-{what}",
+            says,
+            ("AUTH", said),
+            relay=with_auth("PLAIN"),
+            settings=LOGGING_IN,
+            phase=Phase.AUTH,
+            wire=EHLO + AUTH_PLAIN + b"*\r\n",
+        )
+        for what, said, says in [
+            ("a-user-name", ASK_USER, "EPROTOCOL/unexpected_reply T"),
+            ("a-password", ASK_PASSWORD, "EPROTOCOL/unexpected_reply T"),
+            ("more", f"334 {in_base64('go on')}", "EPROTOCOL/unexpected_reply T"),
+            ("two-lines", "334-\n334 ", "EPROTOCOL/malformed_reply T"),
+        ]
+    ),
+    row(
+        "23b-plain-that-is-too-long-for-a-command",
+        "sent",
+        relay=with_auth("PLAIN", users={"bot": LONG_PASSWORD}, auth_required=True),
+        settings={"username": "bot", "password": LONG_PASSWORD},
+        wire=EHLO + f"AUTH PLAIN\r\n{in_base64(f'{chr(0)}bot{chr(0)}{LONG_PASSWORD}')}\r\n".encode() + SENDING + QUIT,
+        check=masked("AUTH PLAIN", "***"),
+    ),
+    *(
+        row(
+            f"23b-235-to-a-{mechanism}-that-was-not-sent-yet",
+            says,
+            ("AUTH", "235 2.7.0 in"),
+            relay=with_auth(mechanism),
+            settings={"username": "bot" * 200, "password": LONG_PASSWORD},
+            wire=EHLO + f"AUTH {mechanism}\r\n".encode(),
+        )
+        for mechanism, says in [
+            ("PLAIN", "EPROTOCOL/unexpected_reply T"),
+            ("SCRAM-SHA-1", "EPROTOCOL/unexpected_reply T"),
+        ]
+    ),
+    row(
+        "23b-cram-md5-has-a-second-challenge",
+        "EPROTOCOL/unexpected_reply T",
+        ("AUTH2", f"334 {in_base64('<2@relay.test>')}"),
+        relay=with_auth("CRAM-MD5"),
+        settings=LOGGING_IN,
+        wire=EHLO + AUTH_CRAM + b"*\r\n",
+    ),
+    row(
+        "23b-a-challenge-of-cram-md5-without-end",
+        "EPROTOCOL/malformed_reply T",
+        ("AUTH", b"334 " + b"A" * 10_000 + b"\r\n"),
+        relay=with_auth("CRAM-MD5"),
+        settings=LOGGING_IN,
+        wire=EHLO + b"AUTH CRAM-MD5\r\n",
+    ),
+    # SCRAM
+    *(
+        row(
+            f"23c-{what}",
+            says,
+            relay=scram(**said),
+            settings=LOGGING_IN,
+            never=PASSWORD_ON_THE_WIRE,
+            phase=Phase.AUTH,
+            hint=hint,
+        )
+        for what, (said, says, hint) in BAD_SCRAM.items()
+    ),
+    *(
+        row(
+            f"23c-{what}",
+            "sent",
+            relay=scram(**said),
+            settings=LOGGING_IN,
+            never=PASSWORD_ON_THE_WIRE,
+            check=masked("AUTH SCRAM-SHA-256 ***", "***", ""),
+        )
+        for what, said in GOOD_SCRAM.items()
+    ),
+    row(
+        "23c-the-first-message-is-asked-for-again",
+        "sent",
+        ("AUTH", "334 "),
+        relay=scram(),
+        settings=LOGGING_IN,
+        check=masked("AUTH SCRAM-SHA-256 ***", "***", "***", ""),
+    ),
+    row(
+        "23c-wrong-password",
+        "EAUTH/auth_rejected C",
+        relay=with_auth("SCRAM-SHA-1", "PLAIN"),
+        settings=MISTAKEN,
+        hint=["one login was tried", "SCRAM-SHA-1", 'auth = "plain"'],
+        never=PASSWORD_ON_THE_WIRE,
+        check=connected_once,
+    ),
+    *(
+        row(
+            f"23c-{what}-at-the-end-of-scram",
+            says,
+            relay=scram(verdict=said),
+            settings=LOGGING_IN,
+            phase=Phase.AUTH,
+        )
+        for what, said, says in [
+            ("334", "334 ", "EPROTOCOL/unexpected_reply T"),
+            ("250", "250 in", "EPROTOCOL/unexpected_reply T"),
+            ("454", "454 later", "EAUTH/auth_unavailable T"),
+            ("535", "535 5.7.8 no", "EAUTH/auth_rejected C"),
+        ]
+    ),
+    row(
+        "27b-scram-to-another-machine-in-clear",
+        "sent",
+        relay=with_auth("PLAIN", "SCRAM-SHA-1", auth_required=True),
+        place=elsewhere,
+        settings={"host": "mail.test", "auth": AuthMode.SCRAM_SHA_1, **LOGGING_IN},
+        never=PASSWORD_ON_THE_WIRE,
+    ),
+    row(
+        "25-pinned-scram-not-offered",
+        "EAUTH/auth_mechanism_unsupported C",
+        relay=with_auth("SCRAM-SHA-1", "LOGIN"),
+        settings={"auth": AuthMode.SCRAM_SHA_256, **LOGGING_IN},
+        hint=["SCRAM-SHA-1 LOGIN", 'auth = "scram-sha-1"'],
+        wire=EHLO,
+    ),
+    row(
+        "25-501-to-login",
+        "EAUTH/auth_mechanism_unsupported C",
+        ("AUTH", "501 5.5.2 Syntax error"),
+        relay=with_auth("LOGIN", "PLAIN"),
+        settings={"auth": AuthMode.LOGIN, **LOGGING_IN},
+        hint=["refused AUTH LOGIN itself, not the password", 'auth = "plain"'],
+        wire=EHLO + AUTH_LOGIN,
     ),
 ]
 
@@ -772,6 +1226,35 @@ OPENING = [
         reply="550 5.7.1 bad name",
         phase=Phase.EHLO,
         wire=EHLO + b"HELO client.test\r\n",
+    ),
+    *(
+        row(
+            f"10-ehlo-421-of-google-to-{name}",
+            "EPROTOCOL/helo_refused C",
+            (
+                "EHLO",
+                "421-4.7.0 Try again later, closing connection. (EHLO)\n421 4.7.0 About SMTP error messages - gsmtp",
+            ),
+            settings={"helo_name": name},
+            hint=["helo_name"],
+            check=hints_without("max_connections"),
+        )
+        for name in ("[127.0.0.1]", "[IPv6:::1]", "localhost", "web-7d9f", "host.localdomain", "pc.local")
+    ),
+    *(
+        row(
+            f"4-greeting-{code}-for-now",
+            "EPROTOCOL/greeting_refused T",
+            ("GREETING", f"{code} {words}"),
+            hint=["tried again"],
+            check=hints_without("operator"),
+        )
+        for code, words in [
+            (450, "4.3.2 relay.test try again later"),
+            (451, "4.3.0 ESMTP temporarily refused"),
+            (452, "out of disk"),
+            (499, "hm"),
+        ]
     ),
     row("10-ehlo-refused-for-now", "EPROTOCOL/helo_refused T", ("EHLO", "450 4.7.1 later"), wire=EHLO),
     row("10-helo-refused-for-now", "EPROTOCOL/helo_refused T", ("EHLO", "502 what?"), ("HELO", "450 4.7.1 later")),
@@ -985,8 +1468,8 @@ OPENING = [
             f"18b-only-tls-{speaks}-and-at-least-{least or 'what-is-usual'}-{name}",
             "sent" if speaks >= (least or "1.2") else "ETLS/tls_version_unsupported C",
             relay=over_tls(mode, f"tls{speaks.replace('.', '')}_only"),
-            settings={"tls": mode, "min_tls": least} if least else {"tls": mode},
-            hint=[] if speaks >= (least or "1.2") else ['min_tls = "1.2"' if least == "1.3" else 'min_tls = "1.0"'],
+            settings={"tls": mode, **({"min_tls": least, "tls_security_level": 0} if least else {})},
+            hint=[] if speaks >= (least or "1.2") else [f'min_tls = "{speaks}"'],
             check=shows(tls_version=f"TLSv{speaks.removesuffix('.0')}" if speaks >= (least or "1.2") else None),
         )
         for speaks in ("1.0", "1.2", "1.3")
@@ -1020,6 +1503,106 @@ OPENING = [
         for shows, of_ours in {
             "nothing": Settings(),
             "a-stranger": Settings(client_cert=certificates().stranger_file),
+        }.items()
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"18d-{demands}-and-{shows}-and-closes-without-an-alert-{name}",
+            "ETLS/tls_client_cert_required C",
+            relay=over_old_tls(mode, demands, closes_without_alert=True, auth=("PLAIN",)),
+            settings={"tls": mode, **of_ours, **LOGGING_IN},
+            hint=['client_cert = "', "client_key"],
+            phase=Phase.TLS if mode is IMPLICIT else Phase.STARTTLS,
+            check=was_stopped_in_the_handshake,
+        )
+        for demands in ("tls12_demanding", "tls13_demanding")
+        for shows, of_ours in {
+            "nothing": Settings(),
+            "a-stranger": Settings(client_cert=certificates().stranger_file),
+        }.items()
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"18d-{what}-in-reply-to-ehlo-under-tls",
+            "ETLS/tls_client_cert_required C",
+            ("EHLO", said),
+            ("HELO", said),
+            relay=over_tls(IMPLICIT),
+            settings={"tls": IMPLICIT, **of_ours},
+            hint=['client_cert = "', *words],
+            reply=said,
+            phase=Phase.EHLO,
+        )
+        for what, said, of_ours, words in [
+            (
+                "none-presented",
+                "421 4.7.1 mx.test Error: No client certificate presented",
+                Settings(),
+                ["asks for a certificate"],
+            ),
+            (
+                "not-trusted",
+                "421 4.7.1 mx.test Error: Client certificate not trusted",
+                Settings(client_cert=certificates().stranger_file),
+                ["does not accept our certificate"],
+            ),
+            ("required", "550 5.7.0 A valid client certificate is required", Settings(), []),
+            ("must-be-provided", "530 5.7.0 You must provide a client certificate", Settings(), []),
+        ]
+    ),
+    *(
+        row(
+            f"18e-{what}-{how}-{name}",
+            says,
+            relay=over_old_tls(mode, certificate, closes_without_alert=how == "closing"),
+            settings={"tls": mode, **more},
+            hint=hint,
+        )
+        for what, certificate, more, says, hint in [
+            ("dh-of-1024-bits", "short_dh", {}, "ETLS/tls_handshake_failed C", ["tls_security_level = 1"]),
+            ("rsa-cipher-only", "rsa_cipher_only", {}, "ETLS/tls_handshake_failed C", ["tls_security_level = 2"]),
+            ("sha1-cipher-only", "sha1_cipher_only", {}, "ETLS/tls_handshake_failed C", ["tls_security_level = 2"]),
+            ("key-of-1024-bits", "short_key", {}, "ETLS/tls_handshake_failed C", ["tls_security_level = 1"]),
+            *(
+                (
+                    f"{certificate.replace('_', '-')}-and-min-tls-{least}",
+                    certificate,
+                    {"min_tls": least},
+                    "ETLS/tls_handshake_failed C",
+                    [f"tls_security_level = {level}"],
+                )
+                for least in (TlsVersion.V1_0, TlsVersion.V1_1)
+                for certificate, level in [("short_dh", 1), ("rsa_cipher_only", 2), ("short_key", 1), ("tls10_only", 0)]
+                if (certificate, least) != ("tls10_only", TlsVersion.V1_1)
+            ),
+        ]
+        for how in ("alert", "closing")
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"14d-without-its-intermediate-{name}",
+            "ETLS/tls_cert_untrusted C",
+            relay=over_tls(mode, "without_intermediate"),
+            settings={"tls": mode},
+            hint=["does not send", "its root", "ca_file", "cert_sha256", "verify = false"],
+            check=was_not_verified,
+        )
+        for name, mode in VERIFYING.items()
+    ),
+    *(
+        row(
+            f"14d-without-its-intermediate-and-{what}-in-ca-file-{name}",
+            "sent",
+            relay=over_tls(mode, "without_intermediate"),
+            settings={"tls": mode, "ca_file": file},
+            check=was_encrypted_and_verified,
+        )
+        for what, file in {
+            "both": certificates().whole_chain_file,
+            "the-intermediate": certificates().intermediate_file,
         }.items()
         for name, mode in VERIFYING.items()
     ),
@@ -1215,7 +1798,7 @@ OPENING = [
     ),
     row(
         "23-the-relay-repeats-the-password-of-login",
-        "EAUTH/auth_rejected C",
+        "EAUTH/auth_mechanism_unsupported C",
         ("AUTH2", f"500 5.5.1 Command unrecognized: {base64.b64encode(b'wrong').decode()}"),
         relay=with_auth("LOGIN"),
         settings=MISTAKEN,
@@ -1233,7 +1816,7 @@ OPENING = [
         "EAUTH/auth_mechanism_unsupported C",
         relay=with_auth("GSSAPI", "NTLM"),
         settings=LOGGING_IN,
-        hint=["GSSAPI", "NTLM", "PLAIN, LOGIN and CRAM-MD5"],
+        hint=["GSSAPI", "NTLM", "SCRAM-SHA-256, SCRAM-SHA-1, CRAM-MD5, PLAIN and LOGIN"],
         wire=EHLO,
     ),
     row(
@@ -1513,6 +2096,71 @@ FROM_MAIL = [
         for verb in ("MAIL", "RCPT")
         for name, reply in ACCESS_REFUSALS.items()
     ),
+    *(
+        row(
+            f"28c-{what}-at-{verb.lower()}",
+            "EAUTH/auth_required C",
+            (verb, said),
+            relay=with_auth("NTLM", "GSSAPI"),
+            hint=["NTLM GSSAPI", "a user name will not do"],
+            check=hints_without("The account of", "username", 'auth = "'),
+        )
+        for verb in ("MAIL", "RCPT")
+        for what, said in {
+            "send-as-refused-without-a-login": "550 5.7.1 Client does not have permissions to send as this sender",
+            "530-and-no-mechanism-that-we-speak": "530 5.7.1 Authentication required",
+            "denied-and-no-mechanism-that-we-speak": "550 5.7.1 Unauthenticated senders may not relay",
+        }.items()
+    ),
+    row(
+        "28c-send-as-refused-without-a-login-that-would-do",
+        "EAUTH/auth_required C",
+        ("MAIL", "550 5.7.1 Client does not have permissions to send as this sender"),
+        relay=with_auth("LOGIN"),
+        hint=["username", "Send As"],
+        check=hints_without("The account of"),
+    ),
+    row(
+        "28c-send-as-refused-after-a-login",
+        "EENVELOPE/sender_refused P",
+        ("MAIL", "550 5.7.60 Client does not have permissions to send as this sender"),
+        relay=with_auth("LOGIN"),
+        settings=LOGGING_IN,
+        hint=["The account of username", "Send As"],
+    ),
+    row(
+        "28c-530-before-starttls-where-auth-may-be-behind-it",
+        "EAUTH/auth_required C",
+        ("MAIL", "530 5.7.0 Authentication required"),
+        relay=over_tls(STARTTLS, auth=("PLAIN",), auth_only_under_tls=True),
+        hint=['tls = "starttls"', "username", "password"],
+    ),
+    *(
+        row(
+            f"28d-starttls-wanted-after-it-failed-by-{name}",
+            "EAUTH/auth_needs_tls C",
+            ("STARTTLS", answer),
+            ("MAIL", "530 5.7.0 Must issue a STARTTLS command first"),
+            relay=over_tls(OPPORTUNISTIC),
+            settings={"tls": OPPORTUNISTIC, **HURRIED},
+            hint=["TLS failed"],
+            check=hints_without('"starttls"'),
+        )
+        for name, answer in STARTTLS_FAILURES.items()
+    ),
+    *(
+        row(
+            f"28d-login-wanted-after-starttls-failed-by-{name}",
+            "EAUTH/auth_required C",
+            ("STARTTLS", answer),
+            ("MAIL", "530 5.7.0 Authentication required"),
+            relay=over_tls(OPPORTUNISTIC, auth=("PLAIN",), auth_only_under_tls=True),
+            settings={"tls": OPPORTUNISTIC, **HURRIED},
+            hint=["username", "password", "port"],
+            check=hints_without('"starttls"'),
+        )
+        for name, answer in STARTTLS_FAILURES.items()
+    ),
     row(
         "28b-of-one-recipient",
         {ALICE: "sent", BOB: "EAUTH/auth_required C"},
@@ -1534,6 +2182,7 @@ FROM_MAIL = [
             reply=reply,
             phase=Phase.MAIL,
             never=[BODY],
+            check=shows(phase=Phase.MAIL),
         )
         for reply in ("550 5.1.8 no such sender", "553 5.7.1 not owned by user", "501 5.1.7 bad syntax")
         for how in ("and-on", "and-closed")
@@ -1568,6 +2217,36 @@ FROM_MAIL = [
         ]
         for how in ("and-on", "and-closed")
     ),
+    *(
+        row(
+            f"31b-{reply[:3]}-at-{verb.lower()}-of-{len(claim.pending)}",
+            "EPROTOCOL/bad_sequence T",
+            (verb, reply),
+            claim=claim,
+            reply=reply,
+            phase=Phase(verb.lower()),
+            hint=["tried again"],
+            check=shows(phase=Phase(verb.lower())),
+        )
+        for verb in ("MAIL", "RCPT", "DATA", "CONTENT")
+        for reply in ("503 5.5.1 Error: need MAIL command", "500 5.5.2 what?", "502 5.5.1 not implemented")
+        for claim in (people(BOB), people(ALICE, BOB))
+    ),
+    row(
+        "31b-503-at-rcpt-of-one-recipient",
+        {ALICE: "sent", BOB: "EPROTOCOL/bad_sequence T"},
+        ("RCPT", "503 5.5.1 Error: need MAIL command", BOB),
+        claim=people(ALICE, BOB),
+    ),
+    *(
+        row(
+            f"31b-503-at-{verb.lower()}-that-wants-a-login",
+            "EAUTH/auth_required C",
+            (verb, "503 Error: need EHLO and AUTH first !"),
+            hint=["username", "password"],
+        )
+        for verb in ("MAIL", "RCPT", "DATA")
+    ),
     row(
         "32-larger-than-size-says",
         "ETOOLARGE/message_too_large P",
@@ -1596,6 +2275,7 @@ FROM_MAIL = [
             reply=reply,
             phase=None if closed else Phase.RCPT,
             never=[BODY],
+            check=nothing_more if closed else shows(phase=Phase.RCPT),
         )
         for name, reply, claim, closed in [
             ("550-5.1.1", "550 5.1.1 no such user", people(BOB), False),
@@ -1613,7 +2293,7 @@ FROM_MAIL = [
             ("RCPT", "550 5.1.1 no such user"),
             ("DATA", answer),
             never=[BODY],
-            check=shows(handover=False),
+            check=shows(handover=False, phase=Phase.RCPT),
         )
         for answer in (
             "354 go on",
@@ -1722,7 +2402,7 @@ FROM_MAIL = [
             "ECONNECTION/rate_limited T",
             (verb, f"{code} {words}"),
             reply=f"{code} {words}",
-            hint=["max_connections = "],
+            hint=["max_connections = ", *(['rate = "30/m"'] if "mail" in words or "message" in words else [])],
         )
         for verb, code, words in (
             ("MAIL", 432, "4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded"),
@@ -2034,6 +2714,21 @@ FROM_MAIL = [
         wire=EHLO + QUIT,
     ),
     row(
+        "46-one-non-ascii-local-part-among-others-and-no-smtputf8",
+        {ALICE: "sent", "jürgen@theirs.test": "EENVELOPE/smtputf8_not_offered P", EVE: "EENVELOPE/mailbox_unknown P"},
+        ("RCPT", "550 5.1.1 no such user", "eve"),
+        relay=offering("PIPELINING"),
+        claim=make_claim(ALICE, "jürgen@theirs.test", EVE, smtputf8=True),
+        never=["jürgen".encode(), b"SMTPUTF8"],
+    ),
+    row(
+        "46-one-non-ascii-local-part-and-the-others-refused",
+        {"jürgen@theirs.test": "EENVELOPE/smtputf8_not_offered P", BOB: "EENVELOPE/relay_denied C"},
+        ("RCPT", "554 5.7.1 Relay access denied"),
+        relay=offering("PIPELINING"),
+        claim=make_claim("jürgen@theirs.test", BOB, smtputf8=True),
+    ),
+    row(
         "46-non-ascii-sender-and-no-smtputf8",
         "EENVELOPE/smtputf8_not_offered P",
         relay=offering("PIPELINING"),
@@ -2068,6 +2763,7 @@ def step_by_step(row: Row) -> Row:
 OPENINGS = [
     *OPENING,
     *LOGINS,
+    *EXCHANGES,
     *UNKNOWN_IN_THE_OPENING,
     *OUT_OF_TURN_IN_THE_OPENING,
     *SURPLUS_IN_THE_OPENING,
@@ -2190,10 +2886,23 @@ WAYS_OUT: Mapping[str, Way] = {
         f"18b-only-tls-{speaks}-and-at-least-{least}": Way(
             relay=over_tls(STARTTLS, f"tls{speaks.replace('.', '')}_only"),
             settings={"tls": STARTTLS, "min_tls": TlsVersion(least)},
-            set="min_tls",
+            set="min_tls tls_security_level",
         )
         for speaks, least in [("1.0", "1.1"), ("1.0", "1.2"), ("1.0", "1.3"), ("1.2", "1.3")]
     },
+    **{
+        f"18e-{certificate}-{how}-{name}": Way(
+            relay=over_old_tls(mode, certificate, closes_without_alert=how == "closing"),
+            settings={"tls": mode},
+            set="tls_security_level",
+        )
+        for certificate in ("short_dh", "rsa_cipher_only", "sha1_cipher_only", "short_key")
+        for how in ("alert", "closing")
+        for name, mode in VERIFYING.items()
+    },
+    "14d-without-its-intermediate": Way(
+        relay=over_tls(STARTTLS, "without_intermediate"), settings={"tls": STARTTLS}, set="cert_sha256"
+    ),
     "19-implicit-against-a-plain-port": Way(relay=over_tls(STARTTLS), settings={"tls": IMPLICIT}, set="tls"),
     "20-starttls-against-implicit-tls": Way(
         relay=over_tls(IMPLICIT), settings={"tls": STARTTLS, "timeouts": timeouts(greeting=SHORT)}, set="tls"
@@ -2234,14 +2943,6 @@ async def test_what_the_hint_says_to_set_is_then_sent(way: Way) -> None:
                 settings = as_hinted(way.set, settings, tried.attempt.failure)
                 tried = await attempt(relay, **settings)
         assert tried.in_words == "sent"
-
-
-def as_hinted(key: str, settings: Settings, failure: Failure) -> Settings:
-    """Change one setting to what a line of the hint says."""
-    line = re.search(rf'\b{key} = "([^"]+)"', failure.hint)
-    assert line is not None, failure.hint
-    kinds: Mapping[str, Callable[[str], Any]] = {"tls": TlsMode, "auth": AuthMode, "min_tls": TlsVersion}
-    return cast(Settings, {**settings, key: kinds.get(key, str)(line[1])})
 
 
 # --- situations that need more than a row ----------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest_asyncio
 from tests.support.service import Service, run
 
 pytest.importorskip("playwright.async_api", reason="playwright is not installed")
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Error, Page, async_playwright, expect
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -141,6 +141,23 @@ async def test_try_it_out_sends_with_a_key_that_was_typed_in(browser: Browser) -
         await operation.locator(".opblock-summary-control").click()
         await operation.locator("button.execute").click()
         await expect(operation.locator(".live-responses-table .response .response-col_status")).to_have_text("200")
+        await page.close()
+
+
+async def test_try_it_out_sends_below_a_base_path(browser: Browser) -> None:
+    async with Service({"MAILCHUTE_BASE_PATH": "/mail"}) as service:
+        page = await browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(10_000)
+        assert service.base.endswith("/mail")
+        await page.goto(f"{service.base}/docs", wait_until="networkidle")
+        operation = page.locator("#operations-messages-sendMessage")
+        await operation.locator(".opblock-summary-control").click()
+        async with page.expect_request(lambda request: request.method == "POST") as sent:
+            await operation.locator("button.execute").click()
+        assert (await sent.value).url == f"{service.base}/send"
+        await expect(operation.locator(".live-responses-table .response .response-col_status")).to_have_text("200")
+        await page.goto(f"{service.base}/redoc", wait_until="networkidle")
+        await expect(page.get_by_text(service.base, exact=False).first).to_be_attached()
         await page.close()
 
 
@@ -358,6 +375,44 @@ async def sent(watched: Watched, **fields: object) -> str:
     return found
 
 
+async def test_with_a_key_a_browser_signs_in_once_and_sees_the_whole_sandbox(browser: Browser, tmp_path: Path) -> None:
+    key = "a-key-of-the-tests-0123456789"
+    async with Service({"MAILCHUTE_API_KEY": key}) as service:
+        answer = await service.http.post(
+            "/send",
+            headers={"X-API-Key": key},
+            json={
+                "from": "bot@example.org",
+                "to": "ann@example.org",
+                "subject": "Behind a key",
+                "html": "<p>Signed in</p>",
+                "attachments": [{"filename": "x.txt", "content": "eA=="}],
+            },
+        )
+        assert answer.json()["state"] == "sent"
+        stranger = await browser.new_page()
+        # What Chromium without a window makes of being asked for a name and a password.
+        with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
+            await stranger.goto(f"{service.base}/")
+        await stranger.close()
+        context = await browser.new_context(http_credentials={"username": "anybody", "password": key})
+        page = await context.new_page()
+        page.set_default_timeout(10_000)
+        await page.add_init_script(VIOLATIONS)
+        watched = Watched(page, service, tmp_path)
+        await watched.go("/")
+        assert page.url == f"{service.base}/sandbox"
+        assert await page.locator("h1").evaluate("h1 => getComputedStyle(h1).fontSize") != "32px", "no style sheet"
+        await page.get_by_role("link", name="Behind a key").click()
+        await expect(page.frame_locator("iframe").locator("p")).to_have_text("Signed in")
+        for name in ("x.txt", "Save it"):
+            async with page.expect_download() as download:
+                await page.get_by_role("link", name=name).click()
+            assert await (await download.value).failure() is None
+        await watched.assert_well_behaved()
+        await context.close()
+
+
 async def test_the_sandbox_fits_a_telephone_and_the_dark(watched: Watched) -> None:
     page = watched.page
     await page.emulate_media(color_scheme="dark")
@@ -383,3 +438,50 @@ async def test_the_sandbox_fits_a_telephone_and_the_dark(watched: Watched) -> No
         dark = await page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert dark == "rgb(20, 24, 28)"
     await watched.assert_well_behaved()
+
+
+LONG = {
+    "words": ("Your order 4711 is on its way to you and will be there tomorrow " * 30).strip(),
+    "no blank": "https://shop.example.org/orders/4711?token=" + "0123456789abcdef" * 100,
+    "wide signs": "ＷＷＷ見積書" * 150,
+}
+LONG_ADDRESS = f"{'a-long-local-part.' * 3}{'x' * 9}@{'department.' * 16}example.org"
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+async def test_long_subjects_and_addresses_leave_every_column_its_place(width: int, watched: Watched) -> None:
+    page = watched.page
+    await page.set_viewport_size({"width": width, "height": 800})
+    message = ""
+    for subject in ("Short", *LONG.values()):
+        for to in (["ann@example.org"], [LONG_ADDRESS, "550@example.org"]):
+            name = f"{subject[:100]}.pdf"
+            attachments = [{"filename": name.replace("/", "-"), "content": "eA=="}]
+            sender = LONG_ADDRESS if len(to) > 1 else "bot@example.org"
+            fields = {"from": sender, "to": to, "subject": subject, "attachments": attachments}
+            message = await sent(watched, **fields)
+    await watched.go("/sandbox")
+    await watched.photograph(f"sandbox-long-{width}")
+    assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
+    sizes = await page.evaluate(CELLS)
+    assert len(sizes) == 8
+    for cells in sizes:
+        heights = [cell["height"] for cell in cells]
+        if width > 720:
+            assert max(heights) < 120, "a row fills the page"
+            enough = (130, 150, 150, 250, 80)
+            assert all(cell["width"] >= least for cell, least in zip(cells, enough, strict=True)), cells
+        else:  # each cell is a line of its own
+            assert sum(heights) < 320, "a row fills the page"
+        assert all(cell["inner"] <= cell["width"] + 1 for cell in cells), "a text sticks out"
+    first = page.locator(".subject a").first
+    assert await first.get_attribute("title") == LONG["wide signs"]
+    await watched.go(f"/sandbox/{message}")
+    await watched.photograph(f"message-long-{width}")
+    assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
+    await watched.assert_well_behaved()
+
+
+CELLS = """() => [...document.querySelectorAll('.list tbody tr')].map(row => [...row.cells].map(cell => ({
+    width: cell.getBoundingClientRect().width, height: cell.getBoundingClientRect().height, inner: cell.scrollWidth,
+})))"""

@@ -42,7 +42,7 @@ from mailchute_client.models import (
 with AuthenticatedClient(base_url=sys.argv[1], token=sys.argv[2], raise_on_unexpected_status=True) as client:
     mail = SendRequest(
         from_=Mailbox(email="bot@example.org", name="Bot"),
-        to=[Mailbox(email="ann@example.org"), "Bob <bob@example.org>"],
+        to=["ann@example.org", "Bob <bob@example.org>"],
         subject="Gr\\u00fc\\u00dfe",
         text="It is on its way.",
         attachments=[Attachment(filename="a.txt", content="SGVsbG8=")],

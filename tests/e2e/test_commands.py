@@ -6,12 +6,13 @@ import os
 import pty
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.relay import Relay
+from tests.support.relay import Close, Relay
 from tests.support.service import MAILCHUTE, PATIENCE, Ended, Service, environment, run
 
 SEND = ("send", "--to", "ann@theirs.test", "--from", "bot@ours.test", "--subject", "Order 4711", "--text", "On its way")
@@ -37,7 +38,7 @@ class Scene:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:
         yield Path(name)
 
 
@@ -50,6 +51,15 @@ async def scene(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[S
             assert (await scene.do("migrate")).code == 0
             yield scene
             return
+        async with Service(scene.settings, folder=folder):
+            yield scene
+
+
+@pytest.fixture
+async def served(folder: Path) -> AsyncIterator[Scene]:
+    """A service that runs."""
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
         async with Service(scene.settings, folder=folder):
             yield scene
 
@@ -70,7 +80,15 @@ async def test_a_message_is_sent_looked_up_and_listed(scene: Scene) -> None:
     assert [m["id"] for m in await scene.told("list", "-q", "order", "--tag", "vip")] == [sent["id"]]
     assert [m["id"] for m in await scene.told("list", "-n", "1")] == [other["id"]]
     listed = await scene.do("list", "--state", "sent")
-    assert [line.split()[2:4] for line in listed.out.splitlines()] == [["sent", m["id"]] for m in (other, sent)]
+    header, *lines = listed.out.splitlines()
+    assert header.split() == ["ACCEPTED", "(UTC)", "STATE", "ID", "PROFILE", "ERROR", "TO", "SUBJECT"]
+    assert [line.split()[2:4] for line in lines] == [["sent", m["id"]] for m in (other, sent)]
+    assert lines[1].endswith("  ann@theirs.test  Order 4711")
+    [attempt] = await scene.told("attempts", "-n", "1")
+    assert (attempt["id"], attempt["number"]) == (other["id"], 1)
+    tried = (await scene.do("attempts", "--profile", "default")).out.splitlines()
+    assert tried[0].split() == ["STARTED", "(UTC)", "MESSAGE", "NO", "PROFILE", "PHASE", "RESULT", "REPLY"]
+    assert [line.split()[2] for line in tried[1:]] == [other["id"], sent["id"]]
 
 
 async def test_what_is_kept_and_not_well_is_1_with_its_cure(scene: Scene) -> None:
@@ -83,16 +101,37 @@ async def test_what_is_kept_and_not_well_is_1_with_its_cure(scene: Scene) -> Non
 
 
 WRONG = [
-    (("send", "--to", "nobody", "--text", "x"), 2, "mailchute: /to/0: "),
-    (("send", "--to", "a@b.test", "--text", "x", "--attach", "none.pdf"), 2, "none.pdf cannot be read"),
+    (("send", "--to", "nobody", "--text", "x"), 2, "mailchute: --to: "),
+    (("send", "--to", "a@b.test", "--text", "x", "--attach", "none.pdf"), 2, "--attach: none.pdf cannot be read"),
     (("send", "--to", "a@b.test", "--text", "x", "--profile", "defaults"), 2, "do you mean default?"),
     (("show", "4711"), 1, "There is no message 4711"),
     (("show", "?state=sent"), 1, "There is no message ?state=sent"),
-    (("list", "--state", "snet"), 2, "do you mean sent?"),
+    (("list", "--state", "snet"), 2, "mailchute: --state is one of "),
     (("retry",), 2, "name messages to retry, or a filter"),
     (("cancel", "4711", "--state", "deferred"), 2, "and not both"),
     (("cancel", "4711"), 1, "There is no message 4711"),
     (("frobnicate",), 2, "No such command"),
+]
+WRONG_OPTIONS = [
+    (("send", "--to", "a@b.test", "--text", "x", "--from", "a b"), 2, "mailchute: --from: "),
+    (("send", "--to", "a@b.test", "--text", "x", "--reply-to", "@"), 2, "mailchute: --reply-to: "),
+    (("send", "--text", "x"), 2, "mailchute: --to: "),
+    (("send", "--to", "a@b.test", "--text", "x", "--header", "Subject: x"), 2, "mailchute: --header Subject: "),
+    (("send", "--to", "a@b.test", "--text", "x", "--header", "X-A"), 2, "mailchute: --header: write Name: value"),
+    (("send", "--to", "a@b.test", "--text", "x", "--header", "X-A: 1", "--header", "x-a: 2"), 2, "given twice"),
+    (("send", "--to", "a@b.test", "--text", "x", "--send-at", "soon"), 2, "mailchute: --send-at: "),
+    (("send", "--to", "a@b.test", "--text", "x", "--expires-in", "soon"), 2, "mailchute: --expires-in: 'soon' is not"),
+    (("send", "--to", "a@b.test", "--text", "x", "--expires-in", "9000d"), 2, "mailchute: --expires-in: "),
+    (("send", "--to", "a@b.test", "--text", "x", "--tag", "x" * 200), 2, "mailchute: --tag: "),
+    (("list", "--error-code", "EAUHT"), 2, "mailchute: --error-code is one of "),
+    (("list", "--since", "yesterday"), 2, "mailchute: --since is an instant"),
+    (("list", "--from", "@"), 2, "mailchute: --from: "),
+    (("list", "-q", "!"), 2, "mailchute: --search has no word in it"),
+    (("attempts", "--until", "tomorrow"), 2, "mailchute: --until is an instant"),
+    (("retry", "--to", "nobody"), 2, "mailchute: --to: "),
+    (("erase", "nobody"), 2, "mailchute: ADDRESS: "),
+    (("resolve", "4711", "--as", "sent"), 1, "There is no message 4711"),
+    (("resolve", "4711", "--as", "lost"), 2, "--as"),
 ]
 
 
@@ -104,14 +143,79 @@ async def test_what_cannot_be_is_told_in_plain_words(scene: Scene) -> None:
         assert "Traceback" not in said.err
 
 
+async def test_a_fault_is_told_by_its_option(served: Scene) -> None:
+    for some in (WRONG_OPTIONS[at : at + 4] for at in range(0, len(WRONG_OPTIONS), 4)):
+        ended = await asyncio.gather(*[served.do(*words) for words, _, _ in some])
+        for (words, code, says), said in zip(some, ended, strict=True):
+            assert (said.code, said.out) == (code, ""), words
+            assert says in said.err
+
+
 async def test_all_that_match_are_cancelled_or_sent_again(scene: Scene) -> None:
-    scene.relay.on("RCPT", "450 4.2.1 busy", times=4)
-    ids = [json.loads((await scene.do(*SEND, "--json")).out)["id"] for _ in range(4)]
+    scene.relay.on("RCPT", "450 4.2.1 busy", times=3)
+    ids = [json.loads((await scene.do(*SEND, "--json")).out)["id"] for _ in range(3)]
     [cancelled] = await scene.told("cancel", ids[0])
     assert cancelled["state"] == "cancelled"
-    assert (await scene.do("cancel", "--state", "deferred", "--search", "nothing")).out == "0 messages\n"
-    assert (await scene.do("retry", "--state", "deferred")).out == "3 messages\n"
+    assert (await scene.do("cancel", "--state", "deferred", "--search", "nothing")).out == "0 messages cancelled\n"
+    unasked = await scene.do("retry", "--state", "deferred")
+    assert (unasked.code, unasked.out) == (2, "")
+    assert "retry would act on 2 messages: repeat it with --yes" in unasked.err
+    assert (await scene.do("retry", "--state", "deferred", "--yes")).out == "2 messages to be sent again\n"
+    empty = await scene.do("list", "--state", "deferred")
+    assert (empty.code, empty.out, empty.err) == (0, "", "none\n")
     assert await scene.told("list", "--state", "deferred") == []
+    assert await scene.told("retry", "-y", "--state", "failed") == [{"count": 0}]
+
+
+async def test_what_is_in_doubt_is_resolved_by_what_the_log_of_the_relay_says(scene: Scene) -> None:
+    scene.relay.on("CONTENT", Close(), times=2)
+    ids = [json.loads((await scene.do(*SEND, "--json")).out)["id"] for _ in range(2)]
+    for id_, outcome in zip(ids, ("sent", "failed"), strict=True):
+        [resolved] = await scene.told("resolve", id_, "--as", outcome)
+        assert (resolved["id"], resolved["state"]) == (id_, outcome)
+    again = await scene.do("resolve", ids[0], "--as", "sent")
+    assert (again.code, again.out) == (1, "")
+    assert "only what is in doubt can be resolved" in again.err
+
+
+async def test_headers_times_and_expiry_go_along_and_warnings_are_told(served: Scene) -> None:
+    tomorrow = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(days=1)
+    there = tomorrow.astimezone(timezone(timedelta(hours=-5)))
+    later = ("--header", "X-Order: 4711", "--header", "X-Kind:a b", "--send-at", f"{there:%Y-%m-%dT%H:%M}")
+    said = await run(
+        *(MAILCHUTE, *SEND, *later, "--expires-in", "2d", "--wait", "0", "--json"),
+        folder=served.folder,
+        settings={**served.settings, "TZ": "EST5"},
+    )
+    sent = json.loads(said.out)
+    assert (sent["state"], sent["next_attempt_at"]) == ("scheduled", f"{tomorrow:%Y-%m-%dT%H:%M}:00.000Z")
+    lasts = datetime.fromisoformat(sent["expires_at"]) - datetime.fromisoformat(sent["created_at"])
+    assert timedelta(days=1) < lasts <= timedelta(days=3)
+    source = (await served.do("show", sent["id"], "--raw")).out
+    assert "\r\nX-Order: 4711\r\nX-Kind: a b\r\n" in source
+    await served.do("pause", "default")
+    warned = await served.do(*SEND, "--wait", "0")
+    assert (warned.code, "warning: " in warned.out) == (0, False)
+    assert warned.err == "warning: the profile default is paused: the message waits until somebody resumes it\n"
+
+
+async def test_times_are_the_readers(served: Scene) -> None:
+    [sent] = await served.told(*SEND)
+
+    async def in_zone(zone: str, *words: str) -> str:
+        settings = {**served.settings, "TZ": zone}
+        return (await run(MAILCHUTE, *words, folder=served.folder, settings=settings)).out
+
+    accepted = datetime.fromisoformat(sent["created_at"])
+    east = accepted.astimezone(timezone(timedelta(hours=14)))
+    header, line = (await in_zone("LINT-14", "list")).splitlines()
+    assert header.startswith("ACCEPTED (LINT)")
+    assert line.startswith(f"{east:%Y-%m-%d %H:%M:%S}  sent")
+    assert f"attempt 1, {east:%Y-%m-%d %H:%M}" in await in_zone("LINT-14", "show", sent["id"])
+    last = f"{east + timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}"
+    assert await in_zone("LINT-14", "list", "--until", last) != ""
+    assert await in_zone("LINT-14", "list", "--since", last) == ""
+    assert await in_zone("LINT-14", "list", "--since", f"{east:%Y-%m-%d}") != ""
 
 
 async def test_what_comes_on_stdin_is_the_text_and_files_go_along(scene: Scene) -> None:
@@ -150,7 +254,7 @@ async def test_a_profile_in_trouble_is_listed_with_its_cure(scene: Scene) -> Non
     scene.relay.on("GREETING", "554 5.7.1 Not you, 127.0.0.1")
     await scene.do(*SEND)
     said = (await scene.do("profiles")).out
-    if not (scene.folder / "var" / "mailchute.sock").exists():
+    if not (scene.folder / "var" / "mailchute.db.sock").exists():
         assert said.count("\n") == 1  # without a service nobody knows how they stand
         return
     assert "circuit open since" in said
@@ -158,14 +262,44 @@ async def test_a_profile_in_trouble_is_listed_with_its_cure(scene: Scene) -> Non
     assert "Cure: The relay turns this machine away" in said
 
 
-async def test_a_terminal_does_not_obey_what_a_relay_says(scene: Scene) -> None:
-    scene.relay.on("RCPT", "550 5.1.1 \x1b[2Jgone")
-    said = await scene.do(*SEND)
-    assert "\x1b" not in said.out
-    assert "gone" in said.out
+HOSTILE = "gone \x1b[2J\x1b]0;title\x07\u009b31m\u0085\u202egpj.exe\u2066\u200bpal\u2028\ufeff\U000e0041"
 
 
-async def test_at_a_terminal_bulk_work_shows_how_far_it_is(folder: Path) -> None:
+async def test_a_terminal_does_not_obey_what_callers_and_relays_wrote(folder: Path) -> None:
+    raw = HOSTILE.encode() + b"\xff\x9b31m"
+    async with Relay() as relay:
+        scene = Scene(relay, folder)
+        async with Service(scene.settings, folder=folder):
+            relay.on("RCPT", b"550 5.1.1 " + raw + b"\r\n")
+            sent = await scene.do(*SEND, "--subject", "invoice \u202egpj.exe\u200b", "--tag", "a\u2066b")
+            assert "EENVELOPE/mailbox_unknown: " in sent.out
+            assert r"550 5.1.1 gone \x1b[2J" in sent.out
+            id_ = sent.out.split()[3]
+            relay.on("GREETING", b"554 5.7.1 " + raw + b"\r\n")
+            refused = await scene.do(*SEND, "--json")  # opens the circuit, which health and profiles show
+            commands = [("show", id_), ("show", id_, "--json"), ("list",), ("list", "--json"), ("show", HOSTILE)]
+            commands += [("profiles",), ("profiles", "--json"), ("doctor",), ("doctor", "--json"), ("health",)]
+            rest = await asyncio.gather(*[scene.do(*words) for words in commands])
+            [kept] = await scene.told("show", id_)
+        own = await scene.do(*SEND, "--profile", HOSTILE)
+    for said in (sent, refused, own, *rest):
+        lines = (said.out + said.err).split("\n")
+        assert all(line.isprintable() for line in lines), said
+        assert "Traceback" not in said.err
+    assert kept["subject"] == "invoice \u202egpj.exe\u200b"
+
+
+@pytest.mark.parametrize(
+    ("answer", "after"),
+    [
+        pytest.param(b"y\n", (0, b"2 messages cancelled\n", 0), id="yes"),
+        pytest.param(b"\n", (1, b"", 2), id="no"),
+        pytest.param(b"what?\n", (1, b"", 2), id="neither"),
+    ],
+)
+async def test_at_a_terminal_bulk_work_asks_first_and_shows_how_far_it_is(
+    answer: bytes, after: tuple[int, bytes, int], folder: Path
+) -> None:
     async with Relay() as relay:
         scene = Scene(relay, folder)
         relay.on("RCPT", "450 4.2.1 busy", times=2)
@@ -175,17 +309,23 @@ async def test_at_a_terminal_bulk_work_shows_how_far_it_is(folder: Path) -> None
             ours, its = pty.openpty()
             process = await asyncio.create_subprocess_exec(
                 *(MAILCHUTE, "cancel", "--state", "deferred"),
+                stdin=its,
                 cwd=folder,
                 env={**environment(scene.settings), "TERM": "xterm"},
                 stdout=asyncio.subprocess.PIPE,
                 stderr=its,
             )
             os.close(its)
+            shown = b""
+            async with asyncio.timeout(PATIENCE):
+                while b"Cancel 2 messages? [y/N] " not in shown:
+                    shown += await asyncio.to_thread(os.read, ours, 10_000)
+            os.write(ours, answer)
             out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
-            shown = await asyncio.to_thread(os.read, ours, 10_000)
+            shown += await asyncio.to_thread(os.read, ours, 10_000)
             os.close(ours)
-    assert (process.returncode, out) == (0, b"2 messages\n")
-    assert b"cancel" in shown
+            left = await scene.told("list", "--state", "deferred")
+    assert (process.returncode, out, len(left)) == after
     assert b"0:00:0" in shown
 
 
@@ -239,7 +379,8 @@ async def test_the_tail_shows_changes_as_they_happen(folder: Path) -> None:
                 assert await process.wait() == 0
 
 
-async def test_only_the_operator_follows(folder: Path) -> None:
+@pytest.mark.parametrize("path", ["/changes", "/service"])
+async def test_only_the_operator_follows_and_sees_which_database_it_is(path: str) -> None:
     async with Service() as service:
-        answer = await service.http.get("/changes")
+        answer = await service.http.get(path)
         assert answer.status_code == 404

@@ -1,9 +1,11 @@
-"""No descriptor left: callers wait outside, a relay cannot be reached for now, and nothing is lost."""
+"""Few descriptors: callers never use up those of the store and the relays, and nothing is lost where there is none."""
 
 import asyncio
+import resource
 import shlex
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -12,34 +14,43 @@ from tests.support.relay import Relay
 from tests.support.service import MAIL, MAILCHUTE, PATIENCE, Service
 from tests.support.tls import certificates
 
-FEW = ("sh", "-c", f"ulimit -n 64; exec {shlex.quote(MAILCHUTE)} serve")
+FEW = ("sh", "-c", f"ulimit -n 128; exec {shlex.quote(MAILCHUTE)} serve")
+
+
+async def test_many_callers_leave_a_descriptor_for_the_next_one_and_for_the_relay() -> None:
+    async with Relay() as relay:
+        settings = {"SMTP_HOST": relay.host, "SMTP_PORT": f"{relay.port}"}
+        async with Service(settings, command=FEW) as service, AsyncExitStack() as callers:
+            host, port = service.base.removeprefix("http://").split(":")
+            for _ in range(300):
+                async with asyncio.timeout(PATIENCE):
+                    _, silent = await asyncio.open_connection(host, int(port))
+                    callers.callback(silent.close)
+                    reader, writer = await asyncio.open_connection(host, int(port))
+                    callers.callback(writer.close)
+                    writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            assert (await service.send()).json()["state"] == "sent"
+            assert len(list(Path(f"/proc/{service.process.pid}/fd").iterdir())) < 128
+    assert len(relay.mails) == 1
 
 
 @asynccontextmanager
 async def no_descriptor_left(service: Service) -> AsyncIterator[None]:
-    """Hold connections until the service can open nothing more."""
-    host, port = service.base.removeprefix("http://").split(":")
-    async with AsyncExitStack() as callers:
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                reader, writer = await asyncio.open_connection(host, int(port))
-                callers.callback(writer.close)
-                writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                try:
-                    if not await reader.read(1):
-                        break  # there was none for this one
-                except ConnectionResetError:
-                    break
-        yield
+    """Let the service open nothing more, for as long as the block lasts."""
+    pid = service.process.pid
+    opened = max(int(name.name) for name in Path(f"/proc/{pid}/fd").iterdir()) + 1
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (opened, before[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 async def test_a_relay_that_cannot_be_reached_for_want_of_descriptors_is_tried_again() -> None:
     async with Relay() as relay:
         settings = {"SMTP_HOST": relay.host, "SMTP_PORT": f"{relay.port}"}
-        async with Service(settings, command=FEW) as service:
-            warning = await service.logged("settings.warning")
-            assert "no more than 64 files" in warning["warning"]
-            assert (await service.http.get("/livez")).status_code == 200  # this connection stays
+        async with Service(settings) as service:
+            assert (await service.http.get("/messages")).status_code == 200  # this connection stays
             async with no_descriptor_left(service):
                 answer = (await service.send()).json()
                 assert (answer["state"], answer["class"], answer["will_retry"]) == ("deferred", "temporary", True)
@@ -47,6 +58,11 @@ async def test_a_relay_that_cannot_be_reached_for_want_of_descriptors_is_tried_a
             again = await service.http.post(f"/messages/{answer['id']}/retry")
             assert again.json()["state"] == "sent"
     assert len(relay.mails) == 1
+
+
+async def test_a_limit_that_is_too_low_is_warned_of() -> None:
+    async with Service(command=("sh", "-c", f"ulimit -n 64; exec {shlex.quote(MAILCHUTE)} serve")) as service:
+        assert "no more than 64 files" in (await service.logged("settings.warning"))["warning"]
 
 
 async def test_what_is_asked_for_the_first_time_without_a_descriptor_is_answered() -> None:

@@ -35,7 +35,7 @@ def folder() -> Iterator[Path]:
     probe = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"mounting is not permitted here: {probe.stderr.decode().strip()}")
-    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:
         (Path(name) / "var").mkdir()
         yield Path(name)
 

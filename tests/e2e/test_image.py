@@ -101,7 +101,7 @@ class TestRunning:
         folder = container.folder / "var"
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         found = {file.name: file.stat() for file in folder.iterdir()}
-        assert {"mailchute.db", "mailchute.db.lock", "mailchute.sock"} <= set(found)
+        assert {"mailchute.db", "mailchute.db.lock", "mailchute.db.sock"} <= set(found)
         assert {(entry.st_uid, stat.S_IMODE(entry.st_mode)) for entry in found.values()} == {(10001, 0o600)}
 
     async def test_the_health_check_is_0(self, container: Container, image: Image) -> None:

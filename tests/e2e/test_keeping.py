@@ -17,7 +17,7 @@ from tests.support.service import MAILCHUTE, Ended, Service, run
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:
         yield Path(name)
 
 

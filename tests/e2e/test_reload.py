@@ -5,11 +5,12 @@ import os
 import pty
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.factories import refused_port
 from tests.support.relay import Relay, Wait
 from tests.support.service import Service
 
@@ -18,7 +19,7 @@ FROM = 'default_from = "bot@ours.test"\n'
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:  # short, for the operator socket's sake
+    with tempfile.TemporaryDirectory(prefix="mailchute-") as name:
         yield Path(name)
 
 
@@ -58,6 +59,32 @@ async def test_a_bad_file_is_refused_and_everything_goes_on_by_the_old_one(folde
             service.process.send_signal(signal.SIGHUP)
             await service.logged("settings.refused", error="a change between the sandbox and a relay takes a restart")
             assert (await service.send()).json()["state"] == "sent"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (lambda text, relay: text.replace(f"port = {relay.port}", f"port = {refused_port()}"), "connection_refused"),
+        (lambda text, _: text.replace('tls = "none"', 'tls = "none"\nhelo_name = "wrong"'), "helo_refused"),
+    ],
+    ids=["port", "helo_name"],
+)
+@pytest.mark.parametrize("tries", [1, 4])
+async def test_what_waits_goes_as_soon_as_the_profile_is_mended_however_far_its_circuit_is(
+    wrong: Callable[[str, Relay], str], error: str, tries: int, folder: Path
+) -> None:
+    file = folder / "mailchute.toml"
+    async with Relay() as relay:
+        relay.on("EHLO", "450 4.7.1 not this name", match="wrong")
+        relay.on("HELO", "450 4.7.1 not this name", match="wrong")
+        right = FROM + profile(relay, "corp")
+        file.write_text(wrong(right, relay))
+        async with Service({"MAILCHUTE_RETRY__SCHEDULE": "10m"}, folder=folder) as service:
+            answers = [(await service.send()).json() for _ in range(tries)]
+            assert {answer["reason"] for answer in answers} == {error}
+            file.write_text(right)
+            service.process.send_signal(signal.SIGHUP)
+            await relay.mail(tries)
 
 
 async def test_an_attempt_under_way_ends_as_it_began(folder: Path) -> None:

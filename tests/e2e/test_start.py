@@ -16,11 +16,13 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from app import __version__
 from app.serving import SHUTDOWN_SECONDS
 from app.store.database import SCHEMA
 from tests.support.service import MAIL, MAILCHUTE, Ended, Service, run
 
 ROOT = Path(__file__).parents[2]
+HAS_IPV6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
 KEY = "a-key-of-sixteen-characters-or-more"
 
 in_one_loop = pytest.mark.asyncio(loop_scope="module")  # tests that look at one and the same service
@@ -78,7 +80,7 @@ class TestZeroConfig:
         answer = (await sandbox.send(subject="Für Änne", text="Liebe Änne,\n<b>auf bald</b>")).json()
         listed = await sandbox.http.get("/sandbox")
         assert listed.status_code == 200
-        assert f'href="/sandbox/{answer["id"]}"' in listed.text
+        assert f'href="sandbox/{answer["id"]}"' in listed.text
         assert "Für Änne" in listed.text
         shown = (await sandbox.http.get(f"/sandbox/{answer['id']}")).text.replace("\r\n", "\n")
         assert "Liebe Änne,\n&lt;b&gt;auf bald&lt;/b&gt;" in shown
@@ -151,7 +153,7 @@ class TestZeroConfig:
 
     async def test_the_files_are_their_owners_alone(self, sandbox: Service) -> None:
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in sandbox.database.parent.iterdir()}
-        assert modes.pop("mailchute.sock") == 0o600
+        assert modes.pop("mailchute.db.sock") == 0o600
         assert set(modes.values()) == {0o600}, modes
         assert "mailchute.db" in modes
 
@@ -204,6 +206,13 @@ class TestKey:
         answer = await keyed.http.post("/send", json=dict(MAIL), headers=headers)
         assert answer.status_code == 200
         assert (await keyed.http.get("/messages", headers=headers)).status_code == 200
+
+    @pytest.mark.parametrize("written", [f"{KEY}\n", f"  {KEY}\r\n"])
+    async def test_a_key_with_blanks_around_it_is_the_key_without_them(self, written: str) -> None:
+        async with Service({"MAILCHUTE_API_KEY": written}) as service:
+            answer = await service.http.get("/messages", headers={"Authorization": f"Bearer {KEY}"})
+            assert answer.status_code == 200
+            assert next(line["warning"] for line in service.log if "warning" in line).startswith("MAILCHUTE_API_KEY: ")
 
     async def test_a_key_in_the_query_string_is_no_key(self, keyed: Service) -> None:
         assert (await keyed.http.get("/messages", params={"api_key": KEY, "key": KEY})).status_code == 401
@@ -258,6 +267,17 @@ class TestRefusals:
             pytest.param(
                 {"MAILCHUTE_DATABASE_URL": "postgresql://bot:secret@db/mail"}, ["PostgreSQL"], id="PostgreSQL URL"
             ),
+            pytest.param(
+                {"SMTP_HOST": "smtp://bot:secret@mail.example.org:587"},
+                ["SMTP_HOST is a URL; write SMTP_HOST=mail.example.org, SMTP_PORT=587, SMTP_USERNAME=…"],
+                id="a URL for the relay's host",
+            ),
+            pytest.param(
+                {"SMTP_HOST": '"mail.example.org"'},
+                ["SMTP_HOST is in quotes", "SMTP_HOST=mail.example.org"],
+                id="quotes",
+            ),
+            pytest.param({"MAILCHUTE_API_KEY": f"{KEY}\u200b"}, ["MAILCHUTE_API_KEY", "U+200B"], id="invisible"),
             pytest.param({"MAILCHUTE_ROLE": "worker"}, ["MAILCHUTE_ROLE=worker", "PostgreSQL"], id="role worker"),
             pytest.param({"MAILCHUTE_CONFIG": "none.toml"}, ["none.toml cannot be read"], id="no such file"),
         ],
@@ -277,11 +297,6 @@ class TestRefusals:
         ended = await run(MAILCHUTE, "serve", folder=tmp_path, settings={"MAILCHUTE_DATABASE_URL": "letters.txt"})
         assert_refused(ended, "letters.txt is not a SQLite database", "not touched")
         assert file.read_text() == "Dear Ann,\n" * 500
-
-    async def test_a_folder_too_deep_for_the_operator_socket_is_named(self, tmp_path: Path) -> None:
-        path = f"{'deep' * 30}/mailchute.db"
-        ended = await run(MAILCHUTE, "serve", folder=tmp_path, settings={"MAILCHUTE_DATABASE_URL": path})
-        assert_refused(ended, "mailchute.sock", "too long")
 
 
 class TestCommands:
@@ -433,7 +448,34 @@ class TestNames:
 
 
 class TestListen:
-    @pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="there is no IPv6")
+    @pytest.mark.parametrize(
+        ("listen", "named", "here"),
+        [
+            pytest.param("127.0.0.1:0", None, "127.0.0.1", id="loopback"),
+            pytest.param("localhost:0", None, "localhost", id="by name"),
+            pytest.param("0.0.0.0:0", "0.0.0.0", "127.0.0.1", id="all of IPv4"),
+            pytest.param("[::1]:0", None, "[::1]", id="loopback of IPv6"),
+            pytest.param("[::]:0", "[::]", "[::1]", id="all of IPv6"),
+        ],
+    )
+    async def test_the_start_up_text_names_what_is_listened_on_and_how_this_machine_reaches_it(
+        self, listen: str, named: str | None, here: str
+    ) -> None:
+        if "::" in listen and not HAS_IPV6:
+            pytest.skip("there is no IPv6 here")
+        key = {"MAILCHUTE_API_KEY": KEY, "MAILCHUTE_SANDBOX": "true", "MAILCHUTE_LISTEN": listen}
+        async with Service(key) as service:
+            port = service.base.rpartition(":")[2]
+            first, second = service.text.splitlines()[:2]
+            assert service.base == f"http://{here}:{port}"
+            if named is None:
+                assert first == f"Mailchute {__version__} listens on {service.base}"
+            else:
+                assert first.endswith(f"listens on {named}:{port}, which is every address of this machine")
+                assert second == f"From this machine: {service.base}"
+            assert (await service.http.get("/livez")).status_code == 200
+
+    @pytest.mark.skipif(not HAS_IPV6, reason="there is no IPv6 here")
     async def test_it_listens_on_ipv6(self) -> None:
         async with Service({"MAILCHUTE_LISTEN": "[::1]:0"}) as service:
             assert service.base.startswith("http://[::1]:")

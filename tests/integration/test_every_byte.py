@@ -27,6 +27,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.delivery.circuits import Circuits
+from app.delivery.contents import Contents
 from app.delivery.worker import Worker
 from app.mail.ids import uuid7
 from app.mail.message import Message, Snapshot
@@ -198,6 +199,7 @@ class Road:
             profiles={},
             schedule=SCHEDULE,
             outbox=self.outbox,
+            contents=Contents(self.outbox.content, most=1 << 30),
             pool=self.pool,
             circuits=circuits,
             verdicts=self._verdicts,

@@ -232,6 +232,18 @@ async def test_a_rotated_password_that_is_wrong_is_one_failed_login(tmp_path: Pa
         assert logins(relay) == [b"wrong"]
 
 
+@on_both_loops
+async def test_a_password_file_with_an_invisible_character_is_named_and_no_login_tried(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(b"\xef\xbb\xbfsecret\n")  # as Notepad saves it
+    async with Relay(auth=("PLAIN",)) as relay:
+        tried = await attempt(relay, username="bot", password="secret", password_file=file)
+        assert_named(tried, "password_file", file)
+        assert tried.attempt.failure is not None
+        assert "U+FEFF ZERO WIDTH NO-BREAK SPACE" in tried.attempt.failure.message
+        assert logins(relay) == []
+
+
 @pytest.mark.parametrize(
     ("written", "password"),
     [

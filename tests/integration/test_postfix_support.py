@@ -21,6 +21,7 @@ OFFERS: dict[str, tuple[set[str] | None, set[str] | None]] = {  # in clear, over
     "implicit_auth": (None, {"auth"}),
     "auth_optional": ({"auth"}, None),
     "auth_plain_only": ({"auth"}, None),
+    "auth_scram": ({"auth"}, None),
     "limits": (set(), None),
 }
 

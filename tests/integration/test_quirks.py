@@ -13,6 +13,7 @@ import email
 import email.policy
 import re
 import smtplib
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -76,6 +77,17 @@ def skip_unless_recorded(opensmtpd: OpenSMTPD) -> None:
     """Skip what a newer OpenSMTPD does another way; 6.8 is Debian 12's."""
     if not opensmtpd.version.startswith("6.8."):
         pytest.skip(f"this is recorded of OpenSMTPD 6.8, not of {opensmtpd.version}")
+
+
+def skip_unless_victim(server: Server) -> None:
+    """Skip where this machine's Postfix takes no bare line feed for the end of a line, whatever its settings say."""
+    if not isinstance(server, Postfix):
+        return
+    version = subprocess.run(
+        ["postconf", "-d", "-h", "mail_version"], capture_output=True, text=True, check=True
+    ).stdout
+    if tuple(map(int, version.split(".")[:2])) >= (3, 10):
+        pytest.skip(f"Postfix {version.strip()} cannot be made a victim of SMTP smuggling")
 
 
 # --- the road there, and the mailbox ---------------------------------------------------------------------------
@@ -395,6 +407,7 @@ def test_sent_as_it_stands_it_would_end_a_mail_where_the_table_says_so(server: S
     """Its commands come one by one: OpenSMTPD may crash over such a second mail in one piece."""
     if isinstance(server, OpenSMTPD):
         skip_unless_recorded(server)
+    skip_unless_victim(server)
     swallowed = end in SWALLOWED[type(server)]
     with in_the_middle_of_a_mail(server.plain) as client:
         client.send(f"one{end}".encode())
@@ -423,7 +436,8 @@ SMUGGLING = Mail(HEAD + b"\r\n" + smuggling("\n.\n").encode())
 async def test_without_our_mending_of_line_ends_one_mail_would_become_two(
     postfix: Postfix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "stuffed", lambda content: content + b".\r\n")
+    skip_unless_victim(postfix)
+    monkeypatch.setattr(transaction, "stuffed", lambda content: (content, b".\r\n"))
     await taken(postfix)
     async with Deliveries() as deliveries:
         assert (await deliveries.send(relay_at(postfix.plain), SMUGGLING.claim)).in_words == "sent"
@@ -434,7 +448,8 @@ async def test_without_our_mending_of_line_ends_one_mail_would_become_two(
 def test_and_the_tests_above_would_find_it(
     postfix: Postfix, new_loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "stuffed", lambda content: content + b".\r\n")
+    skip_unless_victim(postfix)
+    monkeypatch.setattr(transaction, "stuffed", lambda content: (content, b".\r\n"))
     with Road(postfix, new_loop) as road, pytest.raises(AssertionError):
         road.carries(SMUGGLING)
 
@@ -670,6 +685,13 @@ MODES: dict[AuthMode, str] = {
 }
 
 
+LINES = {  # of the transcript
+    "PLAIN": ["AUTH PLAIN ***"],
+    "LOGIN": ["AUTH LOGIN", "***", "***"],
+    "CRAM-MD5": ["AUTH CRAM-MD5", "***"],
+}
+
+
 def login_at(exim: Exim, mode: AuthMode, password: str) -> Profile:
     return make_profile(
         port=exim.login.port,
@@ -691,8 +713,10 @@ async def test_exim_takes_the_right_password_and_one_wrong_one_is_one_failed_log
             tried = await deliveries.send(login_at(exim, mode, password), LAST.claim)
         assert tried.in_words == words
         assert tried.attempt.auth == MODES[mode]
-        said = [line for _, who, line in tried.attempt.transcript if who == "C" and "AUTH" in line]
-        assert said == [f"AUTH {MODES[mode]} ***"]
+        said = [line for _, who, line in tried.attempt.transcript if who == "C"]
+        lines = LINES[MODES[mode]]
+        at = said.index(lines[0])
+        assert said[at : at + len(lines)] == lines
     assert exim.failed_logins(at_least=before + 1) == before + 1
     assert await taken(exim) == [(ANN, one_way(LAST.content))]
 

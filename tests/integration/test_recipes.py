@@ -75,6 +75,15 @@ RUN = {
     ("typebot", "Quotes, line breaks and lists", 2),
     ("typebot", "Without a custom body", 0),
     ("n8n", "The node", 0),
+    ("n8n", "The node", 1),
+    ("n8n", "Attachments", 0),
+    ("grafana", "The contact point", 0),
+    ("grafana", "The contact point", 1),
+    ("uptime-kuma", "The notification", 0),
+    ("uptime-kuma", "The notification", 1),
+    ("home-assistant", "configuration.yaml", 0),
+    ("home-assistant", "In an automation", 0),
+    ("alertmanager", "What it sends", 0),
     ("make", "The module", 0),
     ("make", "Quotes and line breaks", 0),
     ("curl", "", 0),
@@ -101,7 +110,7 @@ async def test_no_block_of_a_recipe_is_left_untried() -> None:
 
 
 async def test_the_index_names_every_recipe() -> None:
-    named = set(re.findall(r"\]\((\w+)\.md\)", (PAGES / "README.md").read_text("utf-8")))
+    named = set(re.findall(r"\]\(([\w-]+)\.md\)", (PAGES / "README.md").read_text("utf-8")))
     assert named == {page.stem for page in PAGES.glob("*.md")} - {"README"}
 
 
@@ -184,6 +193,8 @@ def typebot_fills(template: str, variables: Mapping[str, Any], *, escapes: bool 
     def code(found: re.Match[str]) -> str:
         if said := re.fullmatch(r"JSON\.stringify\(String\(\{\{(\w+)\}\}\)\)", found[1]):
             return json.dumps(variables[said[1]], ensure_ascii=False)
+        if said := re.fullmatch(r"JSON\.stringify\(\{\{(\w+)\}\}\.map\(\(email\) => \(\{email\}\)\)\)", found[1]):
+            return json.dumps([{"email": email} for email in variables[said[1]]], ensure_ascii=False)
         named = re.fullmatch(r"\{\{(\w+)\}\}", found[1])
         assert named, f"not taught here: {found[1]}"
         return str(variables[named[1]])
@@ -247,13 +258,34 @@ class TestTypebot:
     async def test_a_refusal_at_the_door_has_a_detail_and_is_not_ok(self, scene: Scene) -> None:
         status, data = await typebot_sends(scene, typebot_fills(self.body, {"Name": "Ann", "Result": "r4"}))
         assert (status, data["ok"]) == (422, False)
-        assert "to, cc or bcc" in data["detail"]
+        assert data["detail"].startswith('"email" is empty')
+        assert data["errors"][0]["pointer"] == "/to"
         assert "error_code" not in data
 
-    async def test_a_list_goes_bare_and_inline_code_brings_its_quotes(self, scene: Scene) -> None:
-        bare = block("typebot", "Quotes, line breaks and lists")
+    @pytest.mark.parametrize(
+        "typed",
+        [
+            "{ann}, {bob}",
+            "{ann};{bob}",
+            "{ann}\n{bob}",
+            "{ann}\r\nRCPT TO:<{bob}>",
+            "Ann <{ann}>",
+            '{ann}"}}, "bcc": {{"email": "{bob}',
+        ],
+    )
+    async def test_what_a_visitor_types_is_one_address_or_none(self, scene: Scene, typed: str) -> None:
+        typed = typed.format(ann=f"ann@{DOMAIN}", bob=f"bob@{DOMAIN}")
+        for body in (self.body, block("typebot", "Quotes, line breaks and lists", 1)):
+            status, data = await typebot_sends(scene, typebot_fills(body, {**self.variables, "Email": typed}))
+            assert (status, data["errors"][0]["pointer"]) == (422, "/to")
+        listed = typebot_fills(block("typebot", "Quotes, line breaks and lists"), {"Recipients": [typed]})
+        status, data = await typebot_sends(scene, listed)
+        assert (status, data["errors"][0]["pointer"]) == (422, "/to/0")
+
+    async def test_inline_code_brings_its_quotes(self, scene: Scene) -> None:
+        listed = block("typebot", "Quotes, line breaks and lists")
         both = [f"ann@{DOMAIN}", f"bob@{DOMAIN}"]
-        status, data = await typebot_sends(scene, typebot_fills(bare, {"Recipients": both}))
+        status, data = await typebot_sends(scene, typebot_fills(listed, {"Recipients": both}))
         assert (status, data["accepted"]) == (200, both)
         coded = block("typebot", "Quotes, line breaks and lists", 1)
         status, data = await typebot_sends(scene, typebot_fills(coded, self.variables))
@@ -315,38 +347,48 @@ async def looked_up(scene: Scene, id: str) -> dict[str, Any]:
 N8N_ACCEPT = "application/json,text/html,application/xhtml+xml,application/xml,text/*;q=0.9, image/*;q=0.8, */*;q=0.7"
 
 
-def n8n_resolves(written: str, item: Mapping[str, Any], execution: str) -> Any:
+def n8n_resolves(written: str, item: Mapping[str, Any], execution: str, run: int = 0) -> Any:
     """Resolve a field: one that is an expression alone keeps its value's type."""
     if not written.startswith("="):
         return written
-    known = {"$execution.id": execution, "$itemIndex": 0, **{f"$json.{name}": held for name, held in item.items()}}
+    known = {
+        "$execution.id": execution,
+        "$runIndex": run,
+        "$itemIndex": 0,
+        **{f"$json.{name}": held for name, held in item.items()},
+    }
     if whole := re.fullmatch(r"=\{\{ (\S+) \}\}", written):
         return known[whole[1]]
+    if pair := re.fullmatch(r"=\{\{ \{ (\w+): (\S+) \} \}\}", written):  # n8n-workflow 2.41 evaluated it to an object
+        return {pair[1]: known[pair[2]]}
     return re.sub(r"\{\{ (\S+) \}\}", lambda found: str(known[found[1]]), written[1:])
 
 
-async def n8n_sends(scene: Scene, item: Mapping[str, Any], *, execution: str) -> httpx2.Response:
+async def n8n_sends(
+    scene: Scene, item: Mapping[str, Any], *, execution: str, run: int = 0, **more: Any
+) -> httpx2.Response:
     (node,) = json.loads(block("n8n", "The node"))["nodes"]
     said = node["parameters"]
     assert (said["method"], said["contentType"], said["specifyBody"]) == ("POST", "json", "keypair")
     assert said["genericAuthType"] == "httpBearerAuth"
     headers, fields = (
-        {entry["name"]: n8n_resolves(entry["value"], item, execution) for entry in said[group]["parameters"]}
+        {entry["name"]: n8n_resolves(entry["value"], item, execution, run) for entry in said[group]["parameters"]}
         for group in ("headerParameters", "bodyParameters")
     )
     sent = {name.lower(): str(value) for name, value in headers.items()}
     return await scene.service.http.post(
         httpx2.URL(said["url"]).path,
-        json=fields,
+        json={**fields, **more},
         headers={**sent, "Authorization": f"Bearer {KEY}", "accept": N8N_ACCEPT},
     )
 
 
 class TestN8n:
     async def test_the_node_sends(self, scene: Scene) -> None:
-        item = {"email": [f"ann@{DOMAIN}", f"bob@{DOMAIN}"], "order": 4711, "text": TYPED}
+        item = {"email": f"ann@{DOMAIN}", "order": 4711, "text": TYPED}
         answer = await n8n_sends(scene, item, execution="231")
         assert (answer.status_code, answer.json()["ok"]) == (200, True)
+        assert answer.json()["accepted"] == [f"ann@{DOMAIN}"]
         mail = await scene.mail(answer.json())
         assert mail["Subject"] == "Your order 4711"
         assert TYPED in mail.get_content().replace("\r\n", "\n")
@@ -357,6 +399,33 @@ class TestN8n:
         assert retried.headers["idempotent-replayed"] == "true"
         assert retried.json()["id"] == first.json()["id"] != again.json()["id"]
 
+    async def test_rounds_of_a_loop_are_messages_of_their_own(self, scene: Scene) -> None:
+        item = {"email": f"ann@{DOMAIN}", "order": 4713, "text": "Hello"}
+        answers = [await n8n_sends(scene, item, execution="237", run=run) for run in (0, 1, 0, 1)]
+        ids = [answer.json()["id"] for answer in answers]
+        assert ids[:2] == ids[2:]
+        assert ids[0] != ids[1]
+
+    async def test_an_expression_in_json_writes_its_own_quotes(self, scene: Scene) -> None:
+        held = {"email": f"ann@{DOMAIN}", "text": TYPED}
+        body = re.sub(
+            r"\{\{ JSON\.stringify\(\$json\.(\w+)\) \}\}",
+            lambda found: json.dumps(held[found[1]]),
+            block("n8n", "The node", 1),
+        )
+        answer = await posted(scene, body)
+        assert answer.status_code == 200
+        assert TYPED in (await scene.mail(answer.json())).get_content().replace("\r\n", "\n")
+
+    async def test_a_file_is_attached_and_a_note_of_it_is_refused(self, scene: Scene) -> None:
+        expression = block("n8n", "Attachments")
+        assert expression == "={{ [{ filename: $binary.data.fileName, content: $json.data }] }}"
+        item = {"email": f"ann@{DOMAIN}", "order": 4714, "text": "Hello"}
+        for content, status in (("SGVsbG8=", 200), ("filesystem-v2", 422), ("database", 422)):
+            files = [{"filename": "a.txt", "content": content}]
+            answer = await n8n_sends(scene, item, execution=f"238-{content}", attachments=files)
+            assert answer.status_code == status, answer.text
+
     async def test_its_failures_are_plain_json_with_a_sentence_to_show(self, scene: Scene) -> None:
         refused = await n8n_sends(scene, {"email": NOBODY, "order": 1, "text": "Hello"}, execution="234")
         wrong = await n8n_sends(scene, {"email": "ann", "order": 1, "text": "Hello"}, execution="235")
@@ -364,6 +433,8 @@ class TestN8n:
         assert {answer.headers["content-type"] for answer in (refused, wrong)} == {"application/json"}
         assert refused.json()["message"]
         assert wrong.json()["detail"]
+        two = await n8n_sends(scene, {"email": f"ann@{DOMAIN}, bob@{DOMAIN}", "order": 1, "text": "x"}, execution="236")
+        assert (two.status_code, two.json()["errors"][0]["pointer"]) == (422, "/to")
         again = await n8n_sends(scene, {"email": NOBODY, "order": 1, "text": "Hello"}, execution="234")
         assert (again.status_code, again.json()["id"]) == (424, refused.json()["id"]), (
             "Retry On Fail sends nothing twice"
@@ -392,16 +463,80 @@ async def make_sends(scene: Scene, bundle: Mapping[str, str], *, execution: str)
 
 class TestMake:
     async def test_the_module_sends_once_for_an_execution(self, scene: Scene) -> None:
-        bundle = {"email": f"Ann <ann@{DOMAIN}>", "order": "4711"}
+        bundle = {"email": f"ann@{DOMAIN}", "order": "4711"}
         first, second = [await make_sends(scene, bundle, execution="e1") for _ in range(2)]
         assert (first.status_code, first.json()["ok"]) == (200, True)
         assert second.headers["idempotent-replayed"] == "true"
         assert (await scene.mail(first.json()))["Subject"] == "Your order 4711"
 
+    async def test_two_addresses_in_one_value_are_refused(self, scene: Scene) -> None:
+        answer = await make_sends(scene, {"email": f"ann@{DOMAIN}, bob@{DOMAIN}", "order": "4711"}, execution="e3")
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/to")
+
     async def test_a_quote_in_a_value_is_told(self, scene: Scene) -> None:
         answer = await make_sends(scene, {"email": f"ann@{DOMAIN}", "order": '4711 "express"'}, execution="e2")
         assert answer.status_code == 422
         assert_like(answer.json(), block("make", "Quotes and line breaks"))
+
+
+# --- monitors --------------------------------------------------------------------------------------------------
+
+
+async def posted(scene: Scene, body: str, **headers: str) -> httpx2.Response:
+    headers = headers or {"Authorization": f"Bearer {KEY}"}
+    return await scene.service.http.post(
+        "/send", content=body.encode(), headers={"Content-Type": "application/json", **headers}
+    )
+
+
+class TestMonitors:
+    async def test_grafana_sends_what_its_template_makes(self, scene: Scene) -> None:
+        template, payload = block("grafana", "The contact point"), block("grafana", "The contact point", 1)
+        assert re.findall(r'^  "(\w+)"', template, re.MULTILINE) == ["from", "to", "subject", "text"]
+        assert set(json.loads(payload)) == {"from", "to", "subject", "text"}
+        answer = await posted(scene, payload)
+        assert (answer.status_code, answer.json()["ok"]) == (200, True)
+        assert (await scene.mail(answer.json()))["Subject"].startswith("[FIRING:1]")
+
+    @pytest.mark.parametrize("name", ['The "shop"', None], ids=["a monitor", "a test without one"])
+    async def test_uptime_kuma_sends_what_its_template_makes(self, scene: Scene, name: str | None) -> None:
+        template = block("uptime-kuma", "The notification")
+        body = template.replace(
+            '{{ monitorJSON["name"] | default: "Uptime Kuma" | json }}', json.dumps(name or "Uptime Kuma")
+        )
+        body = body.replace("{{ msg | json }}", json.dumps(TYPED))
+        assert "{{" not in body
+        headers = json.loads(block("uptime-kuma", "The notification", 1))
+        assert headers["Content-Type"] == "application/json", "axios sends text as a form"
+        answer = await posted(scene, body, **headers)
+        assert (answer.status_code, answer.json()["ok"]) == (200, True)
+        mail = await scene.mail(answer.json())
+        assert mail["Subject"] == (name or "Uptime Kuma")
+        assert TYPED in mail.get_content().replace("\r\n", "\n")
+
+    async def test_home_assistant_sends_what_its_template_makes(self, scene: Scene) -> None:
+        command = block("home-assistant", "configuration.yaml")
+        said = dict(re.findall(r"^ +(\w+): (.+)$", command, re.MULTILINE))
+        assert (said["method"], said["content_type"], httpx2.URL(said["url"]).path) == (
+            "post",
+            "application/json",
+            "/send",
+        )
+        written = re.search(r"\{\{ (\{.+\}) \| to_json \}\}", command)
+        assert written
+        data = dict(re.findall(r"^  (\w+): (.+)$", block("home-assistant", "In an automation"), re.MULTILINE))
+        subject = json.loads(data["subject"])
+        fields = re.sub(r": (to|subject|text)\b", r': "\1"', written[1])
+        body = {**json.loads(fields), "to": data["to"], "subject": subject, "text": TYPED}
+        answer = await posted(scene, json.dumps(body), Authorization=said["authorization"])
+        assert (answer.status_code, answer.json()["ok"]) == (200, True)
+        assert (await scene.mail(answer.json()))["Subject"] == subject
+
+    async def test_alertmanager_is_asked_for_what_its_body_lacks(self, scene: Scene) -> None:
+        answer = await posted(scene, block("alertmanager", "What it sends"))
+        assert answer.status_code == 422
+        assert "a recipient is missing" in answer.json()["detail"]
+        assert "text or html?" in answer.json()["detail"]
 
 
 # --- programs --------------------------------------------------------------------------------------------------

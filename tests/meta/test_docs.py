@@ -3,6 +3,7 @@
 A name counts where it stands as code, in backticks or in a fenced block: prose is full of words like "host".
 """
 
+import json
 import re
 from collections.abc import Iterator
 from enum import StrEnum
@@ -37,6 +38,7 @@ SMTP_NAMES = [
     "SMTP_AUTH",
     "SMTP_CA_FILE",
     "SMTP_VERIFY",
+    "SMTP_TLS_SECURITY_LEVEL",
     "SMTP_AUTH_DISABLED",
 ]
 
@@ -131,6 +133,94 @@ def test_every_state_and_class_is_documented(name: StrEnum) -> None:
 def test_the_tables_of_the_settings_are_what_the_settings_say() -> None:
     written = CONFIGURATION.read_text("utf-8")
     assert page(written) == written, "run python -m scripts.configuration_page"
+
+
+# --- the rule for callers ---------------------------------------------------------------------------------------
+
+RULE = (
+    "2xx = we have it, never send it again (look at `ok`); 4xx = change something; 5xx = we do not have it, send it again; "
+    "no answer = unknown: repeat with the same Idempotency-Key"
+)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CODED = [
+    *sorted((ROOT / "app").rglob("*.py")),
+    ROOT / "openapi.json",
+    *PAGES,
+    *sorted((ROOT / "deploy").rglob("*.yaml")),
+]
+
+
+def said_in(text: str) -> str:
+    """Return a text without what only lays it out: line breaks, quotes of Python, emphasis."""
+    return re.sub(r"[\s\"*]+|\\n", " ", text)
+
+
+def test_the_rule_for_callers_stands_where_callers_look() -> None:
+    document = json.loads((ROOT / "openapi.json").read_text("utf-8"))
+    for text in (
+        (ROOT / "README.md").read_text("utf-8"),
+        (ROOT / "docs" / "recipes" / "README.md").read_text("utf-8"),
+        document["info"]["description"],
+        document["paths"]["/send"]["post"]["description"],
+    ):
+        assert RULE in said_in(text)
+
+
+@pytest.mark.parametrize("file", CODED, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_says_that_no_answer_means_no_message(file: Path) -> None:
+    text = said_in(file.read_text("utf-8"))
+    for found in re.finditer(r"no answer = ", text, re.IGNORECASE):
+        assert text[found.end() :].startswith("unknown: repeat with the same Idempotency-Key")
+    assert not re.search(r"5xx,? (and|or) no answer", text, re.IGNORECASE)
+
+
+# --- what is copied out of the documents -------------------------------------------------------------------------
+
+FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+ADDRESS_FIELDS = r"(?:to|cc|bcc|reply_to|from)"
+VARIABLE = r"(?:\{\{|\$\{|\$\w|<%|#\{|%\()"
+PLAIN = [
+    # "to": "{{Email}}", also within a string; to: `${email}`
+    re.compile(rf"""\\?["']?\b{ADDRESS_FIELDS}\\?["']?\s*[:=]\s*\\?["'`][^"'`]*{VARIABLE}"""),
+    # "to": {{Email}}; code that brings its own quotes may make objects
+    re.compile(rf"""\b{ADDRESS_FIELDS}\\?["']?\s*:\s*\{{\{{(?!=)"""),
+    # n8n: {"name": "to", "value": "={{ $json.email }}"}
+    re.compile(rf""""name":\s*"{ADDRESS_FIELDS}",\s*"value":\s*"(?!=\{{\{{ \{{ email:)[^"]*{VARIABLE}"""),
+]
+REPEATS = re.compile(r"--retry|retryOnFail|\btries\b")
+
+
+def plain_addresses(block: str) -> list[str]:
+    return [found[0] for pattern in PLAIN for found in pattern.finditer(block)]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        '{"to": "{{Email}}"}',
+        '{"to": "Ann <{{Email}}>"}',
+        '{"cc": {{Recipients}}}',
+        '{"name": "to", "value": "={{ $json.email }}"}',
+        '"body": "{\\"to\\": \\"{{1.email}}\\"}"',
+        "send({to: `${email}`})",
+        "curl --json '{\"to\": \"'$email'\"}'",
+    ],
+)
+def test_the_search_for_plain_addresses_finds_them(block: str) -> None:
+    assert plain_addresses(block) or "'$" in block
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_block_has_a_visitors_address_as_a_plain_string(page: Path) -> None:
+    for block in FENCED.findall(page.read_text("utf-8")):
+        assert plain_addresses(block) == [], "as a plain string it may be up to 1,000 recipients"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_that_repeats_has_an_idempotency_key(page: Path) -> None:
+    for block in FENCED.findall(page.read_text("utf-8")):
+        if REPEATS.search(block):
+            assert re.search("idempotency[-_]?key", block, re.IGNORECASE), block
 
 
 FAULTS = (ROOT / "docs" / "faults.md").read_text("utf-8")

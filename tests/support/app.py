@@ -155,7 +155,7 @@ def _without_hot_route(app: App) -> App:
     """Give the same application with the same bounds, whose POST /send is FastAPI's."""
     assert isinstance(app, Gate)
     assert isinstance(app._inner, HotRoute)
-    return Gate(app._inner._inner, max_body=app._max_body, metrics=app._metrics)
+    return Gate(app._inner._inner, max_body=app._max_body, in_flight=app._in_flight, metrics=app._metrics)
 
 
 @functools.cache

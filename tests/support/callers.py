@@ -1,6 +1,6 @@
 """Callers that send without end to a service that goes down again and again, and an account of all their mail.
 
-Callers behave as the README tells them: 5xx or no answer = send it again, with the same Idempotency-Key. Each
+Callers behave as the README tells them: after 5xx or no answer they repeat with the same Idempotency-Key. Each
 message has its key for a subject, so that a mail that is sent twice shows under whatever id it went.
 """
 

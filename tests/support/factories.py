@@ -8,24 +8,27 @@ several attempts over one pool. `on_both_loops` runs a test on asyncio's event l
 import asyncio
 import functools
 import inspect
+import re
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypedDict, Unpack, assert_never, cast
+from uuid import UUID
 
 import pytest
 import uvloop
 
 from app.delivery.attempt import carry_out
+from app.delivery.contents import Contents
 from app.delivery.plan import Ending
 from app.mail.attempt import Attempt
 from app.mail.ids import uuid7
 from app.mail.message import Claim, Envelope, Lease, Message, Recipient, Snapshot
-from app.mail.outcome import Deferred, InDoubt, MessageState, Outcome, Rejected, Sent
+from app.mail.outcome import Deferred, Failure, InDoubt, MessageState, Outcome, Rejected, Sent
 from app.mail.profile import AuthMode, Dialect, Profile, ProfileFacts, Timeouts, TlsMode, TlsVersion, resolve_profile
 from app.smtp.network import Resolve, SocketAddress
 from app.smtp.opening import open_session
@@ -66,6 +69,7 @@ class Settings(TypedDict, total=False):
     client_cert: str | Path
     client_key: str | Path
     min_tls: TlsVersion
+    tls_security_level: int
     allow_cleartext_auth: bool
     helo_name: str
     max_connections: int
@@ -235,12 +239,18 @@ class Deliveries:
         """Carry one attempt out; give `attempt` to look at it while it runs."""
         claim = claim or make_claim()
         attempt = attempt or make_attempt(profile, claim)
-        content = claim.content or b""
-        outcomes, _ = await carry_out(claim, content, profile, attempt, pool=self.pool, before_handover=before_handover)
+        contents = Contents(_nothing_stored, most=1 << 30)
+        outcomes, _ = await carry_out(
+            claim, contents, profile, attempt, pool=self.pool, before_handover=before_handover
+        )
         return Tried(outcomes, attempt)
 
     async def _name(self) -> str | None:
         return self._own_name
+
+
+async def _nothing_stored(_: UUID) -> None:
+    return None
 
 
 def make_attempt(profile: Profile, claim: Claim | None = None) -> Attempt:
@@ -278,15 +288,43 @@ async def turns(count: int = 30) -> None:
         await asyncio.sleep(0)
 
 
+def as_hinted(keys: str, settings: Settings, failure: Failure) -> Settings:
+    """Change the settings to what the hint says of these keys, separated by blanks; it names one of them at least."""
+    kinds: Mapping[str, Callable[[str], Any]] = {
+        "tls": TlsMode,
+        "auth": AuthMode,
+        "min_tls": TlsVersion,
+        "tls_security_level": int,
+        "allow_cleartext_auth": lambda value: value == "true",
+    }
+    lines = {key: re.search(rf'\b{key} = (?:"([^"]+)"|(\w+))', failure.hint) for key in keys.split()}
+    changes = {key: kinds.get(key, str)(line[1] or line[2]) for key, line in lines.items() if line is not None}
+    assert changes, failure.hint
+    return cast(Settings, {**settings, **changes})
+
+
 # --- loops -----------------------------------------------------------------------------------------------
 
-_LOOPS: Iterable[Callable[[], asyncio.AbstractEventLoop]] = (asyncio.new_event_loop, uvloop.new_event_loop)
+_LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
 
 
 def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Make two tests of an async one: on asyncio's event loop and on uvloop's, which the service runs on."""
+    return _on(test, _LOOPS)
 
-    @pytest.mark.parametrize("new_loop", _LOOPS, ids=["asyncio", "uvloop"])
+
+def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test on the loop that the service runs on."""
+    return _on(test, {"uvloop": _LOOPS["uvloop"]})
+
+
+def _on(
+    test: Callable[..., Coroutine[Any, Any, None]], loops: Mapping[str, Callable[[], asyncio.AbstractEventLoop]]
+) -> Callable[..., None]:
+    @pytest.mark.parametrize("new_loop", loops.values(), ids=loops.keys())
     @functools.wraps(test)
     def run(*args: Any, new_loop: Callable[[], asyncio.AbstractEventLoop], **fixtures: Any) -> None:
         with asyncio.Runner(loop_factory=new_loop) as runner:

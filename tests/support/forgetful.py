@@ -119,6 +119,7 @@ class _Files:
             ),
             10: self._remove,
             11: self._remove,
+            12: self._rename,
             14: lambda *_: _OPENED.pack(0, 0, 0),  # OPEN
             15: self._read,
             16: self._write,
@@ -202,6 +203,14 @@ class _Files:
         if folder.names[name].names:
             raise OSError(errno.ENOTEMPTY, "not empty")
         folder.change(_removed(name))
+        return b""
+
+    def _rename(self, folder: _Node, said: bytes) -> bytes:
+        (where,) = struct.unpack_from("<Q", said)
+        old, new = said[8:].split(b"\0")[:2]
+        node = folder.names[old]
+        folder.change(_removed(old))
+        self._nodes[where].change(_named(new, node))
         return b""
 
     def _read(self, node: _Node, said: bytes) -> bytes:

@@ -52,6 +52,7 @@ class OpenSMTPD(Jailed):
         ports = {name: at.port for name, at in self.ports.items()}
         self.write("/etc/smtpd.conf", _CONFIGURATION.format(more=self._more, max_bytes=MAX_BYTES, **ports))
         self.write("/etc/relay.pem", self.ca_file.read_text(), mode=0o600)  # or it does not take it
+        self.write("/etc/ssl/certs/ca-certificates.crt", self.ca_file.read_text())  # 7.6 does not start without one
         for folder in ("var", "var/lib", "var/lib/opensmtpd", "var/lib/opensmtpd/empty", "var/run"):
             (self.root / folder).mkdir(exist_ok=True)
         for folder in ("var/spool", "var/spool/smtpd"):

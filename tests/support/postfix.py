@@ -5,8 +5,8 @@ queue, users, certificates and mailbox live in one temporary folder, /etc/postfi
 belong to one master process, so that the start is paid once. Nothing is ever relayed, no name is looked up,
 and Postfix's defences against strangers (pauses, connection limits) are off.
 
-All listeners take mail for any address at mailbox.test but two: nobody@ is refused with 550 5.1.1, later@
-with 450 4.2.0; other domains with 454 4.7.1 or, after AUTH, 554 5.7.1. Every recipient gets a copy of its
+All listeners take mail for any address at mailbox.test but some: nobody@ is refused with 550 5.1.1, later@
+with 450 4.2.0, full0@, full1@ … with 452 4.2.2; other domains with 454 4.7.1 or, after AUTH, 554 5.7.1. Every recipient gets a copy of its
 own, in one Maildir; Postfix puts Return-Path, X-Original-To, Delivered-To and Received in front.
 """
 
@@ -44,14 +44,19 @@ USERS = {
 _TLS_NEEDED = "-o smtpd_tls_security_level=encrypt"
 _AUTH = "-o smtpd_sasl_auth_enable=yes"
 _AUTH_NEEDED = f"{_AUTH} -o smtpd_relay_restrictions=permit_sasl_authenticated,reject"
+_MUTUAL = f"{_TLS_NEEDED} -o smtpd_tls_req_ccert=yes -o smtpd_tls_CAfile=$config_directory/../ca.pem"
+_LIBRARIES = ("lib", "lib64", "lib/*")
 _QUEUES = ("incoming", "active", "deferred")  # in a mail's order
 _LISTENERS = {
     "plain": "",
     "starttls": "-o smtpd_tls_security_level=may -o smtpd_tls_chain_files=$config_directory/self-signed.pem",
     "starttls_auth": f"{_TLS_NEEDED} {_AUTH_NEEDED} -o smtpd_tls_auth_only=yes",
     "implicit_auth": f"{_TLS_NEEDED} {_AUTH_NEEDED} -o smtpd_tls_wrappermode=yes",
+    "mutual": _MUTUAL,
+    "mutual_tls12": f"{_MUTUAL} -o smtpd_tls_mandatory_protocols=TLSv1.2 -o smtpd_tls_wrappermode=yes",
     "auth_optional": _AUTH,
     "auth_plain_only": _AUTH_NEEDED,
+    "auth_scram": f"{_AUTH_NEEDED} -o smtpd_sasl_path=scram",
     "limits": f"-o message_size_limit={MAX_BYTES} -o smtpd_recipient_limit={MAX_RECIPIENTS}",
 }
 
@@ -87,7 +92,7 @@ smtpd_forbid_bare_newline = no
 smtpd_peername_lookup = no
 smtpd_error_sleep_time = 0
 smtpd_client_connection_count_limit = 0
-smtpd_recipient_restrictions = reject_unauth_destination,check_recipient_access texthash:{home}/etc/recipients
+smtpd_recipient_restrictions = reject_unauth_destination,check_recipient_access texthash:{home}/etc/recipients,check_recipient_access regexp:{home}/etc/full
 smtpd_tls_chain_files = $config_directory/ca-signed.pem
 cyrus_sasl_config_path = $config_directory/sasl
 """,
@@ -109,6 +114,9 @@ postlog unix-dgram n - n - 1 postlogd
 nobody@mailbox.test 550 5.1.1 User unknown
 later@mailbox.test 450 4.2.0 Greylisted, try again later
 """,
+    "full": r"""
+/^full[0-9]+@mailbox\.test$/ 452 4.2.2 Mailbox full
+""",
     "sasl/smtpd.conf": """
 pwcheck_method: auxprop
 auxprop_plugin: sasldb
@@ -116,6 +124,7 @@ sasldb_path: {home}/etc/sasl/users
 mech_list: PLAIN LOGIN CRAM-MD5
 """,
 }
+_FILES["sasl/scram.conf"] = _FILES["sasl/smtpd.conf"].replace("PLAIN LOGIN CRAM-MD5", "SCRAM-SHA-256 SCRAM-SHA-1")
 
 
 def missing() -> str | None:
@@ -125,7 +134,8 @@ def missing() -> str | None:
     for program in ("postfix", "postconf", "saslpasswd2"):
         if shutil.which(program, path=ENV["PATH"]) is None:
             return f"{program} is not installed (scripts/test-packages.sh brings it on Debian)"
-    if not any(any(Path("/usr").glob(f"{lib}/sasl2/libcrammd5.so*")) for lib in ("lib", "lib64", "lib/*")):
+    of_sasl = [{file.name.split(".")[0] for file in Path("/usr").glob(f"{lib}/sasl2/*.so*")} for lib in _LIBRARIES]
+    if not {"libcrammd5", "libscram"} <= set().union(*of_sasl):
         return "the SASL mechanisms are not installed (libsasl2-modules on Debian)"
     return None
 
@@ -138,12 +148,15 @@ class Postfix:
     starttls: Listener  # offered; the certificate for localhost is self-signed
     starttls_auth: Listener  # needs STARTTLS, then AUTH; certificate by ca_file
     implicit_auth: Listener  # TLS from the first byte, needs AUTH; certificate by ca_file
+    mutual: Listener  # needs STARTTLS and a client's certificate by ca_file
+    mutual_tls12: Listener  # the same with TLS 1.2 from the first byte
     auth_optional: Listener  # offered in clear, no TLS
     auth_plain_only: Listener  # needed, in clear, no TLS
+    auth_scram: Listener  # the same, by SCRAM alone
     limits: Listener  # MAX_BYTES and MAX_RECIPIENTS
 
     def __init__(self) -> None:
-        self.users = USERS  # passwords by name; AUTH is by PLAIN, LOGIN or CRAM-MD5
+        self.users = USERS  # passwords by name; AUTH is by PLAIN, LOGIN or CRAM-MD5 where SCRAM is not named
         self.listeners: dict[str, Listener] = {}  # by name
         self._processes: Processes | None = None
 

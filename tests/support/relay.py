@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from tests.support.scram import HASHES, ScramServer
 from tests.support.tls import Answer, Close, Drip, Link, Over, Record, ServerContext
 
 # isort: split
@@ -74,7 +75,8 @@ class Relay:
     tls: ServerContext | None = None  # offers STARTTLS
     implicit: bool = False  # TLS at once
     offer_starttls: bool = True
-    auth: Sequence[str] = ()  # mechanisms; PLAIN, LOGIN and CRAM-MD5 are checked, others need a rule
+    auth: Sequence[str] = ()  # mechanisms; PLAIN, LOGIN, CRAM-MD5 and SCRAM are checked, others need a rule
+    scram: ScramServer = field(default_factory=ScramServer)
     users: Mapping[str, str] = field(default_factory=lambda: {"bot": "secret"})
     auth_only_under_tls: bool = False
     auth_required: bool = False  # 530 at MAIL
@@ -308,17 +310,27 @@ class _Dialogue(Link):
         relay, challenges = self._relay, CHALLENGES.get(mechanism, [])
         if relay.auth and relay.auth_only_under_tls and not self.log.tls:
             return "538 5.7.11 Encryption required"
-        if mechanism not in relay.auth or not challenges:
+        if mechanism not in relay.auth or not (challenges or mechanism in HASHES):
             return "504 5.5.4 Mechanism not supported" if relay.auth else "503 5.5.1 AUTH not enabled"
         if responses[-1:] == ["*"]:
             return "501 5.7.0 Cancelled"
         if len(responses) < len(challenges):
             return f"334 {base64.b64encode(challenges[len(responses)]).decode()}"
+        if mechanism in HASHES:
+            return self._scram(mechanism, responses)
         try:
             known = _knows(relay.users, mechanism, responses)
         except ValueError:
             return "501 5.5.2 Malformed response"
         return "235 2.7.0 Authentication successful" if known else "535 5.7.8 authentication failed"
+
+    def _scram(self, mechanism: str, responses: Sequence[str]) -> str:
+        decoded = [base64.b64decode(response) for response in dict.fromkeys(responses)]  # each once, if asked for twice
+        try:
+            said = self._relay.scram.say(mechanism, self._relay.users, decoded)
+        except ValueError:
+            return "535 5.7.8 authentication failed"
+        return self._relay.scram.verdict if said is None else f"334 {base64.b64encode(said).decode()}"
 
     async def _line(self) -> str:
         while (end := self.inbox.find(b"\r\n")) < 0:

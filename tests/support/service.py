@@ -1,6 +1,6 @@
 """The real program as a child process: `mailchute serve` in a temporary folder, on a free port of loopback.
 
-Knows the command line, the start-up text, the log lines and the operator socket, and nothing of the program's
+Knows the command line, the start-up text, the log lines and the control socket, and nothing of the program's
 insides. The child gets the environment it is given and nothing else of ours; it is ended by its own pid. Nothing
 here sleeps: a start is over when the start-up text is there, and what happens later shows as a line of the log.
 """
@@ -100,7 +100,9 @@ class Service:
 
     async def __aenter__(self) -> Self:
         if self._is_temporary:
-            self.folder = Path(tempfile.mkdtemp(prefix="mailchute-"))  # short: a socket's path has at most 107 bytes
+            self.folder = Path(
+                tempfile.mkdtemp(prefix="mailchute-")
+            )  # short: httpx2 reaches a socket by its path, of at most 107 bytes
         try:
             await self._start()
         except BaseException:
@@ -119,8 +121,8 @@ class Service:
 
     @property
     def base(self) -> str:
-        """The URL that the start-up text names."""
-        return self.text.partition("listens on ")[2].split()[0]
+        """The first URL of the start-up text: how this machine reaches the service."""
+        return "http://" + self.text.partition("http://")[2].split()[0]
 
     @property
     def database(self) -> Path:
@@ -128,7 +130,7 @@ class Service:
 
     @property
     def operator_path(self) -> Path:
-        return self.database.with_name("mailchute.sock")
+        return Path(f"{self.database}.sock")
 
     @property
     def log(self) -> list[dict[str, Any]]:

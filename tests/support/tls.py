@@ -25,7 +25,7 @@ from typing import Self, assert_never, cast
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 LONG_AGO = datetime.datetime(2024, 1, 31, 12, 0, tzinfo=datetime.UTC)
@@ -305,6 +305,10 @@ class Link(asyncio.Protocol):
             pass
         except ssl.SSLError:
             self._end()
+            if getattr(tls.context, "closes_without_alert", False):
+                self._cipher_out.read()
+                self.transport.close()
+                return
         if not self._fin:
             self.transport.write(self._cipher_out.read())  # of a failed handshake: the alert
 
@@ -314,11 +318,13 @@ class ServerContext(ssl.SSLContext):
 
     sha256: str  # of the certificate, lower-case hex
     asked_for: list[str | None]  # SNI, an entry a handshake; None = there was none
+    closes_without_alert: bool = False  # where a handshake fails
 
     @classmethod
     def showing(cls, pem: bytes) -> Self:
         """Show the first certificate in `pem`, where its key is too."""
         context = cls(ssl.PROTOCOL_TLS_SERVER)
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # to load short keys
         with tempfile.NamedTemporaryFile(suffix=".pem") as file:
             file.write(pem)
             file.flush()
@@ -335,12 +341,15 @@ class Certificates:
     """One authority for all tests of a process; clients trust it by `ca_file`."""
 
     _authority: trustme.CA
+    _intermediate: trustme.CA
     ca_file: Path
     self_signed_file: Path  # what `self_signed` shows, to be trusted by itself
     client_file: Path  # a client's certificate of this authority, and its key
     client_cert_file: Path  # the same without the key
     client_key_file: Path
     stranger_file: Path  # a client's certificate of an authority nobody knows, and its key
+    intermediate_file: Path  # an intermediate authority's certificate
+    whole_chain_file: Path  # the same and its root's
 
     def server(self, *names: str, until: datetime.datetime | None = None) -> ServerContext:
         """Show a good certificate, by default for localhost, 127.0.0.1 and ::1."""
@@ -384,6 +393,36 @@ class Certificates:
         """Demand one too; the client learns of its failure only when its own handshake is done (RFC 8446 §4.4.2.4)."""
         return self._demanding(self.tls13_only())
 
+    def without_intermediate(self) -> ServerContext:
+        """Show a certificate of an intermediate authority, and not the authority's own."""
+        leaf = self._intermediate.issue_cert(*LOCAL)
+        return ServerContext.showing(leaf.private_key_pem.bytes() + leaf.cert_chain_pems[0].bytes())
+
+    def short_dh(self) -> ServerContext:
+        """Agree on keys by 1,024 bits of DHE only."""
+        context = self._old("DHE-RSA-AES256-GCM-SHA384")
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(_DH_1024)
+            file.flush()
+            context.load_dh_params(file.name)
+        return context
+
+    def rsa_cipher_only(self) -> ServerContext:
+        return self._old("AES256-GCM-SHA384")
+
+    def sha1_cipher_only(self) -> ServerContext:
+        return self._old("ECDHE-RSA-AES256-SHA")
+
+    def short_key(self) -> ServerContext:
+        """Show a good certificate for an RSA key of 1,024 bits."""
+        return self._old("DEFAULT", bits=1024)
+
+    def _old(self, ciphers: str, *, bits: int = 2048) -> ServerContext:
+        context = ServerContext.showing(_rsa(self._authority, bits))
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+        return context
+
     def _only(self, version: ssl.TLSVersion) -> ServerContext:
         context = self.server()
         context.set_ciphers("ALL:@SECLEVEL=0")
@@ -404,6 +443,8 @@ def certificates() -> Certificates:
     authority = trustme.CA()
     directory = tempfile.mkdtemp(prefix="relay-tls-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    root = trustme.CA(organization_name="Old Root")
+    intermediate = root.create_child_ca()
     client, stranger = authority.issue_cert("client.test"), trustme.CA().issue_cert("client.test")
     contents = {
         "ca": authority.cert_pem.bytes(),
@@ -412,11 +453,13 @@ def certificates() -> Certificates:
         "client-cert": client.cert_chain_pems[0].bytes(),
         "client-key": client.private_key_pem.bytes(),
         "stranger": stranger.private_key_and_cert_chain_pem.bytes(),
+        "intermediate": intermediate.cert_pem.bytes(),
+        "whole-chain": intermediate.cert_pem.bytes() + root.cert_pem.bytes(),
     }
     files = [Path(directory, f"{name}.pem") for name in contents]
     for file, content in zip(files, contents.values(), strict=True):
         file.write_bytes(content)
-    return Certificates(authority, *files)
+    return Certificates(authority, intermediate, *files)
 
 
 def _raw(reply: Reply) -> bytes:
@@ -427,6 +470,42 @@ def _raw(reply: Reply) -> bytes:
 
 def _context(leaf: trustme.LeafCert) -> ServerContext:
     return ServerContext.showing(leaf.private_key_and_cert_chain_pem.bytes())
+
+
+# openssl dhparam -dsaparam 1024
+_DH_1024 = b"""-----BEGIN X9.42 DH PARAMETERS-----
+MIIBJgKBgQC7u+HiDhoe3IQb5iY7yYmMGXVckd0c9JFmoDfKEnjhttXT1JVFQZcs
+gotSvCg5zIFY8wYorw/fP92mzoSZlnlWeB1GEPEQTTxCGzKJfjm3XvUZQ+sN08LL
+n8hnbkW2KQstn27aO+aiMEZPQGrgnM1creg94ofO4pVSZnn6nVjyAQKBgBnfrg+7
+k+HiOj9Ukl9bRWgBHJ9OyrmPPwyLBW3herjHGIi7LCr/SmldfWu4zi736SudwepW
++QU3jbmT60vcIaferKxjbxfA5eDaNra+X33LfxxS/X/6UiLbboiV02JsvzwnQAlY
+O6f+PM0DiQCvoyR0dJfX578YTTB0cOVNcVYWAh0AsTKq2mbxV5xlSmrdZhSGR0uD
+uzbIU4i/a3Z2fw==
+-----END X9.42 DH PARAMETERS-----
+"""
+
+
+@functools.cache
+def _rsa(authority: trustme.CA, bits: int) -> bytes:
+    """Make an RSA key of so many bits and a certificate of this authority for it (PEM)."""
+    key = rsa.generate_private_key(65537, bits)
+    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
+    signer = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
+    leaf = x509.load_pem_x509_certificate(authority.issue_cert(*LOCAL).cert_chain_pems[0].bytes())
+    builder = x509.CertificateBuilder(
+        issuer.subject, leaf.subject, key.public_key(), x509.random_serial_number(), LONG_AGO, FAR_AWAY
+    )
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    certificate = builder.add_extension(names, critical=False).sign(
+        cast(ec.EllipticCurvePrivateKey, signer), hashes.SHA256()
+    )
+    return _pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _self_signed() -> bytes:
@@ -443,7 +522,4 @@ def _self_signed() -> bytes:
         .add_extension(names, critical=False)
         .sign(key, hashes.SHA256())
     )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return private + certificate.public_bytes(serialization.Encoding.PEM)
+    return _pem(key) + certificate.public_bytes(serialization.Encoding.PEM)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import structlog
@@ -14,21 +16,34 @@ from hypothesis import strategies as st
 
 from app.telemetry import Metrics, set_up_logs
 
-HOSTILE = '"} \n{"event": "forged"}\r\n\x1b[2J\x00\x85\u2028\u202e'
+HOSTILE = '"} \n{"event": "forged"}\r\n\x1b[2J\x00\x85\u2028\u202e\x7f'
 
 
-@pytest.fixture
-def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[StringIO]:
-    """Log as the service does; give what would be on stderr."""
+@contextmanager
+def set_up(monkeypatch: pytest.MonkeyPatch, *, as_json: bool) -> Iterator[StringIO]:
     before, root = structlog.get_config(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     monkeypatch.setattr("sys.stderr", stream := StringIO())
-    set_up_logs(as_json=True)
+    set_up_logs(as_json=as_json)
     structlog.configure(cache_logger_on_first_use=False)  # or a logger would go on writing to this stream
     yield stream
     structlog.configure(**before)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[StringIO]:
+    """Log as the service does, and return what would be on stderr."""
+    with set_up(monkeypatch, as_json=True) as stream:
+        yield stream
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> Iterator[StringIO]:
+    """Log as the service does for people."""
+    with set_up(monkeypatch, as_json=False) as stream:
+        yield stream
 
 
 _any_value = st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.binary(max_size=9), st.dates())
@@ -52,7 +67,8 @@ def test_whatever_is_logged_is_one_json_object_a_line(subject: str, value: objec
     said = json.loads(line)
     assert said["event"] == "delivery.deferred"
     assert said["level"] == "info"
-    assert not any(ord(c) < 0x20 or 0x80 <= ord(c) < 0xA0 or c in "\u2028\u2029" for c in line)
+    assert line.isascii()
+    assert line.isprintable()
 
 
 def test_what_a_library_logs_has_the_same_form(logs: StringIO) -> None:
@@ -70,6 +86,40 @@ def test_an_exception_is_part_of_its_line(logs: StringIO) -> None:
         structlog.get_logger().exception("delivery.unexpected")
     (line,) = _lines(logs)
     assert "ValueError" in json.loads(line)["exception"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(subject=st.text(), value=_any_value, reply=st.text(st.characters()))
+@example(subject=HOSTILE, value=HOSTILE, reply=HOSTILE)
+@example(subject="\x1b[2J", value=["\x9b31m"], reply="\ud800")
+@example(subject="", value=Path("\x1b[2J"), reply="\u202e")
+def test_whatever_is_logged_for_people_is_one_printable_line(
+    subject: str, value: object, reply: str, console: StringIO
+) -> None:
+    console.seek(0)
+    console.truncate()
+    structlog.get_logger().info("delivery.deferred", subject=subject, value=value, reply=reply)
+    logging.getLogger("some.library").warning("it said %s", subject)
+    assert len(lines := _lines(console)) == 2
+    assert all(line.isprintable() for line in lines)
+    assert "delivery.deferred" in lines[0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_exception_for_people_is_indented_below_its_line(console: StringIO) -> None:
+    class Odd(Exception):
+        def __repr__(self) -> str:
+            return HOSTILE
+
+    try:
+        raise Odd(HOSTILE)
+    except Odd as error:
+        structlog.get_logger().exception("delivery.unexpected", error=error)
+    first, *trace = _lines(console)
+    assert "delivery.unexpected" in first
+    assert trace[0] == "  Traceback (most recent call last):"
+    assert all(line.startswith("  ") for line in trace)
+    assert all(line.isprintable() for line in (first, *trace))
 
 
 def test_metrics_are_named_with_their_units_and_without_addresses() -> None:

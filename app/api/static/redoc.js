@@ -22,7 +22,7 @@ Object.defineProperty(image, 'src', {
 const body = 'system-ui, sans-serif';
 
 Redoc.init(
-  '/openapi.json',
+  'openapi.json',
   {
     disableSearch: true, // it needs worker-src blob:
     nativeScrollbars: true,

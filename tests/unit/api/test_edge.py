@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable
 from datetime import timedelta
 from time import perf_counter
@@ -81,7 +82,16 @@ def test_repeated_headers_are_one_list() -> None:
     assert headers_of(scope) == {b"prefer": b"wait=3, respond-async", b"host": b"x"}
 
 
+def test_a_header_that_is_sent_twice_alike_is_one() -> None:
+    scope = {"headers": [(b"authorization", b"Bearer a"), (b"host", b"x"), (b"authorization", b"Bearer a")]}
+    assert headers_of(scope) == {b"authorization": b"Bearer a", b"host": b"x"}
+
+
 # Who is calling.
+
+
+def _basic(user: str, password: str) -> str:
+    return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 @pytest.mark.parametrize(
@@ -93,9 +103,18 @@ def test_repeated_headers_are_one_list() -> None:
         ([("Authorization", f"BEARER  {KEY} ")], KEY),
         ([("X-API-Key", KEY)], KEY),
         ([("X-API-Key", f" {KEY} ")], KEY),
-        ([("Authorization", "Basic Ym90OnBhc3M="), ("X-API-Key", KEY)], KEY),
+        ([("Authorization", _basic("bot", KEY))], KEY),
+        ([("Authorization", _basic("", KEY).replace("Basic", "BASIC"))], KEY),
+        ([("Authorization", _basic("a:b", KEY))], None),
+        ([("Authorization", _basic(KEY, ""))], None),
+        ([("Authorization", _basic("bot", "pass")), ("X-API-Key", KEY)], KEY),
+        ([("Authorization", _basic("bot", KEY)), ("X-API-Key", "other")], KEY),
         ([("Authorization", f"Bearer {KEY}"), ("X-API-Key", "other")], KEY),
+        ([("Authorization", "Bearer other"), ("X-API-Key", KEY)], KEY),
         ([("Authorization", "Basic Ym90OnBhc3M=")], None),
+        ([("Authorization", "Basic =")], None),
+        ([("Authorization", "Basic \u00e9")], None),
+        ([("Authorization", f"Digest {KEY}")], None),
         ([("Authorization", KEY)], None),
         ([("Authorization", "Bearer")], None),
         ([("Authorization", "Bearer ")], None),
@@ -104,8 +123,8 @@ def test_repeated_headers_are_one_list() -> None:
         ([("Cookie", f"api_key={KEY}")], None),
     ],
 )
-def test_a_key_comes_as_bearer_or_as_x_api_key(headers: list[tuple[str, str]], credential: str | None) -> None:
-    assert _visit(*headers).credential == (credential.encode() if credential else None)
+def test_a_key_comes_as_bearer_as_basic_or_as_x_api_key(headers: list[tuple[str, str]], credential: str | None) -> None:
+    assert (credential is not None and credential.encode() in _visit(*headers).credentials) is (credential == KEY)
     assert _may_come_in(Callers(KEY), _visit(*headers)) is (credential == KEY)
 
 
@@ -146,14 +165,58 @@ def test_any_key_of_the_settings_opens(key: str) -> None:
         "X-Forwarded-Server",
         "X-Forwarded-Prefix",
         "X-Forwarded-Ssl",
+        "X-Forwarded",
         "X-Real-IP",
         "Via",
+        "CF-Connecting-IP",
+        "CF-Ray",
+        "CF-Visitor",
+        "CF-IPCountry",
+        "CDN-Loop",
+        "True-Client-IP",
+        "X-Client-IP",
+        "X-ClientIP",
+        "Client-IP",
+        "X-Cluster-Client-IP",
+        "X-Original-Forwarded-For",
+        "X-Original-Host",
+        "X-Original-URL",
+        "X-Originating-IP",
+        "X-Remote-IP",
+        "X-Remote-Addr",
+        "X-Source-IP",
+        "X-ProxyUser-IP",
+        "X-Envoy-External-Address",
+        "X-Envoy-Expected-Rq-Timeout-Ms",
+        "X-Azure-ClientIP",
+        "X-Azure-SocketIP",
+        "X-Appengine-User-IP",
+        "X-Amzn-Trace-Id",
+        "X-Cloud-Trace-Context",
+        "X-ARR-SSL",
+        "X-Host",
+        "Proxy-Client-IP",
+        "WL-Proxy-Client-IP",
+        "Fastly-Client-IP",
+        "Fly-Client-IP",
+        "DO-Connecting-IP",
+        "X-NF-Client-Connection-IP",
+        "X-Vercel-Forwarded-For",
+        "Ali-CDN-Real-IP",
+        "Max-Forwards",
     ],
 )
 def test_without_a_key_nothing_that_a_proxy_sent_on_is_served(name: str) -> None:
     assert not _may_come_in(Callers(None), _visit((name, "")))
     assert not _may_come_in(Callers(None), _visit((name, "127.0.0.1")))
     assert _may_come_in(Callers(KEY), _visit((name, "127.0.0.1"), ("X-API-Key", KEY)))
+
+
+def test_without_a_key_http_1_0_is_not_served_since_nginx_speaks_it_to_its_upstreams() -> None:
+    scope = {**_scope(), "http_version": "1.0"}
+    assert not _may_come_in(Callers(None), visit_of(scope, headers_of(scope)))
+    scope = {**_scope(("X-API-Key", KEY)), "http_version": "1.0"}
+    assert _may_come_in(Callers(KEY), visit_of(scope, headers_of(scope)))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +229,8 @@ def test_without_a_key_nothing_that_a_proxy_sent_on_is_served(name: str) -> None
         ([("Sec-Fetch-Site", "same-origin")], {}, True),
         ([("Sec-Fetch-Site", "none")], {}, True),
         ([("User-Agent", "curl/8")], {}, True),
+        ([("Idempotency-Key", "a"), ("X-Request-Id", "a"), ("Cookie", "a=b"), ("Priority", "u=1")], {}, True),
+        ([("X-Description", "a"), ("X-Ship", "a"), ("Traceparent", "00-a-b-01"), ("If-Match", "a")], {}, True),
         ([], {"peer": "192.0.2.9"}, False),
         ([], {"peer": ""}, False),
         ([], {"host": "mail.example"}, False),
@@ -188,7 +253,7 @@ def test_without_a_key_only_direct_requests_of_this_machine_are_served(
 
 def test_the_operator_socket_is_known_by_its_path() -> None:
     scope = _scope(("X-Forwarded-For", "192.0.2.9"))
-    scope["server"], scope["client"] = ("/var/lib/mailchute/mailchute.sock", None), None
+    scope["server"], scope["client"] = ("/var/lib/mailchute/mailchute.db.sock", None), None
     assert Callers(KEY).identify(visit_of(scope, headers_of(scope))).is_operator
 
 
@@ -306,21 +371,21 @@ def _named(answer: Answer) -> dict[bytes, bytes]:
     ],
 )
 def test_the_status_says_whether_we_have_it(state: MessageState, status: int, runtime: Runtime) -> None:
-    answer = answer_to_post(snapshot(state, failure=failure()), runtime, {})
+    answer = answer_to_post(snapshot(state, failure=failure()), runtime, _scope())
     assert answer.status == status
     assert list(_shape(answer)) == [*(OF_A_PROBLEM if status == 424 else []), *FLAT]
-    assert (_named(answer).get(b"location") == f"/messages/{ID}".encode()) is (status == 202)
+    assert (_named(answer).get(b"location") == f"messages/{ID}".encode()) is (status == 202)
 
 
 def test_every_state_has_a_status_that_nobody_else_uses(runtime: Runtime) -> None:
-    statuses = {answer_to_post(snapshot(state, failure=failure()), runtime, {}).status for state in MessageState}
+    statuses = {answer_to_post(snapshot(state, failure=failure()), runtime, _scope()).status for state in MessageState}
     assert statuses == {200, 202, 424}
     assert not statuses & NEVER_USED
 
 
 def test_a_failed_message_is_the_flat_shape_and_a_problem(runtime: Runtime) -> None:
     why = failure(FailureClass.PERMANENT)
-    answer = answer_to_post(snapshot(MessageState.FAILED, failure=why), runtime, {})
+    answer = answer_to_post(snapshot(MessageState.FAILED, failure=why), runtime, _scope())
     shape = _shape(answer)
     assert shape["type"] == "/errors/EENVELOPE"
     assert shape["status"] == answer.status == 424
@@ -333,27 +398,27 @@ def test_a_failed_message_is_the_flat_shape_and_a_problem(runtime: Runtime) -> N
 
 def test_a_deferred_message_says_when_to_look_again(runtime: Runtime) -> None:
     at = runtime.now() + timedelta(seconds=90)
-    answer = answer_to_post(snapshot(MessageState.DEFERRED, failure=failure(), next_attempt_at=at), runtime, {})
+    answer = answer_to_post(snapshot(MessageState.DEFERRED, failure=failure(), next_attempt_at=at), runtime, _scope())
     assert 85 <= int(_named(answer)[b"retry-after"]) <= 90
 
 
 def test_retry_after_is_never_zero_or_in_the_past(runtime: Runtime) -> None:
     at = runtime.now() - timedelta(hours=1)
-    answer = answer_to_post(snapshot(MessageState.DEFERRED, failure=failure(), next_attempt_at=at), runtime, {})
+    answer = answer_to_post(snapshot(MessageState.DEFERRED, failure=failure(), next_attempt_at=at), runtime, _scope())
     assert _named(answer)[b"retry-after"] == b"1"
 
 
 @pytest.mark.parametrize("state", set(MessageState) - {MessageState.DEFERRED})
 def test_only_a_deferred_message_has_a_retry_after(state: MessageState, runtime: Runtime) -> None:
     at = runtime.now() + timedelta(seconds=90)
-    answer = answer_to_post(snapshot(state, failure=failure(), next_attempt_at=at), runtime, {})
+    answer = answer_to_post(snapshot(state, failure=failure(), next_attempt_at=at), runtime, _scope())
     assert b"retry-after" not in _named(answer)
 
 
 def test_what_was_preferred_and_done_is_said(runtime: Runtime) -> None:
-    answer = answer_to_post(snapshot(), runtime, {}, applied="wait=3")
+    answer = answer_to_post(snapshot(), runtime, _scope(), applied="wait=3")
     assert _named(answer)[b"preference-applied"] == b"wait=3"
-    assert b"preference-applied" not in _named(answer_to_post(snapshot(), runtime, {}))
+    assert b"preference-applied" not in _named(answer_to_post(snapshot(), runtime, _scope()))
 
 
 _ACCEPTS = [
@@ -381,13 +446,20 @@ def test_a_problem_is_plain_json_only_for_who_names_only_that(
 ) -> None:
     refusal = answer_to(NotFound("There is no message x"), _accepting(accept))
     assert _named(refusal)[b"content-type"] == content_type
-    failed = answer_to_post(snapshot(MessageState.FAILED, failure=failure()), runtime, _accepting(accept))
+    failed = answer_to_post(
+        snapshot(MessageState.FAILED, failure=failure()), runtime, _scope(*((("Accept", accept),) if accept else ()))
+    )
     assert _named(failed)[b"content-type"] == content_type
 
 
 @pytest.mark.parametrize(("accept", "_"), _ACCEPTS)
 def test_what_is_no_problem_is_plain_json_for_all(accept: str | None, _: bytes, runtime: Runtime) -> None:
-    assert _named(answer_to_post(snapshot(MessageState.SENT), runtime, _accepting(accept)))[b"content-type"] == JSON
+    assert (
+        _named(
+            answer_to_post(snapshot(MessageState.SENT), runtime, _scope(*((("Accept", accept),) if accept else ())))
+        )[b"content-type"]
+        == JSON
+    )
 
 
 # Refusals at the door.
@@ -425,7 +497,7 @@ def test_a_refusal_is_a_problem_of_one_shape(error: MailError, status: int, code
 def test_a_refusal_lists_every_fault_with_its_pointer() -> None:
     faults = [Fault("/to/1", "no @"), Fault("/headers/X~1A", "a line break")]
     shape = _shape(answer_to(InvalidMessage.of(faults), {}))
-    assert shape["detail"] == "no @"
+    assert shape["detail"] == "no @ (1 more in errors)"
     assert shape["errors"] == [
         {"detail": "no @", "pointer": "/to/1"},
         {"detail": "a line break", "pointer": "/headers/X~1A"},

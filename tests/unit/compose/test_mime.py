@@ -22,9 +22,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.compose.mime import compose, text_field
+from app.compose.header import text_field
+from app.compose.mime import compose
 from app.mail.address import Address, parse_address
-from app.mail.message import Draft
+from app.mail.message import Calendar, Draft
 from tests.unit.strategies import addresses, bodies, header_texts
 
 BOT = Address("bot", "example.org", "Bot")
@@ -96,7 +97,7 @@ def _assert_fit_for_the_wire(raw: bytes) -> None:
     assert b"\x00" not in raw
     assert raw.count(b"\r") == raw.count(b"\n") == raw.count(b"\r\n")
     assert raw.endswith(b"\r\n")
-    assert max(map(len, raw.split(b"\r\n"))) <= 998
+    assert max(map(len, raw.split(b"\r\n"))) <= 980  # Haraka splits lines of more than 990 octets
     for line in _head(raw):
         assert re.match(rb"[!-9;-~]+:|[ \t]", line)
         assert line.strip()
@@ -205,6 +206,37 @@ def test_text_and_html_are_two_parts_the_plainest_first(text: str, html: str) ->
     ] * 2
     assert _text_of(plain) == _lines(text)
     assert _text_of(rich) == _lines(html)
+
+
+INVITATION = "BEGIN:VCALENDAR\nMETHOD:REQUEST\nBEGIN:VEVENT\nSUMMARY:Mittagessen für Köln 😀\nEND:VEVENT\nEND:VCALENDAR"
+
+
+@pytest.mark.parametrize(
+    "content", [INVITATION, INVITATION.replace("für Köln 😀", ""), "BEGIN:VCALENDAR\r\n" + "あ" * 900]
+)
+@pytest.mark.parametrize(
+    ("said", "kinds"),
+    [
+        ({"text": "x"}, ["multipart/alternative", "text/plain", "text/calendar"]),
+        ({"text": "x", "html": "<p>"}, ["multipart/alternative", "text/plain", "text/html", "text/calendar"]),
+        ({"text": None, "html": "<p>"}, ["multipart/alternative", "text/html", "text/calendar"]),
+        ({"text": None}, ["text/calendar"]),
+    ],
+    ids=["text", "both", "html", "alone"],
+)
+def test_an_invitation_is_the_last_alternative_and_a_file(said: dict[str, Any], kinds: list[str], content: str) -> None:
+    raw = _compose(_draft(calendar=Calendar("REQUEST", content), **said))
+    _assert_fit_for_the_wire(raw)
+    message = _parsed(raw)
+    assert [part.get_content_type() for part in message.walk()] == ["multipart/mixed", *kinds, "application/ics"]
+    *_, invitation, file = message.walk()
+    assert isinstance(invitation, EmailMessage)
+    assert (invitation.get_param("method"), invitation.get_content_charset()) == ("REQUEST", "utf-8")
+    assert _text_of(invitation) == _lines(content)
+    assert (file.get_filename(), file.get_content_disposition()) == ("invite.ics", "attachment")
+    written = file.get_payload(decode=True)
+    assert isinstance(written, bytes)
+    assert written.decode() == _lines(content).replace("\n", "\r\n")
 
 
 @given(st.lists(addresses, min_size=1, max_size=6), addresses, st.lists(addresses, max_size=3))
@@ -360,8 +392,8 @@ def test_a_plain_name_stays_readable_in_the_source(name: str, written: str) -> N
     ("text", "encoding"),
     [
         ("Hello", "7bit"),
-        ("x" * 998, "7bit"),
-        ("x" * 999, "quoted-printable"),
+        ("x" * 980, "7bit"),
+        ("x" * 981, "quoted-printable"),
         ("trailing blank \n", "quoted-printable"),
         ("\x00", "quoted-printable"),
         ("Grüße aus Köln", "quoted-printable"),
@@ -376,6 +408,66 @@ def test_the_smallest_readable_encoding_is_chosen(text: str, encoding: str) -> N
 @pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "a\rb", "a\nb\n", "é\nb", "é\rb\r", "あ\nい"])
 def test_every_line_end_becomes_crlf_and_the_last_line_gets_one(text: str) -> None:
     raw = _compose(_draft(text=text))
+    body = _parsed(raw).get_payload(decode=True)
+    assert isinstance(body, bytes)
+    assert body.decode() == _lines(text).replace("\n", "\r\n")
+
+
+_ends = st.sampled_from(["", " ", "\t", "  ", " \t", "=", "é", "é ", "."])
+_qp_lines = st.builds(
+    lambda body, end: body + end,
+    st.one_of(st.integers(68, 82).map("a".__mul__), st.text("a =\té.", min_size=60, max_size=200)),
+    _ends,
+)
+
+
+@given(st.lists(_qp_lines, min_size=1, max_size=5).map("\n".join))
+@example("a" * 74 + " \nb")
+@example("a" * 74 + "\t\nb")
+@example("a" * 73 + " \t\nb")
+@example("é" * 12 + "a" * 2 + " \nb")
+@example("a" * 74 + " ")
+def test_no_line_of_quoted_printable_is_longer_than_76(text: str) -> None:
+    raw = _compose(_draft(text=text + "\né"))
+    body = raw.partition(b"\r\n\r\n")[2]
+    assert b"quoted-printable" in raw or b"base64" in raw
+    assert max(map(len, body.split(b"\r\n"))) <= 76  # RFC 2045 §6.7
+    assert not re.search(rb"[ \t]\r\n", body)
+    assert _text_of(_parsed(raw)) == _lines(text + "\né")
+
+
+MEGABYTE = 1 << 20  # characters; longer texts are encoded in pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Hello\n" * 400_000, "7bit"),
+        ("Hello\r" * 400_000, "7bit"),
+        ("Hello\r\n" * 400_000, "7bit"),
+        ("\n" * 3_000_000, "7bit"),
+        ("\r\n" * 1_500_000 + "x", "7bit"),
+        ("Hello" * 500_000 + "\n", "quoted-printable"),
+        (("x" * 1999 + "\n") * 1200, "quoted-printable"),
+        ("blank \n" * 400_000, "quoted-printable"),
+        ("Grüße aus Köln\n" * 200_000, "quoted-printable"),
+        ("Grüße aus Köln\r" * 200_000, "quoted-printable"),
+        ("Grüße aus Köln" * 200_000, "quoted-printable"),
+        ("こんにちは\n" * 300_000, "base64"),
+        ("こ" * 2_000_000, "base64"),
+        *[("x" * (MEGABYTE + at) + "\r\n" + "=é \t\n" * 9, "quoted-printable") for at in range(-3, 3)],
+        *[("=" * (MEGABYTE + at) + "é" * 80, "quoted-printable") for at in range(-3, 3)],
+        *[("é" + " x" * (MEGABYTE // 2) + "y" * at + "é", "quoted-printable") for at in range(3)],
+        *[("x" * (MEGABYTE + 74 + at) + " \r\né", "quoted-printable") for at in range(-2, 2)],
+        (("a" * 74 + " \n") * 40_000 + "é", "quoted-printable"),
+    ],
+)
+def test_a_text_of_megabytes_is_encoded_as_a_short_one_is(text: str, encoding: str) -> None:
+    raw = _compose(_draft(text=text))
+    assert _field(raw, "Content-Transfer-Encoding") == encoding
+    lines = raw.split(b"\r\n")
+    assert max(map(len, lines)) <= (980 if encoding == "7bit" else 76)
+    assert not any(b"\r" in line or b"\n" in line for line in lines)
     body = _parsed(raw).get_payload(decode=True)
     assert isinstance(body, bytes)
     assert body.decode() == _lines(text).replace("\n", "\r\n")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.inspector import reading
-from app.inspector.reading import Mail, Part, read, shown
+from app.inspector.reading import MOST_HTML, MOST_LINES, Mail, Part, read, shown
 
 LOGO = Part("logo.png", "image/png", b"\x89PNG", "logo")
 LOGO_URL = f"data:image/png;base64,{b64encode(LOGO.content).decode()}"
@@ -183,6 +183,15 @@ def test_an_image_of_the_mails_own_is_put_in(html: str, expected: str) -> None:
 @pytest.mark.parametrize("kind", ["text/html", "image/svg;evil", 'image/x"onerror=', "application/javascript"])
 def test_what_is_no_image_is_not_put_in(kind: str) -> None:
     assert "data:" not in shown(Mail(html='<img src="cid:logo">', parts=(Part("x", kind, b"x", "logo"),)))
+
+
+def test_a_mail_of_a_million_lines_is_not_taken_apart() -> None:
+    assert read(b"Subject: x\r\n\r\n" + b"\r\n" * MOST_LINES) == Mail()
+    assert read(b"Subject: x\r\n\r\n" + b"\r\n" * 1000).fields == (("Subject", "x"),)
+
+
+def test_of_a_long_document_the_beginning_is_shown() -> None:
+    assert shown(Mail(html="<" * (MOST_HTML + 1))) == "<" * MOST_HTML
 
 
 def test_an_image_that_is_named_a_million_times_does_not_fill_the_memory() -> None:

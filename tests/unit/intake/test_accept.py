@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
-from datetime import timedelta
+from base64 import b64encode
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from threading import Thread, current_thread
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.intake.accept import MAX_RECIPIENTS, HandOff, Intake, Policy
+from app.intake.accept import MAX_RECIPIENTS, MOST_BYTES_INLINE, HandOff, Intake, Policy, fingerprint, is_large
 from app.intake.callers import Caller
+from app.intake.offload import Offload
 from app.intake.room import Room
 from app.mail.address import Address
 from app.mail.errors import InvalidMessage, TooLarge
-from app.mail.message import Claim, Draft, Lease, Message
-from app.mail.profile import Dialect, ProfileFacts
+from app.mail.message import Attachment, Calendar, Claim, Draft, Lease, Message
+from app.mail.profile import Dialect, Profile, ProfileFacts
 from app.mail.routing import Route
 from app.store.census import Census
 from app.store.journal import Journal
@@ -47,7 +51,7 @@ def _no_call(_: str) -> None:
     pytest.fail("nobody is woken here")
 
 
-def _intake(**policy: Any) -> Intake:
+def _intake(offload: Offload | None = None, **policy: Any) -> Intake:
     known: dict[str, Any] = {
         "profiles": {"corp": CORP, "cloud": CLOUD},
         "default_profile": "corp",
@@ -56,7 +60,8 @@ def _intake(**policy: Any) -> Intake:
         "expires_after": 3600.0,
     }
     room = Room(Path("/"), waiting=lambda: 0, max_queued=0, min_free_bytes=0)
-    return Intake(Policy(**known | policy), _outbox(), HandOff(_no_place, _no_claim, _no_call, _no_call), room)
+    hand_off = HandOff(_no_place, _no_claim, _no_call, _no_call)
+    return Intake(Policy(**known | policy), _outbox(), hand_off, room, offload)
 
 
 @cache
@@ -115,6 +120,13 @@ def test_mail_from_is_the_profiles_where_it_has_one() -> None:
     bounces = replace(CORP, envelope_from="bounces@corp.example")
     message = _prepared(DRAFT, profiles={"corp": bounces})
     assert message.envelope.sender == "bounces@corp.example"
+    assert b"From: bot@ours.example\r\n" in message.content
+
+
+def test_mail_from_is_null_where_the_profile_says_so() -> None:
+    message = _prepared(DRAFT, profiles={"corp": replace(CORP, envelope_from="")})
+    assert message.envelope.sender == ""
+    assert not message.envelope.smtputf8
     assert b"From: bot@ours.example\r\n" in message.content
 
 
@@ -214,6 +226,151 @@ def test_the_limit_is_on_the_composed_message_and_both_numbers_are_told() -> Non
     assert len(_prepared(DRAFT, max_message_bytes=size).content) == size
     with pytest.raises(TooLarge, match=rf"{size} bytes.*at most {size - 1}"):
         _prepared(DRAFT, max_message_bytes=size - 1)
+
+
+LARGE = replace(DRAFT, text="x\n" * MOST_BYTES_INLINE, attachments=(Attachment("a", b"QUJD" * 1000, "a/b"),))
+
+
+def test_a_large_message_over_the_limit_is_refused_before_it_is_composed() -> None:
+    at_least = 2 * MOST_BYTES_INLINE + 4000
+    with pytest.raises(TooLarge, match=f"at least {at_least} bytes when composed; at most 9999 are taken"):
+        _prepared(LARGE, max_message_bytes=9999)
+
+
+def test_a_mail_that_goes_as_it_is_counts_as_large_as_that() -> None:
+    mail = b"Subject: x\n\n" + (b"x" * 79 + b"\n") * 5000
+    draft = replace(DRAFT, attachments=(Attachment("a.eml", b64encode(mail), "message/rfc822"),))
+    assert len(_prepared(draft, max_message_bytes=420_000).content) < 420_000 < len(b64encode(mail))
+
+
+def test_an_attachment_alone_is_a_message() -> None:
+    message = _prepared(replace(DRAFT, text=None, attachments=(Attachment("a.pdf", b"QQ==", "application/pdf"),)))
+    assert b'filename="a.pdf"' in message.content
+    assert "calendar" in _faults(replace(DRAFT, text=None))["/text"]
+
+
+def test_an_invitation_alone_is_a_message_and_counts_in_the_fingerprint() -> None:
+    draft = replace(DRAFT, text=None, calendar=Calendar("REQUEST", "BEGIN:VCALENDAR\nEND:VCALENDAR"))
+    assert b"text/calendar; method=REQUEST" in _prepared(draft).content
+    large = replace(draft, calendar=Calendar("REQUEST", "x" * MOST_BYTES_INLINE + "y"))
+    assert is_large(large)
+    others = [
+        replace(large, calendar=Calendar(*said)) for said in (("CANCEL", "x"), ("REQUEST", "x" * MOST_BYTES_INLINE))
+    ]
+    assert len({fingerprint(each) for each in (DRAFT, draft, large, *others)}) == 5
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"text": "y"},
+    {"html": "x"},
+    {"subject": "y"},
+    {"to": (BOB,)},
+    {"bcc": (BOB,)},
+    {"attachments": ()},
+]
+
+
+@pytest.mark.parametrize("draft", [DRAFT, LARGE], ids=["small", "large"])
+def test_two_requests_are_the_same_only_where_everything_is(draft: Draft) -> None:
+    assert fingerprint(draft) == fingerprint(replace(draft, warnings=("careful",)))
+    others = {fingerprint(replace(draft, **change)) for change in CHANGES}
+    assert len(others | {fingerprint(draft)}) == len(CHANGES) + (1 if draft.attachments else 0)
+
+
+RECORDED = Draft(
+    to=(Address("ann", "example.org", "Ann"),),
+    cc=(BOT,),
+    bcc=(BOT,),
+    reply_to=(Address("ann", "example.org", "Ann"),),
+    sender=BOT,
+    subject="Grüße",
+    text="Hello",
+    html="<p>Hello",
+    headers=(("X-Ticket", "4711"),),
+    attachments=(Attachment("a.csv", b"QQ==", "text/csv"), Attachment("l.gif", b"QQ==", "image/gif", "logo", True)),
+    profile="corp",
+    tags=("a",),
+    metadata={"order": "1"},
+    send_at=datetime(2026, 12, 24, 18, tzinfo=UTC),
+    expires_in=600.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _LaterDraft(Draft):
+    """A draft of a release that knows more fields."""
+
+    priority: str | None = None
+    notes: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def _later(draft: Draft, **more: Any) -> _LaterDraft:
+    return _LaterDraft(**{each.name: getattr(draft, each.name) for each in fields(Draft)}, **more)
+
+
+@pytest.mark.parametrize(
+    ("draft", "recorded"),
+    [
+        (Draft(), "940414e453e508e1c81a80792e6ff0e14022762d9b138ac0348300c528db9413"),
+        (Draft(to=RECORDED.to, text="Hello"), "476506f014ea38c1f998becb4c1e7613540277fff7a144eb949cea7b158b6e04"),
+        (RECORDED, "e4101e9daf47de045f44dbf31263885055970730cc49096cac21aaede2ca45b3"),
+        (
+            replace(RECORDED, text="x" * 300_000),
+            "3f7e3da0e7d873fb987fb9fd07c6718415fa12be93a133e420611107377ef1e3",
+        ),
+    ],
+    ids=["empty", "small", "full", "large"],
+)
+def test_a_release_knows_the_requests_that_an_earlier_one_took(draft: Draft, recorded: str) -> None:
+    assert fingerprint(draft).hex() == recorded
+    assert fingerprint(_later(draft)).hex() == recorded
+    changes: list[dict[str, Any]] = [{"priority": "x"}, {"notes": ("x",)}, {"options": {"": ""}}]
+    others = {fingerprint(_later(draft, **more)) for more in changes}
+    assert len(others | {fingerprint(draft)}) == 4
+
+
+def test_a_large_request_differs_in_its_last_character_and_in_its_files() -> None:
+    file = LARGE.attachments[0]
+    assert LARGE.text is not None
+    for other in (
+        replace(LARGE, text=LARGE.text[:-1] + "y"),
+        replace(LARGE, attachments=(replace(file, base64=file.base64[:-1] + b"A"),)),
+        replace(LARGE, attachments=(replace(file, filename="b"),)),
+    ):
+        assert fingerprint(other) != fingerprint(LARGE)
+    digest = sha256(LARGE.text.encode()).hexdigest()
+    assert fingerprint(replace(LARGE, text=digest)) != fingerprint(LARGE)
+
+
+@pytest.mark.parametrize(
+    ("draft", "large"),
+    [
+        (DRAFT, False),
+        (LARGE, True),
+        (replace(DRAFT, bcc=(BOB,) * 101), True),
+        (replace(DRAFT, reply_to=(BOB,) * 101), True),
+        (replace(DRAFT, html="x" * (MOST_BYTES_INLINE + 1)), True),
+        (replace(DRAFT, attachments=(Attachment("a", b"A" * (MOST_BYTES_INLINE + 1), "a/b"),)), True),
+    ],
+)
+def test_a_large_message_is_composed_beside_the_event_loop(draft: Draft, large: bool) -> None:
+    threads: set[Thread] = set()
+
+    class Seen(dict[str, Profile]):
+        """Profiles that note in which thread they are asked for."""
+
+        def get(self, *asked: Any) -> Any:
+            threads.add(current_thread())
+            return super().get(*asked)
+
+    offload = Offload()
+    intake = _intake(offload, profiles=Seen(corp=CORP), max_message_bytes=10**9)
+    message = asyncio.run(intake.preview(draft, Caller(name="shop"), id=ID, now=NOW))
+    asyncio.run(offload.close())
+    assert message == _prepared(draft, max_message_bytes=10**9)
+    assert is_large(draft) is large
+    assert (current_thread() in threads) is not large
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def _refusal(callers: Callers, visit: Visit) -> str:
         replace(LOCAL, host="[::1]:8587", origin="http://[::1]:8587"),
         replace(LOCAL, fetch_site="same-origin"),
         replace(LOCAL, fetch_site="none"),
-        replace(LOCAL, credential=b"any key at all"),
+        replace(LOCAL, credentials=(b"any key at all",)),
     ],
 )
 def test_without_a_key_this_machine_is_served(visit: Visit) -> None:
@@ -73,7 +73,7 @@ def test_without_a_key_this_machine_is_served(visit: Visit) -> None:
         replace(LOCAL, fetch_site=""),
         replace(LOCAL, fetch_site="cross-site", origin="http://127.0.0.1:8587"),
         FAR,
-        replace(FAR, credential=b"any key at all"),
+        replace(FAR, credentials=(b"any key at all",)),
     ],
 )
 def test_without_a_key_everybody_else_is_told_how_to_make_one(visit: Visit) -> None:
@@ -87,23 +87,25 @@ def test_without_a_key_everybody_else_is_told_how_to_make_one(visit: Visit) -> N
 def test_with_a_key_the_key_alone_decides(visit: Visit) -> None:
     callers = Callers(KEY)
     key = KEY.encode()
-    assert not callers.identify(replace(visit, credential=key)).is_operator
+    assert not callers.identify(replace(visit, credentials=(key,))).is_operator
     for wrong in (None, b"", key[:-1], key + b"x", key.upper(), b" " + key, b"Bearer " + key):
-        assert "Authorization: Bearer" in _refusal(callers, replace(visit, credential=wrong))
+        assert "Authorization: Bearer" in _refusal(
+            callers, replace(visit, credentials=() if wrong is None else (wrong,))
+        )
 
 
 def test_a_missing_and_a_wrong_key_get_one_text() -> None:
     callers = Callers(KEY)
-    assert _refusal(callers, LOCAL) == _refusal(callers, replace(FAR, credential=b"wrong"))
+    assert _refusal(callers, LOCAL) == _refusal(callers, replace(FAR, credentials=(b"wrong",)))
     assert KEY not in _refusal(callers, LOCAL)
 
 
 @given(st.text(min_size=1), st.binary())
 def test_only_the_very_key_opens(key: str, other: bytes) -> None:
     callers = Callers(key)
-    callers.identify(replace(FAR, credential=key.encode()))
+    callers.identify(replace(FAR, credentials=(key.encode(),)))
     if other != key.encode():
-        _refusal(callers, replace(FAR, credential=other))
+        _refusal(callers, replace(FAR, credentials=(other,)))
 
 
 @pytest.mark.parametrize("key", [None, KEY])
@@ -121,7 +123,7 @@ def test_who_can_open_the_operator_socket_is_the_operator(key: str | None) -> No
         ),
         origin=st.one_of(st.none(), st.just("http://127.0.0.1:8587"), st.text(max_size=20)),
         fetch_site=st.one_of(st.none(), st.sampled_from(["same-origin", "same-site", "cross-site", "none"])),
-        credential=st.one_of(st.none(), st.binary(max_size=9)),
+        credentials=st.lists(st.binary(max_size=9), max_size=3).map(tuple),
         forwarded=st.booleans(),
     )
 )

@@ -30,6 +30,23 @@ def of(reason: Reason, phase: Phase, cls: FailureClass = C, code: int | None = N
 REJECTED = of(Reason.AUTH_REJECTED, Phase.AUTH, C, 535)
 REFUSED = of(Reason.CONNECTION_REFUSED, Phase.CONNECT, T)
 DENIED = of(Reason.RELAY_DENIED, Phase.RCPT, C, 554)
+LIMITED = of(Reason.RATE_LIMITED, Phase.AUTH, T, 454)
+UNAVAILABLE = of(Reason.AUTH_UNAVAILABLE, Phase.AUTH, T, 454)
+CUT_OFF = of(Reason.CONNECTION_LOST, Phase.AUTH, T)
+DERAILED = of(Reason.UNEXPECTED_REPLY, Phase.AUTH, T, 250)
+FAILED_LOGINS = [
+    LIMITED,
+    UNAVAILABLE,
+    CUT_OFF,
+    DERAILED,
+    of(Reason.REPLY_TIMEOUT, Phase.AUTH, T),
+    of(Reason.SERVICE_UNAVAILABLE, Phase.AUTH, T, 421),
+    of(Reason.MALFORMED_REPLY, Phase.AUTH, T),
+    of(Reason.AUTH_MECHANISM_REFUSED, Phase.AUTH, C, 534),
+    of(Reason.AUTH_MECHANISM_UNSUPPORTED, Phase.AUTH, C, 501),
+    of(Reason.AUTH_NEEDS_TLS, Phase.AUTH, C, 538),
+    of(Reason.AUTH_SERVER_UNVERIFIED, Phase.AUTH, C),
+]
 
 
 def opens(*failures: Failure, to: str = "") -> bool:
@@ -56,6 +73,7 @@ def opens(*failures: Failure, to: str = "") -> bool:
         of(Reason.AUTH_NOT_OFFERED, Phase.AUTH),
         of(Reason.FILE_UNREADABLE, Phase.AUTH),
         REJECTED,
+        *FAILED_LOGINS,
         of(Reason.AUTH_REQUIRED, Phase.MAIL, C, 530),
         of(Reason.AUTH_NEEDS_TLS, Phase.MAIL, C, 530),
     ],
@@ -69,10 +87,8 @@ def test_one_failure_of_the_profile_opens_it(one: Failure) -> None:
     "one",
     [
         of(Reason.RATE_LIMITED, Phase.GREETING, T, 421),
-        of(Reason.RATE_LIMITED, Phase.AUTH, T, 432),
         of(Reason.HELO_REFUSED, Phase.EHLO, T, 450),
         of(Reason.TLS_UNAVAILABLE, Phase.STARTTLS, T, 454),
-        of(Reason.AUTH_UNAVAILABLE, Phase.AUTH, T, 454),
         of(Reason.CONNECTION_LOST, Phase.MAIL, T),
         of(Reason.SENDER_DEFERRED, Phase.MAIL, T, 450),
         of(Reason.RECIPIENT_DEFERRED, Phase.RCPT, T, 450),
@@ -132,9 +148,32 @@ def test_it_is_tried_every_half_minute_growing_to_ten() -> None:
     assert waits(REFUSED, *[REFUSED] * 2000)[-1] == SLOWEST_PACE
 
 
+def test_too_many_logins_with_credentials_that_work_mean_how_many_at_once_and_do_not_open_it() -> None:
+    streak, is_open = after_failure(Streak(), LIMITED, frozenset(), is_proven=True)
+    assert (streak, is_open) == (Streak(), False)
+    assert all(after_failure(Streak(), one, frozenset(), is_proven=True)[1] for one in FAILED_LOGINS[1:])
+
+
+@pytest.mark.parametrize("login", [DERAILED, *FAILED_LOGINS[6:8], FAILED_LOGINS[-1]], ids=lambda one: one.reason)
+def test_a_login_whose_end_nobody_can_tell_is_as_rare_as_a_refused_one(login: Failure) -> None:
+    assert waits(login, login, CUT_OFF, REFUSED) == [PACE_OF_LOGINS] * 4
+    assert waits(UNAVAILABLE, login) == [FIRST_PACE, PACE_OF_LOGINS]
+
+
+@pytest.mark.parametrize("login", [LIMITED, UNAVAILABLE, CUT_OFF, *FAILED_LOGINS[4:6]], ids=lambda one: one.reason)
+def test_a_login_without_a_verdict_is_tried_soon_once_and_rarely_from_then_on(login: Failure) -> None:
+    assert waits(login, login, CUT_OFF, login) == [FIRST_PACE, SLOWEST_PACE, SLOWEST_PACE, SLOWEST_PACE]
+
+
+def test_where_no_password_was_looked_at_it_is_tried_like_any_other_setting() -> None:
+    for one in FAILED_LOGINS[8:10]:
+        assert waits(one, one, one) == [FIRST_PACE, FIRST_PACE * 2, FIRST_PACE * 4]
+
+
 def test_after_a_refused_login_it_is_tried_once_an_hour() -> None:
     assert waits(REJECTED, REJECTED, REJECTED) == [PACE_OF_LOGINS] * 3
     assert waits(REJECTED, REFUSED, REFUSED) == [PACE_OF_LOGINS] * 3  # unreachable says nothing of the password
+    assert waits(REJECTED, CUT_OFF, UNAVAILABLE) == [PACE_OF_LOGINS] * 3  # nor does a relay that is busy
 
 
 def test_another_trouble_takes_the_first_ones_place_and_its_pace() -> None:

@@ -14,6 +14,7 @@ from app.mail.errors import ConfigError
 from app.mail.explain import cure
 from app.mail.hints import at_the_end, hint
 from app.mail.profile import Dialect, Profile, ProfileFacts, TlsMode, resolve_profile, stand_in
+from app.mail.schedule import Rate
 from app.settings import load
 from app.smtp.relays import _KNOWN, Known
 from app.written import ProfileSettings, TimeoutSettings
@@ -165,6 +166,28 @@ def test_a_hint_names_the_setting_that_cures_it(
     profile = _profile(dialect, "default", said)
     text = hint(reason, profile, FACTS)
     assert all(profile.setting(key, value) in text for key, value in lines)
+
+
+@pytest.mark.parametrize(
+    ("said", "counts", "named", "not_named"),
+    [
+        ({}, "", ["max_connections = 5"], ["rate"]),
+        ({"max_connections": 2}, "", ["max_connections = 1"], ["rate"]),
+        ({"max_connections": 1}, "", ['rate = "30/m"'], ["max_connections"]),
+        ({}, "messages", ['rate = "30/m"', "max_connections = 5"], []),
+        ({"max_connections": 1, "rate": Rate(5, 60.0)}, "messages", ['rate = "2/m"'], ["max_connections"]),
+        ({"max_connections": 1, "rate": Rate(1, 60.0)}, "messages", ['rate = "30/h"'], ["max_connections"]),
+        ({"max_connections": 1, "rate": Rate(1, 1.0)}, "messages", ['rate = "30/m"'], ["max_connections"]),
+        ({"max_connections": 1, "rate": Rate(1, 3600.0)}, "messages", ['rate = "12/d"'], ["max_connections"]),
+        ({"max_connections": 1, "rate": Rate(1, 86400.0)}, "messages", ["its operator"], ["max_connections", "rate ="]),
+    ],
+)
+def test_the_hint_for_a_limit_names_what_is_not_at_its_least_already(
+    said: dict[str, Any], counts: str, named: list[str], not_named: list[str]
+) -> None:
+    text = hint(Reason.RATE_LIMITED, _profile(Dialect.FILE, "corp", said), {"limited": counts})
+    assert [line for line in named if line not in text] == []
+    assert [word for word in not_named if word in text] == []
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def test_the_content_is_not_in_a_claims_repr() -> None:
 
 def test_a_refusal_is_told_by_its_first_fault() -> None:
     refusal = InvalidMessage.of([Fault("/to", "nobody to send to"), Fault("/text", "nothing to send")])
-    assert refusal.detail == str(refusal) == "nobody to send to"
+    assert refusal.detail == str(refusal) == "nobody to send to (1 more in errors)"
+    assert InvalidMessage.of([Fault("/to", "nobody to send to")]).detail == "nobody to send to"
     assert [fault.pointer for fault in refusal.faults] == ["/to", "/text"]
 
 

@@ -21,6 +21,7 @@ from app.mail.profile import (
     setting,
     stand_in,
 )
+from app.mail.schedule import Rate
 
 NONE, OPPORTUNISTIC, STARTTLS, IMPLICIT = TlsMode
 ENVIRONMENT, NESTED, FILE = Dialect
@@ -148,24 +149,6 @@ _CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[tuple[str, str | None]]]] 
         {**LOGIN, "tls": NONE, "host": "localhost.corp.example"},
         [("tls", "none"), ("allow_cleartext_auth", "true")],
     ),
-    "a CA that is not asked": (
-        {"tls": STARTTLS, "ca_file": "/ca.pem", "verify": False},
-        [("ca_file", None), ("verify", "false")],
-    ),
-    "a CA with opportunistic by default": (
-        {"ca_file": "/ca.pem", "port": 587},
-        [("ca_file", None), ("tls", "opportunistic"), ("tls", "starttls")],
-    ),
-    "a CA without TLS": ({"ca_file": "/ca.pem", "tls": NONE}, [("ca_file", None), ("tls", "none")]),
-    "verifying with opportunistic": (
-        {"verify": True, "tls": OPPORTUNISTIC},
-        [("verify", "true"), ("tls", "opportunistic"), ("tls", "starttls")],
-    ),
-    "verifying without TLS": ({"verify": True, "tls": NONE}, [("verify", "true"), ("tls", "none")]),
-    "a pin and a CA": (
-        {"tls": STARTTLS, "cert_sha256": PIN, "ca_file": "/ca.pem"},
-        [("cert_sha256", None), ("ca_file", None)],
-    ),
     "a pin that is not asked": (
         {"tls": STARTTLS, "cert_sha256": PIN, "verify": False},
         [("cert_sha256", None), ("verify", "false")],
@@ -178,13 +161,23 @@ _CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[tuple[str, str | None]]]] 
         {"tls": NONE, "client_key": "/client.key"},
         [("client_key", None), ("client_cert", None)],
     ),
+}
+# Settings that another one leaves without effect, and the two that the warning names.
+_IDLE: dict[str, tuple[dict[str, Any], str, tuple[str, str | None]]] = {
+    "a CA that is not asked": (
+        {"tls": STARTTLS, "ca_file": "/ca.pem", "verify": False},
+        "ca_file",
+        ("verify", "false"),
+    ),
+    "a pin and a CA": (
+        {"tls": STARTTLS, "cert_sha256": PIN, "ca_file": "/ca.pem"},
+        "ca_file",
+        ("cert_sha256", None),
+    ),
     **{
-        f"{key} with {tls.value}{' by default' if not written else ''}": (
-            {key: value, "port": 587, **({"tls": tls} if written else {})},
-            [(key, None), ("tls", tls.value), ("tls", "starttls")],
-        )
-        for key, value in OF_TLS.items()
-        for tls, written in [(NONE, True), (OPPORTUNISTIC, True), (OPPORTUNISTIC, False)]
+        f"{key} with {tls.value}": ({key: value, "port": 587, "tls": tls}, key, ("tls", tls.value))
+        for key, value in (OF_TLS | {"ca_file": "/ca.pem", "verify": True}).items()
+        for tls in (NONE, OPPORTUNISTIC)
     },
 }
 _SMTP_NAMES = ("host", "username", "password", "tls", "auth", "ca_file", "verify")
@@ -233,6 +226,10 @@ def test_a_contradiction_names_the_keys_of_the_file(said: dict[str, Any], named:
         ({"port": 465, "min_tls": TlsVersion.V1_0}, ["MAILCHUTE_PROFILES__DEFAULT__MIN_TLS"]),
         ({"port": 465, "min_tls": TlsVersion.V1_1}, ["MAILCHUTE_PROFILES__DEFAULT__MIN_TLS"]),
         ({"port": 465, "min_tls": TlsVersion.V1_2}, []),
+        ({"port": 465, "min_tls": TlsVersion.V1_0}, ["SMTP_TLS_SECURITY_LEVEL=0"]),
+        ({"port": 465, "min_tls": TlsVersion.V1_0, "tls_security_level": 0}, ["MIN_TLS", "SMTP_TLS_SECURITY_LEVEL=0"]),
+        ({"port": 465, "tls_security_level": 1}, ["SMTP_TLS_SECURITY_LEVEL=1"]),
+        ({"port": 465, "tls_security_level": 2}, []),
         ({"port": 465, "min_tls": TlsVersion.V1_3}, []),
     ],
 )
@@ -283,14 +280,37 @@ def test_no_profile_can_send_a_password_in_clear_unasked(said: ProfileFacts) -> 
         assert profile.wants_login
 
 
+@pytest.mark.parametrize(("said", "idle", "by"), _IDLE.values(), ids=_IDLE.keys())
+@pytest.mark.parametrize("dialect", Dialect)
+def test_what_has_no_effect_is_a_warning_and_dropped(
+    said: dict[str, Any], idle: str, by: tuple[str, str | None], dialect: Dialect
+) -> None:
+    profile, (warning, *_) = resolve_profile(_said(dialect, **said))
+    assert setting(dialect, "default", idle) in warning
+    assert setting(dialect, "default", by[0]) in warning
+    assert "remove it" in warning
+    without = {key: value for key, value in said.items() if key != idle}
+    assert profile == resolve_profile(_said(dialect, **without))[0]
+
+
+@pytest.mark.parametrize("key", [*OF_TLS, "ca_file", "verify"])
+@pytest.mark.parametrize(("port", "tls"), [(None, STARTTLS), (25, STARTTLS), (587, STARTTLS), (465, IMPLICIT)])
+def test_who_asks_for_what_only_tls_has_gets_tls_without_naming_the_mode(
+    key: str, port: int | None, tls: TlsMode
+) -> None:
+    said = {key: (OF_TLS | {"ca_file": "/ca.pem", "verify": True})[key]}
+    for more in ({}, LOGIN, {**LOGIN, "auth": AuthMode.NONE}):
+        assert resolve_profile(_said(port=port, **said, **more))[0].tls is tls
+
+
 @given(_any_facts())
-def test_what_is_asked_of_tls_can_be_had(said: ProfileFacts) -> None:
+def test_what_is_asked_of_tls_can_be_had_or_there_is_a_warning(said: ProfileFacts) -> None:
     try:
-        profile = resolve_profile(said)[0]
+        profile, warnings = resolve_profile(said)
     except ConfigError:
         return
-    if said.verify or any(getattr(said, key) for key in ("ca_file", "client_key", *OF_TLS)):
-        assert profile.requires_tls
+    if said.verify or any(getattr(said, key) for key in ("ca_file", *OF_TLS)):
+        assert profile.requires_tls or "has no effect" in " ".join(warnings)
     assert not (profile.cert_sha256 and profile.ca_file)
     assert profile.verify or not (profile.cert_sha256 or profile.ca_file)
     assert profile.client_cert or not profile.client_key
@@ -367,3 +387,25 @@ def test_a_stand_in_reaches_nothing() -> None:
 )
 def test_the_time_limits_of_a_transaction_are_those_of_rfc_5321(phase: str, at_least: float) -> None:
     assert getattr(Timeouts(), phase) >= at_least
+
+
+@pytest.mark.parametrize(
+    ("changed", "alike"),
+    [
+        ({"max_connections": 2}, True),
+        ({"rate": Rate(5, 60.0), "idle_timeout": 0.0, "max_messages_per_connection": 3}, True),
+        ({"port": 2525}, False),
+        ({"host": "other.test"}, False),
+        ({"tls": TlsMode.NONE}, False),
+        ({"username": "bot", "password": "x"}, False),
+        ({"helo_name": "ours.test"}, False),
+        ({"envelope_from": "a@ours.test"}, True),
+        ({"fallback": ("other",)}, False),
+        ({"timeouts": Timeouts(connect=1.0)}, False),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_profiles_send_alike_unless_they_differ_in_what_a_message_meets(changed: dict[str, Any], alike: bool) -> None:
+    said: dict[str, Any] = {"name": "corp", "dialect": Dialect.FILE, "host": "relay.test", "port": 587}
+    one, other = (resolve_profile(ProfileFacts(**facts))[0] for facts in (said, said | changed))
+    assert one.sends_like(other) is other.sends_like(one) is alike

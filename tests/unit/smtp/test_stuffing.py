@@ -41,12 +41,12 @@ def _lines(content: bytes) -> bytes:
 @example(b"a\n.\r\nQUIT")
 @example(b"\r\r\n.\r\n")
 def test_a_relay_takes_out_what_was_put_in(content: bytes) -> None:
-    assert _received(stuffed(content)) == _lines(content)
+    assert _received(b"".join(stuffed(content))) == _lines(content)
 
 
 @given(contents)
 def test_only_crlf_ends_a_line_and_only_one_dot_stands_alone(content: bytes) -> None:
-    wire = stuffed(content)
+    wire = b"".join(stuffed(content))
     assert wire.count(b"\r") == wire.count(b"\n") == wire.count(b"\r\n")
     assert [line for line in wire.split(b"\r\n") if line == b"."] == [b"."]
     assert wire.endswith(b".\r\n")
@@ -65,4 +65,4 @@ def test_only_crlf_ends_a_line_and_only_one_dot_stands_alone(content: bytes) -> 
     ],
 )
 def test_dots_are_doubled_at_the_beginning_of_a_line_only(content: bytes, wire: bytes) -> None:
-    assert stuffed(content) == wire
+    assert b"".join(stuffed(content)) == wire
