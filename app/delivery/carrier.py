@@ -34,7 +34,7 @@ from app.delivery.plan import (
     policy_of,
     saying_where,
 )
-from app.delivery.recorder import Recorder
+from app.delivery.recorder import Recorder, end_of
 from app.delivery.turns import (
     MOST_IN_VAIN,
     NOBODY,
@@ -187,7 +187,7 @@ class Carrier:
     async def _falls_back(self, trying: _Try, attempt: Attempt, *, through: str) -> bool:
         """End an attempt and begin the next one in one transaction; False = the store cannot."""
         writing = self._outbox.fall_back(trying.claim, attempt, through, now=self._now())
-        stopped = await _end_of(writing)
+        stopped = await end_of(writing)
         if isinstance(writing.exception(), StoreUnavailable):
             return False
         trying.claim = writing.result()
@@ -329,7 +329,7 @@ class Carrier:
         so_far = {address: outcome for address, outcome in outcomes.items() if address not in more}
         part = ending(trying.claim, so_far, Done())
         writing = self._outbox.keep_part(trying.claim, part.recipients)
-        stopped = await _end_of(writing)
+        stopped = await end_of(writing)
         if isinstance(writing.exception(), StoreUnavailable):
             return False
         trying.claim, trying.goes_on = replace(writing.result(), only=more), True
@@ -451,17 +451,6 @@ class Carrier:
 
     def _jitter(self) -> float:
         return LEAST_JITTER + (LONGEST_JITTER - LEAST_JITTER) * self._random_bits(20) / (1 << 20)
-
-
-async def _end_of(writing: asyncio.Future[Claim]) -> asyncio.CancelledError | None:
-    """Wait for what the journal was given, however often we are told to stop; gives that, for the caller to raise."""
-    stopped = None
-    while not writing.done():
-        try:
-            await asyncio.wait([writing])
-        except asyncio.CancelledError as error:
-            stopped = error
-    return stopped
 
 
 def _begin_in(lane: Lane, trying: _Try) -> None:

@@ -46,6 +46,17 @@ async def until_written(write: Callable[[], Awaitable[T]], failed: str, **what: 
             await asyncio.sleep(PAUSE_WITHOUT_STORE)
 
 
+async def end_of(writing: asyncio.Future[Claim]) -> asyncio.CancelledError | None:
+    """Wait for what the journal was given, however often this is cancelled; return that, for the caller to raise."""
+    stopped = None
+    while not writing.done():
+        try:
+            await asyncio.wait([writing])
+        except asyncio.CancelledError as error:
+            stopped = error
+    return stopped
+
+
 class Recorder:
     """Tells the lanes too, whose messages are due again."""
 

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import tempfile
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from app.mail.errors import Fault, InvalidMessage
@@ -68,6 +68,8 @@ def _copy(connection: sqlite3.Connection, to: Path, is_unwanted: threading.Event
         connection.execute("PRAGMA query_only = OFF")  # it would keep VACUUM from writing the other file too
         connection.set_progress_handler(is_unwanted.is_set, STEPS)  # interrupt() is lost on what has not begun
         connection.execute("VACUUM INTO ?", (name,))
+        with closing(sqlite3.connect(name, isolation_level=None)) as copy:
+            copy.execute("PRAGMA user_version = 0")  # by which a running service knows its own file (identity.py)
         os.fsync(handle)
         _refuse_existing(to)
         part.rename(to)

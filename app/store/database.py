@@ -43,7 +43,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from app.mail.errors import ConfigError
-from app.store.faults import passes, refusal
+from app.store.faults import passes, refusal, shared
 
 SCHEMA = "0007"  # the newest step in alembic/versions; a test keeps it so
 PART_BYTES = 256 * 1024  # size of one row of content
@@ -184,7 +184,7 @@ class Lock:
         """Take the lock.
 
         Raises:
-            ConfigError: another process has it, the file has a second name, or the folder cannot be written.
+            ConfigError: another process has it, the file has other names, or the folder cannot be written.
             StoreNotOpened: the folder cannot be written now.
         """
         self._database, self._path = database, database.with_name(database.name + ".lock")
@@ -197,12 +197,9 @@ class Lock:
             if passes(error, self._path):
                 raise refusal(f"{self._path} cannot be written", error, self._path) from error
             raise ConfigError(f"{self._path} cannot be written: {error.strerror}; name a folder that can") from error
-        if (names := _names_of(database)) > 1:
+        if why := shared(database):
             self.release()
-            raise ConfigError(
-                f"{database} has {names} names (hard links), and neither its lock nor its log is shared by them: find "
-                f"the others with `find / -xdev -samefile {database}` and remove them, or make copies in their place"
-            )
+            raise ConfigError(why)
 
     def keep(self) -> str:
         """Take the lock again where its file was removed; return what is wrong where another process came first."""
@@ -238,13 +235,6 @@ class Lock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _names_of(file: Path) -> int:
-    try:
-        return file.stat().st_nlink
-    except OSError:  # whoever opens it says what is wrong with it
-        return 1
 
 
 def _make_folder(folder: Path) -> None:

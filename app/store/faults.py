@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 from pathlib import Path
 
@@ -43,3 +44,34 @@ def passes(error: OSError | sqlite3.Error, file: Path) -> bool:
     if code == sqlite3.SQLITE_CANTOPEN:  # which SQLite says of a folder that is closed to us, and of a full one
         return os.access(file.parent, os.W_OK | os.X_OK) and (not file.exists() or os.access(file, os.W_OK))
     return code in _SQLITE_PASSING
+
+
+def shared(file: Path) -> str:
+    """Say why a lock and a log beside a file are not those of all who can open it; "" = they are."""
+    try:
+        names = file.stat().st_nlink
+    except OSError:  # whoever opens it tells
+        return ""
+    if names > 1:
+        return (
+            f"{file} has {names} names (hard links), and neither its lock nor its log is shared by them: find the "
+            f"others with `find / -xdev -samefile {file}` and remove them, or make copies in their place"
+        )
+    if str(file.absolute()) in _mounted() and os.access(file, os.W_OK):  # else that is what is told
+        return (
+            f"{file} is mounted by itself, and neither its lock nor its log is: mount its folder in its place (in "
+            f"Docker -v FOLDER:{file.absolute().parent})"
+        )
+    return ""
+
+
+def _mounted() -> set[str]:
+    """Name what is mounted, as far as the kernel tells."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return set()
+    return {_OCTAL.sub(lambda found: chr(int(found[1], 8)), line.split(" ")[4]) for line in lines}
+
+
+_OCTAL = re.compile(r"\\([0-7]{3})")  # proc(5): a blank in a name, say

@@ -31,6 +31,7 @@ class Identity:
         self.log_bytes = 0  # as seen last
         self._holds_commits = False
         self._spoilt = ""  # for good
+        self._is_written_over = False
         self._missing = ""  # at the last whole look
 
     @property
@@ -85,6 +86,21 @@ class Identity:
         self._missing = found or self.check() or self._look_at(self._index)
         return self._missing
 
+    def close(self, connection: sqlite3.Connection) -> bool:
+        """Close the connection, unless that harms what is not ours: False = it must stay open.
+
+        The last one that closes brings the log into the file, and deletes it by its name, which may be another log's by
+        now. Where the file was written over our log is set aside, since the next start would bring it into the copy.
+        """
+        is_ours = True
+        with suppress(OSError):
+            is_ours = _which(_stat(self._log)) == self._open.get(self._log)
+            if is_ours and self._is_written_over:
+                Path(self._log).rename(f"{self._log}.old")
+        if is_ours and not self._is_written_over:
+            connection.close()
+        return is_ours and not self._is_written_over
+
     def _look_at(self, name: str) -> str:
         try:
             found = _stat(name)
@@ -117,6 +133,7 @@ class Identity:
             self._seen = _looks(found)
             self._generations = {generation, self._current}
         else:
+            self._is_written_over = True
             self._spoilt = (
                 f"{self._file} was written over by another program while it was open, as by a copy of a backup; "
                 f"{_START_AGAIN}"
@@ -128,7 +145,8 @@ _EMPTIED = (
     "the service again to go on with what the file has"
 )
 _START_AGAIN = (
-    "nothing more is taken. Stop the service, move the file, -wal and -shm away, put the copy in their place, and start"
+    "nothing more is taken. Start the service again to go on with what it is now; the log of what it was is kept as "
+    "-wal.old"
 )
 
 

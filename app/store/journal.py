@@ -73,6 +73,7 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended = threading.Event()
         self._statements = Statements()
         self._identity = Identity(database)
         self._numbered = 0  # commits when the file got its number
@@ -131,12 +132,11 @@ class Journal:
         Raises:
             StoreUnavailable: nothing was written; and what the operation raised.
         """
-        busy_since = self._busy_since
-        if busy_since is not None and self._clock() - busy_since > seconds:
-            raise StoreUnavailable(f"the disk has not answered for {self._clock() - busy_since:.0f} s")
-        future: asyncio.Future[T] = self._loop.create_future()
+        if (since := self._busy_since) is not None and self._clock() - since > seconds:
+            raise StoreUnavailable(f"the disk has not answered for {self._clock() - since:.0f} s")
         if self._thread is None:
             raise StoreUnavailable("the store is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
         entry = Entry(make, future, then, is_asked=True)
         self._queue.put(entry)
         late = self._loop.call_later(seconds, _take_back, entry, seconds, is_probe)
@@ -158,31 +158,26 @@ class Journal:
         return self._tidy(self._bring_back)
 
     def look(self) -> asyncio.Future[None]:
-        """Look whether the path still leads to the files that are open; to be asked now and then.
-
-        The future fails with `StoreUnavailable` where it does not, and so does every commit until it does again.
-        """
+        """Compare the path with the files that are open; the future fails, as every commit does, where they differ."""
         return self._tidy(self._look)
 
     def fold(self) -> asyncio.Future[bool]:
-        """Write the log into the file, and empty it; False = somebody still reads in it.
+        """Write the log into the file, and empty it; False = somebody still reads in it, which no mail waits for.
 
-        What was forgotten lies in the log until then, and a log that has grown keeps its size. Nobody's mail waits for
-        a reader. The future fails as that of `checkpoint` does.
+        Deleted data stays in the log until then. The future fails as that of `checkpoint` does.
         """
         return self._tidy(self._fold)
 
     def vacuum(self) -> asyncio.Future[None]:
-        """Write the whole file anew, without what is unused; all that writes waits meanwhile.
+        """Write the whole file anew, without what is unused, while all that writes waits; takes its size again, twice.
 
-        The future fails with `StoreUnavailable` where there is no room: that takes as much again, twice.
+        The future fails with `StoreUnavailable` where there is no room.
         """
         os.environ["SQLITE_TMPDIR"] = str(self._database.absolute().parent)  # mail lies nowhere else, and there it may
         return self._tidy(lambda connection: connection.execute("VACUUM").close())
 
     @property
     def is_spoilt(self) -> bool:
-        """Whether another program wrote over what is open."""
         return self._identity.is_spoilt
 
     @property
@@ -203,7 +198,7 @@ class Journal:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(End())
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(self._ended.wait)
 
     # in the journal's thread from here on
 
@@ -221,7 +216,10 @@ class Journal:
                 self._busy_since = self._clock()
                 self._work(connection, item)
         finally:
-            connection.close()
+            is_closed = self._identity.close(connection)
+            self._ended.set()
+            if not is_closed:  # nor may the end of this process close it
+                threading.Event().wait()
 
     def _work(self, connection: sqlite3.Connection, item: Entry[Any] | Chore[Any]) -> None:
         if isinstance(item, Chore):

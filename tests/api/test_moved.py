@@ -253,3 +253,34 @@ async def test_where_another_process_takes_the_database_meanwhile_this_one_takes
     other.release()
     await service.runtime.journal.look()
     assert (await service.send()).json()["state"] == "sent"
+
+
+async def test_what_was_put_in_its_place_is_left_as_it_is_by_a_stop(service: Application, folder: Path) -> None:
+    """The last connection that closes deletes the log by its name, whose ever it is now."""
+    await service.send()
+    move(*FILES)(folder)
+    with closing(sqlite3.connect(folder / "mailchute.db")) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("CREATE TABLE notes (note)")
+        other.execute("INSERT INTO notes VALUES ('restored')")
+        other.commit()
+        for name in FILES:  # as another program, or a copy of all three, has left them
+            shutil.copyfile(folder / name, folder / f"{name}.restored")
+    for name in FILES:
+        (folder / f"{name}.restored").replace(folder / name)
+    await takes_nothing(service, "was removed, moved or replaced")
+    await service.runtime.close()
+    with closing(sqlite3.connect(folder / "mailchute.db")) as db:
+        assert db.execute("SELECT note FROM notes").fetchall() == [("restored",)]
+
+
+async def test_a_copy_that_was_written_over_it_is_what_the_next_start_has(service: Application, folder: Path) -> None:
+    await service.send()
+    copy = await copied_now(service, folder)
+    await service.send()
+    shutil.copyfile(copy, folder / "mailchute.db")
+    await takes_nothing(service, "was written over by another program")
+    await service.runtime.close()
+    assert (folder / "mailchute.db").read_bytes() == copy.read_bytes()
+    assert (folder / "mailchute.db-wal.old").exists()
+    assert not (folder / "mailchute.db-wal").exists()

@@ -93,6 +93,18 @@ async def test_a_disk_that_fills_takes_nothing_more_while_it_still_has_room_for_
     assert len(relay.mails) == 2
 
 
+async def test_a_file_that_is_mounted_without_its_folder_is_refused(folder: Path) -> None:
+    """In Docker `-v ./mail.db:/var/lib/mailchute/mailchute.db`: its log would go with the container."""
+    async with Service(folder=folder) as service:
+        await service.stop()
+    script = "touch 'var/a b.db'; mount --bind var/mailchute.db 'var/a b.db'"
+    settings = {"MAILCHUTE_DATABASE_URL": "var/a b.db"}
+    ended = await run(*alone(script), folder=folder, settings=settings)
+    assert ended.code == 2, ended
+    assert "var/a b.db is mounted by itself" in ended.err
+    assert "mount its folder" in ended.err
+
+
 @pytest.mark.parametrize("what", ["var", "var/mailchute.db"])
 async def test_a_folder_or_a_file_that_is_read_only_is_refused_at_start_and_untouched(folder: Path, what: str) -> None:
     async with Service(folder=folder) as service:
