@@ -38,6 +38,7 @@ from app.api.fields import (
     read_metadata,
     read_one_address,
     read_path,
+    read_peer,
     read_reply_to,
     read_send_at,
     read_subject,
@@ -84,6 +85,8 @@ _ADDRESSES_SCHEMA: dict[str, Any] = {
     ],
     "examples": ["ann@example.org", [{"email": "ann@example.org", "name": "Ann"}]],
 }
+
+_PEER_SCHEMA: dict[str, Any] = {"anyOf": [_ADDRESS_SCHEMA, {"type": "null"}]}
 
 
 def _schema(schema: dict[str, Any], description: str) -> WithJsonSchema:
@@ -207,13 +210,13 @@ class VerifyRequest(BaseModel):
 
     from_: Annotated[
         Address | None,
-        PlainValidator(read_one_address),
-        _schema(_ADDRESS_SCHEMA, "whom MAIL names; default: the profile's sender"),
+        PlainValidator(read_peer),
+        _schema(_PEER_SCHEMA, "whom MAIL names; default: the profile's sender"),
     ] = Field(default=None, alias="from")
     to: Annotated[
         Address | None,
-        PlainValidator(read_one_address),
-        _schema(_ADDRESS_SCHEMA, "whom RCPT names; default: the sender"),
+        PlainValidator(read_peer),
+        _schema(_PEER_SCHEMA, "whom RCPT names; default: the sender"),
     ] = None
 
 

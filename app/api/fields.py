@@ -181,6 +181,14 @@ def read_one_address(value: object) -> Address | None:
     return addresses[0] if addresses else None
 
 
+def read_peer(value: object) -> Address | None:
+    """Read whom a diagnosis names; an array must name somebody."""
+    address = read_one_address(value)
+    if address is None and isinstance(value, list):
+        raise _wrong([("", "the array names nobody: give one address, or leave the field out")])
+    return address
+
+
 def read_whose(value: object) -> Address:
     """Read an address that must be there."""
     address = read_one_address(value)

@@ -30,6 +30,7 @@ FLAT = [
     "sandbox",
     "warnings",
 ]
+LISTED = [*FLAT, "subject", "to", "recipient_count"]  # an entry of GET /messages
 REJECTED = ["address", "error_code", "reason", "smtp_code", "enhanced_code", "message"]
 ATTEMPT = [
     "number",

@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx2
 import pytest
 
-from tests.api.shapes import ATTEMPT, FLAT, problem
+from tests.api.shapes import ATTEMPT, FLAT, LISTED, problem
 from tests.support.app import Application, running
 from tests.support.relay import Close, Relay
 from tests.support.tls import FAR_AWAY, certificates
@@ -31,12 +31,18 @@ async def test_pages_hold_every_message_once_and_newest_first(limit: int | None,
     assert created == sorted(created, reverse=True)
 
 
-async def test_a_message_of_a_list_is_the_flat_shape(service: Application) -> None:
+async def test_a_message_of_a_list_is_the_flat_shape_and_names_subject_and_recipients(service: Application) -> None:
     sent = (await service.send()).json()
     page = (await service.client.get("/messages")).json()
     assert list(page) == ["data", "has_more", "next_cursor"]
-    assert list(page["data"][0]) == FLAT
-    assert page["data"] == [sent]
+    (listed,) = page["data"]
+    assert list(listed) == LISTED
+    assert listed == {
+        **sent,
+        "subject": "Your order 4711",
+        "to": ["ann@theirs.test"],
+        "recipient_count": 1,
+    }
 
 
 async def test_no_message_is_an_empty_page(service: Application) -> None:
@@ -92,7 +98,7 @@ async def test_a_message_is_found_with_its_recipients_and_attempts(service: Appl
         )
     ).json()
     found = await service.look_up(sent["id"])
-    details = ["subject", "sender", "size", "tags", "metadata", "recipients"]
+    details = ["subject", "blocked_by", "sender", "size", "tags", "metadata", "recipients"]
     assert list(found) == [*FLAT, *details]
     assert {k: v for k, v in found.items() if k in FLAT and k != "attempts"} == {
         k: v for k, v in sent.items() if k != "attempts"
