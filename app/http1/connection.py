@@ -37,6 +37,7 @@ from app.http1.framing import (
 from app.mail.errors import InvalidMessage, Overloaded, Refused
 
 PIECE = 4096  # bytes of a chunked body that are parsed at once: what follows its end is another request
+LARGE_READ = 64 * 1024  # bytes in one read, behind which other connections have their turn
 PIPELINED = 64 * 1024  # bytes of further requests that are held while one is answered
 
 
@@ -122,6 +123,8 @@ class HttpProtocol(asyncio.Protocol):
         self._refusal: Refused | None = None  # of what cannot be parsed; given when the requests before it are answered
         self._is_flooded = False  # more was pipelined than we hold
         self._is_half_closed = False  # the peer sends nothing more
+        self._is_reading = True  # unless what arrived has to be dealt with first
+        self._is_breathing = False  # reading is paused for one turn of the loop
         self._is_shutting_down = False
         self._discarded = 0  # bytes, while CLOSING
         self._written = 0  # bytes
@@ -156,6 +159,11 @@ class HttpProtocol(asyncio.Protocol):
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) >= LARGE_READ and not self._is_breathing and self._is_reading:
+            # More is waiting. libuv would read it up to 32 times before it turns to the next connection.
+            self._is_breathing = True
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_on)
         if self.phase is Phase.CLOSING:
             self._discard(len(data))
         elif self._is_complete:
@@ -424,11 +432,20 @@ class HttpProtocol(asyncio.Protocol):
             await self._writable
 
     def pause_reading(self) -> None:
+        """Read nothing more until `resume_reading()`."""
+        self._is_reading = False
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if not self._transport.is_closing():
+        self._is_reading = True
+        if not self._is_breathing and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _read_on(self) -> None:
+        """Read on after the other connections have had their turn."""
+        self._is_breathing = False
+        if self._is_reading and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def answered(self, exchange: Exchange) -> None:
