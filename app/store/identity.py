@@ -162,5 +162,8 @@ def _generation_of(file: Path) -> int:
     """Read the number in the file itself, whatever the log says; SQLite keeps the locks of the writer beside it."""
     uri = f"{file.absolute().as_uri()}?mode=ro&immutable=1"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+        # A checkpoint that a reader held up may have written page 1 and not yet the pages that it counts: without this
+        # SQLite calls such a file malformed.
+        connection.execute("PRAGMA writable_schema = ON")
         (generation,) = connection.execute("PRAGMA user_version").fetchone()
         return int(generation)

@@ -253,7 +253,8 @@ def wanted(one: Asked) -> dict[str, object]:
     return {
         "from": [(one.sender.name, one.sender.addr_spec)],
         "to": [(address.name, address.addr_spec) for address in draft.to],
-        "subject": draft.subject,
+        # Readers drop the blanks around an unstructured field (RFC 5322 §3.2.2); only encoded words keep them.
+        "subject": draft.subject.strip(" \t"),
         **{kind: one_way(text.encode()).decode() for kind, text in texts.items() if text is not None},
     }
 
@@ -265,7 +266,7 @@ def read_back(mail: bytes) -> dict[str, object]:
     return {
         "from": people_in(head["From"]),
         "to": people_in(head["To"]),
-        "subject": decoded(head["Subject"]),
+        "subject": decoded(head["Subject"]).strip(" \t"),
         **{part.get_content_type(): content_of(part) for part in whole.walk() if not part.is_multipart()},
     }
 
