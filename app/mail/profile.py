@@ -370,7 +370,7 @@ def _port_and_tls(said: ProfileFacts, *, logs_in: bool) -> tuple[int, TlsMode]:
 
 def _asks_for_tls(said: ProfileFacts) -> bool:
     """Whether something is set that only required TLS can honour: who names a CA wants it to vouch for the relay."""
-    return any(getattr(said, key) for key in _ONLY_OF_TLS)
+    return any(_is_written(getattr(said, key)) for key in _ONLY_OF_TLS)
 
 
 def _refuse_contradictions(said: ProfileFacts, profile: Profile) -> None:

@@ -50,6 +50,7 @@ EXTRAS: list[Written] = [
     CLIENT,
     {"min_tls": "1.3"},
     {"cert_sha256": PIN},
+    {"tls_security_level": 1},
     CA | {"server_name": "mx.corp.example", "min_tls": "1.3"} | CLIENT,
     CA | {"verify": True},
     {"max_connections": 1},
@@ -67,7 +68,7 @@ FACTS: dict[str, str] = {
     "phase": "auth",
     "answers": "465 25",
     "setting": "password_file",
-    "counts": "messages",
+    "limited": "messages",
 }
 SEVERAL_FACTS: list[dict[str, str]] = [
     {},
@@ -75,6 +76,11 @@ SEVERAL_FACTS: list[dict[str, str]] = [
     FACTS | {"starttls": "offered", "answers": "587"},
     FACTS | {"answers": "25", "offered": "", "mechanism": ""},
     FACTS | {"names": "Corp Mail Server 1"},
+    FACTS | {"sends_no_issuer": "yes", "authorities": "Corp CA", "level": "0", "version": "1.0", "plain": "starttls"},
+    FACTS | {"level": "1", "version": "1.1", "plain": "none"},
+    FACTS | {"plain": "none", "plain_auth": "yes", "tls_error": "handshake failure", "for_now": "yes"},
+    FACTS | {"session": "known", "login": "yes", "offered": "NTLM GSSAPI", "helo_name": "[127.0.0.1]"},
+    FACTS | {"session": "known", "offered": "NTLM GSSAPI", "starttls": "offered"},
 ]
 PLACEHOLDERS = {"/path/to/ca.pem": CA["ca_file"], "/path/to/client.pem": CLIENT["client_cert"]}
 # What comes only where the relay's certificate is judged, where TLS must be, and where a login is made.
