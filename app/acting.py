@@ -1,6 +1,6 @@
 """What the command line does to messages that were accepted: retry, cancel, resolve; to those named, or all that match.
 
-All that match are counted first, and nothing is done to them before somebody has agreed: at a terminal by answering,
+All that match are counted first, and nothing is changed before the operator confirms: at a terminal by answering,
 elsewhere by --yes.
 """
 
@@ -151,12 +151,14 @@ def _each(ids: list[str], do: Callable[[str], Reply], *, as_json: bool, must_be_
 
 
 def _ask_before(service: Service, act: str, which: dict[str, str | None]) -> None:
-    """Show how many it would be; end the command unless somebody agrees."""
+    """Show how many it would be; end the command unless the operator confirms."""
     count = _do_to_all(service, act, {**which, "dry_run": "true"})
     if count == 0:
         return
     if not sys.stdin.isatty():
-        complain(f"{act} would act on {_messages(count)}: repeat it with --yes, since nobody can be asked here")
+        complain(
+            f"{act} would act on {_messages(count)}: repeat it with --yes, since there is no terminal to confirm at"
+        )
         raise typer.Exit(REFUSED)
     if not agreed(f"{act.capitalize()} {_messages(count)}?"):
         complain("nothing was done")

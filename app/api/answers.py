@@ -294,7 +294,7 @@ def instant(at: datetime) -> str:
     return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
-_MAY_ARRIVE_TWICE = "nobody knows whether it was taken, so it may arrive twice"
+_MAY_ARRIVE_TWICE = "whether it was taken is unknown, so it may arrive twice"
 
 
 def sentence(snapshot: Snapshot) -> str:
