@@ -116,7 +116,7 @@ def _act(
         raise typer.Exit(REFUSED)
     with speaking(settings) as service:
         if ids:
-            wait = {"Prefer": "respond-async"} if not service.is_running else {}  # of our own, nobody sends
+            wait = {"Prefer": "respond-async"} if not service.is_running else {}  # our own process has no sender
 
             def do(id_: str) -> Reply:
                 return service.post(f"{_path(id_)}/{act}", headers=wait)

@@ -215,7 +215,7 @@ def flat(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def entry(snapshot: Snapshot) -> dict[str, Any]:
-    """Give the flat shape, and what tells a message from the others in a list."""
+    """Give the flat shape and the fields that identify a message in a list."""
     return flat(snapshot) | {
         "subject": snapshot.subject,
         "to": [recipient.address for recipient in snapshot.recipients[:SHOWN_RECIPIENTS]],
